@@ -1,0 +1,3 @@
+from roclab.cli import main
+
+main()

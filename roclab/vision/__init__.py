@@ -1,0 +1,1 @@
+"""Transfer learning for images: data, models, training, evaluation, comparison."""
