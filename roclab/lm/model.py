@@ -56,6 +56,10 @@ class RocLMConfig:
     attn_implementation: str = "sdpa"  # "eager" writes the formula out and keeps the attention maps
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads", "head_dim", "max_position_embeddings"):  # fmt: skip
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number: got {value!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -210,6 +214,14 @@ class KVCache:
         self.keys[layer_idx][:, :, self.length : end] = k
         self.values[layer_idx][:, :, self.length : end] = v
         return self.keys[layer_idx][:, :, :end], self.values[layer_idx][:, :, :end]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop the other rows of the batch."""
+        for buffers in (self.keys, self.values):
+            for i, old in enumerate(buffers):  # only the slots in use: the rest was never touched and costs no memory
+                buffers[i] = old.new_empty(len(rows), *old.shape[1:])
+                buffers[i][:, :, : self.length] = old[rows, :, : self.length]
+        self.real = self.real[rows]
 
 
 class RocLMAttention(nn.Module):

@@ -1,0 +1,390 @@
+"""Model files in, RocLM out. Three layouts behind one small interface:
+
+    Hugging Face directory   config.json, one or many safetensors, tokenizer.json
+    GGUF                     one file with configuration, tokenizer and (quantized) tensors
+    the course's             custom_model_state_dict.pth beside model_config.json
+
+    checkpoint = open_checkpoint("smollm2-135m")   # reads configuration and names, no weights
+    model = checkpoint.load_model()                # RocLMForCausalLM, every tensor checked against its shape
+    tokenizer = checkpoint.load_tokenizer()
+
+No pickle is ever executed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roclab.errors import CheckpointError
+from roclab.lm.gguf import GGUFFile
+from roclab.lm.model import RocLMConfig, RocLMForCausalLM, rope_frequencies
+from roclab.lm.sources import locate
+from roclab.lm.tokenizer import Tokenizer, _read_json
+
+SUPPORTED = ("qwen3", "qwen2", "llama", "mistral")
+
+
+def open_checkpoint(name: str | Path, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
+    """The checkpoint of that name (see `roclab.lm.sources.locate`), its kind told by what is there.
+
+    Raises CheckpointError if it is damaged, incomplete or of an unsupported architecture.
+    """
+    path = locate(str(name), say)
+    if path.is_file() and path.suffix == ".gguf":
+        return GGUFCheckpoint(path)
+    folder = path if path.is_dir() else path.parent
+    if path.suffix == ".pth" or (folder / CourseCheckpoint.WEIGHTS).exists():
+        return CourseCheckpoint(path if path.is_file() else folder / CourseCheckpoint.WEIGHTS)
+    if (folder / "config.json").exists():
+        return HuggingFaceCheckpoint(folder)
+    gguf_files = sorted(folder.glob("*.gguf"))
+    if len(gguf_files) == 1:
+        return GGUFCheckpoint(gguf_files[0])
+    if gguf_files:
+        raise CheckpointError(
+            f"{folder}: holds {len(gguf_files)} GGUF files; name one of them: {', '.join(f.name for f in gguf_files)}"
+        )
+    raise CheckpointError(
+        f"{path}: no model here (looked for a .gguf file, config.json, or {CourseCheckpoint.WEIGHTS})"
+    )
+
+
+class Checkpoint(ABC):
+    """What every layout offers: `path`, `config`, `names()`, `shape(name)`, `tensor(name)`, `load_tokenizer()`.
+    Tensor names are RocLM's parameter names."""
+
+    path: Path
+    config: RocLMConfig
+
+    @abstractmethod
+    def names(self) -> set[str]: ...
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor: ...
+
+    @abstractmethod
+    def _tokenizer(self) -> Tokenizer: ...
+
+    def load_model(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> RocLMForCausalLM:
+        """The model with this checkpoint's weights, in eval mode. Raises CheckpointError that names a tensor which is
+        missing, unknown or of the wrong shape (with both shapes)."""
+        with torch.device("meta"):  # shapes without memory: the weights come straight from the file
+            model = RocLMForCausalLM(self.config)
+        # named_parameters lists shared parameters once: a tied head is the embedding and needs no tensor.
+        wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._compare(wanted)
+        for name in wanted:
+            module_name, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module_name), leaf, nn.Parameter(self.tensor(name, dtype).to(device)))
+        if self.config.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return model.to(device).eval()  # the buffers follow to the device
+
+    def _compare(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
+        present = self.names()
+        if missing := sorted(set(wanted) - present):
+            raise CheckpointError(
+                f"{self.path}: tensor {missing[0]} of shape {wanted[missing[0]]} is missing{_and_more(missing)}"
+            )
+        ignored = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
+        if unknown := sorted(n for n in present - set(wanted) - ignored if not n.endswith("rotary_emb.inv_freq")):
+            raise CheckpointError(
+                f"{self.path}: tensor {unknown[0]} is not part of this architecture{_and_more(unknown)}"
+            )
+        for name, shape in wanted.items():
+            if (found := self.shape(name)) != shape:
+                raise CheckpointError(f"{self.path}: tensor {name} has shape {found}, the configuration needs {shape}")
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises CheckpointError if it has ids that the embedding lacks."""
+        tokenizer = self._tokenizer()
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise CheckpointError(
+                f"{tokenizer.origin}: the vocabulary has {tokenizer.vocab_size} tokens, but the model's embedding has "
+                f"{self.config.vocab_size} rows; tokenizer and weights are not of the same model"
+            )
+        return tokenizer
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+# ── Hugging Face directories ────────────────────────────────────────────────────────────────────────────────────
+
+
+class HuggingFaceCheckpoint(Checkpoint):
+    """A folder with config.json and safetensors."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = config_from_hugging_face(_read_json(path / "config.json"), str(path / "config.json"))
+        if (path / "generation_config.json").exists():  # often names more end tokens than config.json
+            eos = _read_json(path / "generation_config.json").get("eos_token_id")
+            also = RocLMConfig(eos_token_id=eos).eos_token_ids
+            self.config.eos_token_id = list(dict.fromkeys([*self.config.eos_token_ids, *also])) or None
+        self._files = self._open_safetensors()
+
+    def _open_safetensors(self) -> dict[str, Any]:
+        """Tensor name → the open file that holds it."""
+        from safetensors import SafetensorError, safe_open
+
+        index = self.path / "model.safetensors.index.json"
+        if index.exists():
+            files = sorted({self.path / file for file in _read_json(index)["weight_map"].values()})
+        else:
+            files = sorted(self.path.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{self.path}: no .safetensors file beside config.json")
+        tensors = {}
+        for file in files:
+            try:
+                opened = safe_open(file, framework="pt")
+            except FileNotFoundError:
+                raise CheckpointError(f"{file}: missing, although {index.name} lists it") from None
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch the file again") from None
+            tensors.update(dict.fromkeys(opened.keys(), opened))
+        return tensors
+
+    def names(self) -> set[str]:
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        return self._files[name].get_tensor(name).to(dtype)
+
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_directory(self.path)
+
+
+def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMConfig:
+    """config.json's content → RocLMConfig. Raises CheckpointError for an architecture or feature we do not have."""
+    kind = values.get("model_type")
+    if kind not in SUPPORTED:
+        raise CheckpointError(f"{origin}: architecture {kind!r} is not supported (supported: {', '.join(SUPPORTED)})")
+    window = values.get("sliding_window")
+    if window is not None and (kind == "mistral" or values.get("use_sliding_window")):
+        raise CheckpointError(f"{origin}: sliding-window attention (sliding_window={window}) is not supported")
+    if values.get("mlp_bias"):
+        raise CheckpointError(f"{origin}: biases in the MLP (mlp_bias) are not supported")
+    rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}  # the newer files' name
+    theta = rope.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
+    if rope.get("rope_type", rope.get("type", "default")) == "default":
+        rope = {}
+    optional = {
+        key: values[key]
+        for key in ("layer_types", "attention_dropout", "pad_token_id", "hidden_act", "max_position_embeddings")
+        if values.get(key) is not None
+    }
+    try:
+        config = RocLMConfig(
+            vocab_size=values["vocab_size"],
+            hidden_size=values["hidden_size"],
+            intermediate_size=values["intermediate_size"],
+            num_hidden_layers=values["num_hidden_layers"],
+            num_attention_heads=values["num_attention_heads"],
+            num_key_value_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
+            head_dim=values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"],
+            rope_theta=theta,
+            rope_scaling=rope or None,
+            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+            attention_bias=kind == "qwen2" or bool(values.get("attention_bias")),
+            o_proj_bias=False if kind == "qwen2" else None,
+            bos_token_id=values.get("bos_token_id"),
+            eos_token_id=values.get("eos_token_id"),
+            tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+            qk_norm=kind == "qwen3",
+            **optional,
+        )
+        rope_frequencies(config)  # an unsupported rope_scaling shows here, before any weight is read
+    except KeyError as error:
+        raise CheckpointError(f"{origin}: {error.args[0]} is missing") from None
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{origin}: {error}") from None
+    return config
+
+
+# ── GGUF ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_GGUF_LAYER_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+class GGUFCheckpoint(Checkpoint):
+    """A GGUF file. `file` gives the blocks as they are, for kernels that need no inflated weights."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file = GGUFFile(path)
+        self._gguf_name = self._map_names()
+        try:
+            self.config = self._read_config()
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            raise CheckpointError(f"{path}: the metadata does not describe a model: {error}") from None
+
+    def _map_names(self) -> dict[str, str]:
+        """RocLM's name of each tensor → the file's; a tensor we do not know keeps its own name, to be reported."""
+        whole = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+        layer = {gguf: ours for ours, gguf in _GGUF_LAYER_NAMES.items()}
+        names = {}
+        for name in self.file.tensors:
+            stem, _, leaf = name.rpartition(".")
+            block, _, rest = stem.removeprefix("blk.").partition(".")
+            if stem in whole:
+                names[f"{whole[stem]}.{leaf}"] = name
+            elif stem.startswith("blk.") and rest in layer:
+                names[f"model.layers.{block}.{layer[rest]}.{leaf}"] = name
+            elif name != "rope_freqs.weight":  # Llama 3's scaling, read into the configuration
+                names[name] = name
+        return names
+
+    def _read_config(self) -> RocLMConfig:
+        meta = self.file.metadata
+        kind = meta.get("general.architecture")
+        if kind not in SUPPORTED:
+            raise CheckpointError(
+                f"{self.path}: architecture {kind!r} is not supported (supported: {', '.join(SUPPORTED)})"
+            )
+
+        def value(key: str, default: Any = None) -> Any:
+            found = meta.get(f"{kind}.{key}", default)
+            if found is None:
+                raise CheckpointError(f"{self.path}: the metadata lacks {kind}.{key}")
+            return found
+
+        if "token_embd.weight" not in self.file.tensors:
+            raise CheckpointError(f"{self.path}: tensor token_embd.weight is missing")
+        if meta.get(f"{kind}.attention.sliding_window"):
+            raise CheckpointError(f"{self.path}: sliding-window attention is not supported")
+        heads, hidden = value("attention.head_count"), value("embedding_length")
+        eos = [meta.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
+        config = RocLMConfig(
+            vocab_size=self.file.tensors["token_embd.weight"].shape[0],
+            hidden_size=hidden,
+            intermediate_size=value("feed_forward_length"),
+            num_hidden_layers=value("block_count"),
+            num_attention_heads=heads,
+            num_key_value_heads=value("attention.head_count_kv", heads),
+            head_dim=value("attention.key_length", hidden // heads),
+            max_position_embeddings=value("context_length"),
+            rope_theta=value("rope.freq_base", 10000.0),
+            rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
+            attention_bias="blk.0.attn_q.bias" in self.file.tensors,
+            o_proj_bias="blk.0.attn_output.bias" in self.file.tensors,
+            pad_token_id=meta.get("tokenizer.ggml.padding_token_id"),
+            bos_token_id=meta.get("tokenizer.ggml.bos_token_id"),
+            eos_token_id=list(dict.fromkeys(i for i in eos if i is not None)) or None,
+            tie_word_embeddings="output.weight" not in self.file.tensors,
+            qk_norm="blk.0.attn_q_norm.weight" in self.file.tensors,
+        )
+        config.rope_scaling = self._rope_scaling(config, value)
+        return config
+
+    def _rope_scaling(self, config: RocLMConfig, value: Callable[..., Any]) -> dict[str, Any] | None:
+        if "rope_freqs.weight" in self.file.tensors:
+            # Llama 3's scaling, stored as its result: what each angle is divided by. The largest divisor is the
+            # factor; the other three constants are the same in every release of Llama 3, and checked here.
+            divisors = self.file.load("rope_freqs.weight")
+            scaling = {
+                "rope_type": "llama3", "factor": divisors.max().item(), "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            }  # fmt: skip
+            plain = rope_frequencies(config)
+            scaled = rope_frequencies(RocLMConfig(**{**vars(config), "rope_scaling": scaling}))
+            if divisors.shape != plain.shape or not torch.allclose(plain / scaled, divisors, rtol=1e-3):
+                raise CheckpointError(f"{self.path}: rope_freqs.weight is no scaling that Llama 3 uses; not supported")
+            return scaling
+        kind = value("rope.scaling.type", "none")
+        if kind == "none":
+            return None
+        if kind != "linear":
+            raise CheckpointError(f"{self.path}: rope scaling {kind!r} is not supported (supported: linear, llama3)")
+        return {"rope_type": "linear", "factor": value("rope.scaling.factor")}
+
+    def names(self) -> set[str]:
+        return set(self._gguf_name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.file.tensors[self._gguf_name[name]].shape
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        tensor = self.file.load(self._gguf_name[name], dtype)
+        if self.file.metadata["general.architecture"] in ("llama", "mistral"):
+            # These files pair neighbouring rows (2i, 2i + 1) of each head for RoPE; RocLM pairs i with i + C/2.
+            for proj, heads in (
+                ("q_proj", self.config.num_attention_heads),
+                ("k_proj", self.config.num_key_value_heads),
+            ):
+                if f".{proj}." in name:
+                    pairs = tensor.view(heads, self.config.head_dim // 2, 2, *tensor.shape[1:])
+                    return pairs.transpose(1, 2).reshape(tensor.shape)
+        return tensor
+
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self.file.metadata, str(self.path))
+
+
+# ── The course's layout ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class CourseCheckpoint(Checkpoint):
+    """custom_model_state_dict.pth with model_config.json beside it, and the tokenizer's files where they are given."""
+
+    WEIGHTS, CONFIG = "custom_model_state_dict.pth", "model_config.json"
+
+    def __init__(self, path: Path):
+        self.path = path
+        values = _read_json(path.parent / self.CONFIG)
+        if "model_type" in values:  # a config.json under the course's name
+            self.config = config_from_hugging_face(values, str(path.parent / self.CONFIG))
+        else:
+            try:
+                self.config = RocLMConfig.from_dict(values)
+            except (ValueError, TypeError) as error:
+                raise CheckpointError(f"{path.parent / self.CONFIG}: {error}") from None
+        try:
+            # weights_only: tensors and plain containers, nothing that runs. mmap: read when used.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: missing, although {self.CONFIG} is there") from None
+        except Exception as error:  # damaged zip, refused pickle, wrong magic: the library has a type for each
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"{path}: not a plain state dict, or damaged ({reason})") from None
+        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+            raise CheckpointError(f"{path}: not a state dict (a dict of tensors was expected)")
+        self._state: dict[str, Tensor] = state
+
+    def names(self) -> set[str]:
+        return set(self._state)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._state[name].shape)
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        return self._state[name].to(dtype, copy=True)
+
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_directory(self.path.parent)

@@ -1,0 +1,216 @@
+"""Prompts in, tokens out: batches of unequal prompts, streaming, stop strings, log-probabilities.
+
+    for event in stream(model, tokenizer, [tokenizer.encode("Once upon a time")], SamplingParams(max_new_tokens=20)):
+        print(event.text, end="")
+
+    prompts → left-padded batch → one pass fills the cache → choose a token per row → one step for all rows → …
+
+A prompt's greedy output is the same alone and in any batch (float32). A batch adds the same numbers in another order,
+which moves logits in their last digits; where the two best tokens lie closer than NEAR_TIE that could decide, so such
+a step is settled by a pass over that row's tokens alone, which does not know its batch-mates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from roclab.errors import RocLabError
+from roclab.lm.model import KVCache, RocLMForCausalLM
+from roclab.lm.sampling import SamplingParams, draw, penalize_repetition
+from roclab.lm.tokenizer import TextStream, Tokenizer
+
+# Logits; more than ten times the largest difference seen between a batch and a row alone (docs/log.md).
+NEAR_TIE = 1e-3
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One new token of one row. `text` is what may be shown now: whole characters only, so it can lag behind."""
+
+    row: int
+    token_id: int
+    text: str
+    finish_reason: str | None = None  # "stop": end token or stop string; "length": max_new_tokens
+    logprob: float | None = None  # natural logarithm
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass
+class Timings:
+    """Seconds and tokens of reading the prompts (prefill) and of writing (decode), the caller's own time left out."""
+
+    prefill_seconds: float = 0.0
+    prefill_tokens: int = 0
+    decode_seconds: float = 0.0
+    decode_tokens: int = 0
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass
+class Completion:
+    """What one prompt became. `token_ids` are the new ones, an end token included; `text` holds neither the end token
+    nor anything from a stop string on."""
+
+    prompt_tokens: int
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = "length"
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+
+
+def complete(
+    model: RocLMForCausalLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    timings: Timings | None = None,
+) -> list[Completion]:
+    """`stream`, collected: a Completion per prompt, in their order."""
+    results = [Completion(len(prompt)) for prompt in prompts]
+    for event in stream(model, tokenizer, prompts, params, timings):
+        result = results[event.row]
+        result.token_ids.append(event.token_id)
+        result.text += event.text
+        if event.logprob is not None:
+            result.logprobs.append(event.logprob)
+            result.top_logprobs.append(event.top_logprobs)
+        if event.finish_reason:
+            result.finish_reason = event.finish_reason
+    return results
+
+
+class _Row:
+    """One prompt on its way: its ids so far, its text, its own random numbers."""
+
+    def __init__(self, index: int, prompt: Sequence[int], params: SamplingParams):
+        self.index = index
+        self.ids = list(prompt)
+        self.new_tokens = 0
+        self.text = TextStream(params.stop)
+        self.generator = torch.Generator().manual_seed(params.seed + index)
+
+
+@torch.inference_mode()
+def stream(
+    model: RocLMForCausalLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    timings: Timings | None = None,
+) -> Iterator[TokenEvent]:
+    """Continue each prompt (token ids); events of all rows interleave. Raises RocLabError for an empty prompt or one
+    that, with `max_new_tokens`, does not fit the model's context."""
+    timings = timings if timings is not None else Timings()
+    max_new_tokens = _room(model.config.max_position_embeddings, prompts, params)
+    end_tokens = set() if params.ignore_eos else {*model.config.eos_token_ids, *tokenizer.eos_token_ids}
+    rows = [_Row(i, prompt, params) for i, prompt in enumerate(prompts)]
+
+    started = time.perf_counter()
+    input_ids, attention_mask = _left_pad(prompts, model.model.embed_tokens.weight.device)
+    weight = model.model.embed_tokens.weight
+    capacity = input_ids.shape[1] + max_new_tokens
+    cache = KVCache(model.config, len(rows), capacity, weight.device, weight.dtype)
+    logits = model(input_ids, attention_mask, cache, logits_to_keep=1)[:, -1]  # (B, V)
+    timings.prefill_seconds += time.perf_counter() - started
+    timings.prefill_tokens += sum(map(len, prompts))
+
+    while True:
+        started = time.perf_counter()
+        chosen = _choose(model, rows, logits, params)
+        distribution = logits.float().log_softmax(-1) if params.logprobs is not None else None
+        timings.decode_seconds += time.perf_counter() - started
+
+        going_on = []
+        for at, (row, token_id) in enumerate(zip(rows, chosen, strict=True)):
+            row.ids.append(token_id)
+            row.new_tokens += 1
+            ended = token_id in end_tokens
+            text = row.text.feed(b"" if ended else tokenizer.token_bytes(token_id))
+            reason = "stop" if ended or row.text.stopped else "length" if row.new_tokens == max_new_tokens else None
+            if reason:
+                text += row.text.finish()
+            else:
+                going_on.append(at)
+            yield TokenEvent(row.index, token_id, text, reason, *_logprobs(distribution, at, token_id, params))
+        if not going_on:
+            return
+
+        started = time.perf_counter()
+        if len(going_on) < len(rows):  # rows that have ended cost nothing more
+            rows = [rows[at] for at in going_on]
+            cache.keep(going_on)
+        input_ids = torch.tensor([[row.ids[-1]] for row in rows], device=weight.device)
+        logits = model(input_ids, cache=cache)[:, -1]
+        timings.decode_seconds += time.perf_counter() - started
+        timings.decode_tokens += len(rows)
+
+
+def _room(context: int, prompts: Sequence[Sequence[int]], params: SamplingParams) -> int:
+    """How many new tokens are wanted, checked against the context."""
+    if not prompts or not all(prompts):
+        raise RocLabError("the prompt is empty; give at least one token of text")
+    longest = max(map(len, prompts))
+    wanted = params.max_new_tokens or max(context - longest, 1)
+    if longest + wanted > context:
+        raise RocLabError(
+            f"a prompt of {longest} tokens and {wanted} new ones need {longest + wanted} positions, but the model's "
+            f"context has {context}; shorten the prompt or ask for fewer new tokens"
+        )
+    return wanted
+
+
+def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Ids (B, T) with the shorter prompts moved right, and the mask of what is real; no mask if nothing is padded."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    if all(len(p) == longest for p in prompts):
+        return ids, None
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
+
+
+def _choose(model: RocLMForCausalLM, rows: list[_Row], logits: Tensor, params: SamplingParams) -> list[int]:
+    """A token per row from logits (B, V)."""
+
+    def penalized(logits: Tensor, rows: list[_Row]) -> Tensor:
+        if params.repetition_penalty == 1.0:
+            return logits
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        for at, row in enumerate(rows):
+            seen[at, row.ids] = True
+        return penalize_repetition(logits, seen, params.repetition_penalty)
+
+    scores = penalized(logits, rows)
+    if params.temperature > 0:
+        return [draw(scores[at].cpu(), params, row.generator) for at, row in enumerate(rows)]
+    best = scores.topk(2, dim=-1)
+    chosen = best.indices[:, 0].tolist()
+    if scores.dtype == torch.float32:
+        near_ties = (best.values[:, 0] - best.values[:, 1] < NEAR_TIE).nonzero()[:, 0].tolist()
+        for at in near_ties:
+            alone = model(torch.tensor([rows[at].ids], device=logits.device), logits_to_keep=1)[:, -1]
+            chosen[at] = int(penalized(alone, [rows[at]]).argmax())
+    return chosen
+
+
+def _logprobs(
+    distribution: Tensor | None, at: int, token_id: int, params: SamplingParams
+) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    if distribution is None:
+        return None, ()
+    top = distribution[at].topk(params.logprobs or 0)
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return distribution[at, token_id].item(), tuple(pairs)

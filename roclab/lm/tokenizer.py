@@ -1,0 +1,394 @@
+"""Text to token ids and back, on top of the `tokenizers` library; the chat template lives here too.
+
+The one rule that everything below serves: **text typed by somebody never becomes a control token.** Control tokens
+(`<|im_start|>`, `<think>`, …) are renamed, inside the library's tokenizer, to names no text can hold. Only a chat
+template may write the public names; whatever a message contains is ordinary text, spelled out in ordinary tokens.
+
+    message texts → masked → template renders → public names become inner names → unmasked → token ids
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from roclab.errors import CheckpointError, RocLabError
+
+# Unicode's noncharacters, reserved for use inside a program. In text that comes from outside they are replaced.
+_OPEN, _CLOSE, _MASK = "\ufdd0", "\ufdd1", "\ufdd2"
+_NONCHARACTERS = str.maketrans(dict.fromkeys((_OPEN, _CLOSE, _MASK), "\ufffd"))
+
+
+def _bytes_to_unicode() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte: itself where it is printable, else a character from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+_BYTE_OF = {char: byte for byte, char in _bytes_to_unicode().items()}
+
+
+class Tokenizer:
+    """Encodes ordinary text, renders chats, decodes ids.
+
+    Attributes: `control` (name → id of every control token), `bos_token_id`, `eos_token_ids`, `chat_template` (Jinja
+    source or None), `adds_bos` (whether the model wants a BOS before plain text).
+    """
+
+    def __init__(
+        self,
+        definition: Mapping[str, Any],
+        *,
+        bos_token: str | None = None,
+        eos_tokens: Sequence[str] = (),
+        adds_bos: bool = False,
+        chat_template: str | None = None,
+        origin: str = "tokenizer",
+    ):
+        """`definition` is the content of a tokenizer.json; `origin` names it in messages."""
+        if (kind := definition.get("model", {}).get("type")) != "BPE":
+            raise CheckpointError(f"{origin}: tokenizers of kind {kind!r} are not supported (supported: BPE)")
+        self.origin = origin
+        self.chat_template = chat_template
+        added = {token["content"]: token for token in definition.get("added_tokens", [])}
+        # Runs of spaces and the like are added tokens too in some vocabularies, and are ordinary text.
+        self.control = {name: token["id"] for name, token in added.items() if name.strip()}
+        self._definition = self._with_inner_names(definition)
+        self._names = {i: name for name, i in self._definition["model"]["vocab"].items()}
+        self._names |= {token["id"]: token["content"] for token in self._definition["added_tokens"]}
+        self._control_names = {i: name for name, i in self.control.items()}
+        for name in (bos_token, *eos_tokens):
+            if name is not None and name not in self.control and name not in self._definition["model"]["vocab"]:
+                raise CheckpointError(f"{origin}: {name!r} is named as a special token but is not in the vocabulary")
+        self.bos_token = bos_token
+        self.eos_token = eos_tokens[0] if eos_tokens else None
+        self.bos_token_id = self.token_to_id(bos_token) if bos_token else None
+        self.eos_token_ids = [i for name in eos_tokens if (i := self.token_to_id(name)) is not None]
+        self.adds_bos = adds_bos and self.bos_token_id is not None
+        self._lead_space = _has_part(definition.get("decoder"), "Strip")  # SentencePiece style: "▁Hello" is "Hello"
+        self._byte_level = _has_part(definition.get("decoder"), "ByteLevel")
+        try:
+            self._library = LibraryTokenizer.from_str(json.dumps(self._definition))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{origin}: the tokenizer cannot be built: {error}") from None
+
+    def _with_inner_names(self, definition: Mapping[str, Any]) -> dict[str, Any]:
+        """The definition with every control token renamed and put into the vocabulary under its own id, and without
+        the post-processor (BOS is ours to add) and any truncation or padding."""
+        model = dict(definition["model"])
+        inner = {name: f"{_OPEN}{i}{_CLOSE}" for name, i in self.control.items()}
+        model["vocab"] = {name: i for name, i in model["vocab"].items() if name not in inner}
+        model["vocab"] |= {inner[name]: i for name, i in self.control.items()}
+        # A merge into a control token would need its public name in the vocabulary, and could be typed.
+        if inner:
+            model["merges"] = [m for m in model["merges"] if _merged(m) not in inner]
+        added = [
+            {**token, "content": inner.get(token["content"], token["content"]), "normalized": False}
+            for token in definition.get("added_tokens", [])
+        ]
+        return {
+            **definition, "model": model, "added_tokens": added,
+            "post_processor": None, "truncation": None, "padding": None,
+        }  # fmt: skip
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> Tokenizer:
+        """From tokenizer.json, tokenizer_config.json and chat_template.jinja, as Hugging Face directories hold them.
+        Raises CheckpointError if tokenizer.json is missing or damaged."""
+        path = Path(path)
+        definition = _read_json(path / "tokenizer.json")
+        config = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+        template: Any = config.get("chat_template")
+        if (path / "chat_template.jinja").exists():
+            template = (path / "chat_template.jinja").read_text(encoding="utf-8")
+        if isinstance(template, list):  # several by name: tool use has its own in some models
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        bos, eos = (_token_text(config.get(key)) for key in ("bos_token", "eos_token"))
+        adds_bos = config.get("add_bos_token")
+        if adds_bos is None:  # the post-processor knows
+            adds_bos = bos is not None and bos in json.dumps(definition.get("post_processor"), ensure_ascii=False)
+        return cls(
+            definition, bos_token=bos, eos_tokens=[eos] if eos else [], adds_bos=bool(adds_bos),
+            chat_template=template, origin=str(path / "tokenizer.json"),
+        )  # fmt: skip
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], origin: str) -> Tokenizer:
+        """Rebuilt from a GGUF file's metadata. Raises CheckpointError for a kind of vocabulary or pre-tokenizer that
+        is not supported: a wrong guess would split texts otherwise than the model was trained on."""
+        kind = metadata.get("tokenizer.ggml.model")
+        if kind != "gpt2":
+            raise CheckpointError(f"{origin}: tokenizer model {kind!r} is not supported (supported: gpt2, that is BPE)")
+        pre = metadata.get("tokenizer.ggml.pre", "")
+        if pre not in _PRE_TOKENIZERS:
+            raise CheckpointError(
+                f"{origin}: pre-tokenizer {pre!r} is not supported (supported: {', '.join(_PRE_TOKENIZERS)})"
+            )
+        try:
+            tokens = metadata["tokenizer.ggml.tokens"]
+            merges = [merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"]]
+        except KeyError as error:
+            raise CheckpointError(f"{origin}: the tokenizer is incomplete: {error.args[0]} is missing") from None
+        types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+        added = [
+            {"id": i, "content": token, "special": kind == _CONTROL}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in (_CONTROL, _USER_DEFINED)
+        ]
+        definition = {
+            "version": "1.0",
+            "added_tokens": added,
+            **_PRE_TOKENIZERS[pre],
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "model": {
+                "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                "ignore_merges": pre == "llama-bpe",  # Llama 3 takes a whole word from the vocabulary if it is there
+                "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges,
+            },
+        }  # fmt: skip
+
+        def named(*keys: str) -> list[str]:
+            ids = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys)
+            return list(dict.fromkeys(tokens[i] for i in ids if i is not None and 0 <= i < len(tokens)))
+
+        bos = named("bos")
+        return cls(
+            definition, bos_token=bos[0] if bos else None, eos_tokens=named("eos", "eot"),
+            adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")),
+            chat_template=metadata.get("tokenizer.chat_template"), origin=origin,
+        )  # fmt: skip
+
+    # ── text → ids ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
+        """Ordinary text → ids; control tokens spelled in it stay text. `bos`: None does what the model wants."""
+        ids = self._library.encode(text.translate(_NONCHARACTERS), add_special_tokens=False).ids
+        if self.adds_bos if bos is None else bos:
+            if self.bos_token_id is None:
+                raise RocLabError(f"{self.origin}: this vocabulary has no BOS token")
+            ids = [self.bos_token_id, *ids]
+        return ids
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Messages ({"role", "content", …}) → ids through the chat template. `enable_thinking` None leaves the choice
+        to the template; further `variables` (tools, …) reach it as they are. Raises RocLabError without a template,
+        or with the template's own complaint."""
+        if enable_thinking is not None:
+            variables["enable_thinking"] = enable_thinking
+        text = self._render(
+            [self._masked(m) for m in messages],
+            add_generation_prompt=add_generation_prompt,
+            **{name: self._masked(value) for name, value in variables.items()},
+        )
+        text = self._public_names.sub(lambda m: f"{_OPEN}{self.control[m.group()]}{_CLOSE}", text).replace(_MASK, "")
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """The template's text as other programs would see it, for reading only: control tokens by their names."""
+        return self._render(list(messages), **{"add_generation_prompt": True, **variables})
+
+    def _masked(self, value: Any) -> Any:
+        """A copy in which no string holds a control token: a mask stands behind every character that begins one."""
+        if isinstance(value, str):
+            return self._first_chars.sub(lambda m: m.group() + _MASK, value.translate(_NONCHARACTERS))
+        if isinstance(value, Mapping):
+            return {key: item if key == "role" else self._masked(item) for key, item in value.items()}
+        return [self._masked(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    @cached_property
+    def _public_names(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True))) or "(?!)")
+
+    @cached_property
+    def _first_chars(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted({name[0] for name in self.control}))) or "(?!)")
+
+    def _render(self, messages: list[Any], **variables: Any) -> str:
+        import jinja2
+
+        if not self.chat_template:
+            raise RocLabError(f"{self.origin}: this model has no chat template; use generate without --chat")
+        for message in messages:
+            if message.get("role") not in ("system", "user", "assistant", "tool", "developer"):
+                raise RocLabError(f"a chat message has the role {message.get('role')!r}")
+        try:
+            template = _sandbox().from_string(self.chat_template)
+            return template.render(
+                messages=messages, bos_token=self.bos_token or "", eos_token=self.eos_token or "", **variables
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise RocLabError(f"{self.origin}: the chat template fails: {error}") from None
+
+    @property
+    def has_thinking(self) -> bool:
+        """Whether the template knows a thinking mode that can be switched."""
+        return "enable_thinking" in (self.chat_template or "")
+
+    # ── ids → text ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self._names) + 1
+
+    def token_to_id(self, name: str) -> int | None:
+        """The id of a control token by its public name, or of an ordinary token as the vocabulary writes it."""
+        return self.control.get(name, self._definition["model"]["vocab"].get(name))
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token as the vocabulary writes it (a space is Ġ or ▁ there); None for an id without a token."""
+        return self._control_names.get(token_id, self._names.get(token_id))
+
+    def token_bytes(self, token_id: int, *, control: bool = False) -> bytes:
+        """The bytes a token stands for; a control token gives nothing, or its name with `control=True`."""
+        if token_id in self._control_names:
+            return self._control_names[token_id].encode() if control else b""
+        name = self._names.get(token_id, "")
+        if self._byte_level:
+            if all(char in _BYTE_OF for char in name):
+                return bytes(_BYTE_OF[char] for char in name)
+            return name.encode()
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", name):  # SentencePiece's byte fallback
+            return bytes([int(name[3:5], 16)])
+        return name.replace("▁", " ").encode()
+
+    def decode(self, ids: Iterable[int], *, control: bool = False) -> str:
+        """Ids → text; bytes that are no UTF-8 become U+FFFD. Control tokens vanish, or show with `control=True`."""
+        text = b"".join(self.token_bytes(i, control=control) for i in ids).decode("utf-8", errors="replace")
+        return text[1:] if self._lead_space and text.startswith(" ") else text
+
+
+class TextStream:
+    """Bytes of tokens in, whole characters out, nothing of a stop string ever shown.
+
+    `feed` returns what may be shown now: it keeps back half a character and anything that may yet become a stop
+    string. `stopped` is true once one was found; `finish` returns the rest.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()):
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._stop = [s for s in stop if s]
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, data: bytes, final: bool = False) -> str:
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(data, final)
+        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self._held = self._held[: min(found)], ""
+            return shown
+        keep = 0 if final else max((self._overlap(s) for s in self._stop), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def finish(self) -> str:
+        return self.feed(b"", final=True)
+
+    def _overlap(self, stop: str) -> int:
+        """How many characters at the end of what is held begin the stop string."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+# The token types of GGUF.
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+
+
+def _split_then_bytes(digits: str) -> dict[str, Any]:
+    """The pre-tokenizer that Qwen and Llama 3 share but for the digits: contractions, words with one leading mark,
+    numbers, runs of marks, line ends, spaces."""
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        + digits
+        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, {**_BYTE_LEVEL, "use_regex": False}]}
+
+
+# What a GGUF file names in tokenizer.ggml.pre → the normalizer and pre-tokenizer of that family's tokenizer.json.
+_PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "smollm": {
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, {**_BYTE_LEVEL, "use_regex": True}],
+        },
+    },
+    "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": _split_then_bytes(r"\p{N}")},
+    "llama-bpe": {"normalizer": None, "pre_tokenizer": _split_then_bytes(r"\p{N}{1,3}")},
+    "gpt2": {"normalizer": None, "pre_tokenizer": {**_BYTE_LEVEL, "use_regex": True}},
+}
+
+
+def _sandbox() -> Any:
+    """The Jinja environment chat templates are written for: they come with a model from somewhere, so it is a sandbox
+    that lets them read what they are given and nothing else."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def strftime_now(pattern: str) -> str:
+        from datetime import datetime
+
+        return datetime.now().strftime(pattern)
+
+    def tojson(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    functions: dict[str, Callable[..., Any]] = {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    environment.globals.update(functions)
+    return environment
+
+
+def _merged(merge: str | Sequence[str]) -> str:
+    return merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)
+
+
+def _token_text(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _has_part(part: Any, kind: str) -> bool:
+    """Whether a tokenizer.json component, or one inside its sequence, is of this type."""
+    if not isinstance(part, Mapping):
+        return False
+    return part.get("type") == kind or any(_has_part(p, kind) for p in part.get("decoders", []))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; a model directory holds it beside the weights") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
