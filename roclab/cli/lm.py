@@ -1,12 +1,272 @@
-"""`roclab lm …`: the language model."""
+"""`roclab lm …` and `roclab pull`: the language model."""
 
 from __future__ import annotations
 
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import typer
+
+from roclab.errors import DataError, RocLabError
+
+if TYPE_CHECKING:
+    from roclab.lm.model import RocLMForCausalLM
+    from roclab.lm.tokenizer import Tokenizer
 
 app = typer.Typer(help="RocLM, the language model.", no_args_is_help=True)
 
+DEFAULT_MODEL = "smollm2-135m"
+MODEL = typer.Option(
+    DEFAULT_MODEL, "--model", "-m", help="A short name, a path (GGUF file or model folder), or owner/name on a Hub."
+)
+DTYPE = typer.Option("float32", "--dtype", help="float32, bfloat16 or float16.")
+DEVICE = typer.Option("auto", "--device", help="cpu, cuda, cuda:1, mps, …; auto takes a GPU where there is one.")
+TEMPERATURE = typer.Option(0.0, "--temperature", "-t", help="0 takes the most likely token.")
+TOP_K = typer.Option(0, "--top-k", help="Choose among the k most likely tokens; 0: all.")
+TOP_P = typer.Option(1.0, "--top-p", help="Choose among the most likely tokens that make up this probability.")
+MIN_P = typer.Option(0.0, "--min-p", help="Drop tokens less likely than this share of the most likely one.")
+REPETITION = typer.Option(1.0, "--repetition-penalty", help="Above 1: what was said becomes less likely.")
+SEED = typer.Option(0, "--seed", help="The same seed gives the same text.")
+SYSTEM = typer.Option(None, "--system", help="The system message.")
+THINKING = typer.Option("auto", "--thinking", help="on, off, or auto: as the chat template has it.")
 
-def pull(name: str = typer.Argument(..., help="A short name, such as smollm2-135m.")) -> None:
-    """Fetch a model's weights by its short name."""
-    raise typer.Exit(1)
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def pull(name: str = typer.Argument(..., help="A short name such as smollm2-135m, or owner/name on a Hub.")) -> None:
+    """Fetch a model's weights, once.
+
+    Example: roclab pull smollm2-135m
+    """
+    from roclab.lm.sources import locate
+
+    path = locate(name, say)
+    typer.echo(f"{name}: {path}")
+
+
+@app.command()
+def generate(
+    prompt: list[str] = typer.Option(None, "--prompt", "-p", help="The text to continue; repeat it for a batch."),
+    prompt_file: Path = typer.Option(None, "--prompt-file", help="Read the prompt from a file; - is standard input."),
+    model: str = MODEL,
+    chat: bool = typer.Option(False, "--chat", help="Ask the prompt as a user's message, through the chat template."),
+    system: str = SYSTEM,
+    thinking: str = THINKING,
+    max_new_tokens: int = typer.Option(256, "--max-new-tokens", "-n", help="At most this many new tokens."),
+    temperature: float = TEMPERATURE,
+    top_k: int = TOP_K,
+    top_p: float = TOP_P,
+    min_p: float = MIN_P,
+    repetition_penalty: float = REPETITION,
+    seed: int = SEED,
+    stop: list[str] = typer.Option(None, "--stop", help="End before this text; may be repeated."),
+    logprobs: int = typer.Option(None, "--logprobs", help="With --json: log-probabilities and the N best tokens."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object (a batch: one a line) at the end."),
+    dtype: str = DTYPE,
+    device: str = DEVICE,
+) -> None:
+    """Continue a text, or answer a question with --chat.
+
+    Example: roclab lm generate --model smollm2-135m --chat --prompt "What is gravity? Explain in two sentences."
+    """
+    from roclab.lm.engine import Timings, complete, stream
+    from roclab.lm.sampling import SamplingParams
+
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        seed=seed, max_new_tokens=max_new_tokens, stop=tuple(stop or ()), logprobs=logprobs,
+    )  # fmt: skip
+    texts = _prompts(prompt, prompt_file)
+    enable_thinking = _thinking(thinking)
+    language_model, tokenizer, load_seconds = _load(model, dtype, device)
+    if chat:
+        _check_thinking(tokenizer, enable_thinking)
+        start = [{"role": "system", "content": system}] if system else []
+        prompts = [
+            tokenizer.encode_chat([*start, {"role": "user", "content": t}], enable_thinking=enable_thinking)
+            for t in texts
+        ]
+    else:
+        prompts = [tokenizer.encode(text) for text in texts]
+
+    timings = Timings()
+    if not as_json and len(prompts) == 1:
+        for event in stream(language_model, tokenizer, prompts, params, timings):
+            print(event.text, end="", flush=True)
+        print()
+        return
+    results = complete(language_model, tokenizer, prompts, params, timings)
+    for text, result in zip(texts, results, strict=True):
+        if not as_json:
+            print(f"> {text}\n{result.text}\n")
+            continue
+        answer: dict[str, Any] = {
+            "text": result.text,
+            "prompt_tokens": result.prompt_tokens,
+            "new_tokens": len(result.token_ids),
+            "finish_reason": result.finish_reason,
+            "seed": seed,
+            "load_seconds": round(load_seconds, 3),
+            "prefill_tokens_per_second": round(timings.prefill_tokens_per_second, 2),
+            "decode_tokens_per_second": round(timings.decode_tokens_per_second, 2),
+        }
+        if logprobs is not None:
+            answer["logprobs"] = [
+                {
+                    "token": tokenizer.id_to_token(i),
+                    "id": i,
+                    "logprob": p,
+                    "top": [[tokenizer.id_to_token(j), q] for j, q in top],
+                }
+                for i, p, top in zip(result.token_ids, result.logprobs, result.top_logprobs, strict=True)
+            ]
+        _print_json(answer)
+
+
+@app.command()
+def chat(
+    model: str = MODEL,
+    system: str = SYSTEM,
+    thinking: str = THINKING,
+    load: Path = typer.Option(None, "--load", help="Take up a conversation that /save wrote."),
+    max_new_tokens: int = typer.Option(512, "--max-new-tokens", "-n", help="At most this many tokens a reply."),
+    temperature: float = typer.Option(0.6, "--temperature", "-t", help="0 takes the most likely token."),
+    top_k: int = TOP_K,
+    top_p: float = typer.Option(0.95, "--top-p", help="Choose among the likeliest tokens up to this probability."),
+    min_p: float = MIN_P,
+    repetition_penalty: float = REPETITION,
+    seed: int = SEED,
+    dtype: str = DTYPE,
+    device: str = DEVICE,
+) -> None:
+    """Talk to a model. /help inside lists the commands; ctrl-c cuts a reply short, ctrl-d ends.
+
+    Example: roclab lm chat --model smollm2-135m
+    """
+    from roclab.cli.chat import ChatLoop
+    from roclab.lm.chat import Conversation
+    from roclab.lm.sampling import SamplingParams
+
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        seed=seed, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    enable_thinking = _thinking(thinking)
+    language_model, tokenizer, _ = _load(model, dtype, device)
+    _check_thinking(tokenizer, enable_thinking)
+    conversation = Conversation(language_model, tokenizer, params, system=system, thinking=enable_thinking)
+    loop = ChatLoop(conversation, model)
+    if load:
+        loop.load(load)
+    loop.run()
+
+
+@app.command()
+def evaluate(
+    text: Path = typer.Option(..., "--text", help="A UTF-8 text file."),
+    model: str = MODEL,
+    window: int = typer.Option(None, "--window", help="Tokens a window; 1024 or the model's context if not given."),
+    stride: int = typer.Option(
+        None, "--stride", help="Tokens from one window to the next; half a window if not given."
+    ),
+    max_bytes: int = typer.Option(None, "--max-bytes", help="Only the first bytes of the file (whole characters)."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    dtype: str = DTYPE,
+    device: str = DEVICE,
+) -> None:
+    """Perplexity and bits per byte of a text under a model.
+
+    Example: roclab lm evaluate --model smollm2-135m --text wikitext-2/test.txt --max-bytes 50000
+    """
+    from roclab.lm.evaluate import evaluate_text
+
+    content = _read_text(text, max_bytes)
+    language_model, tokenizer, _ = _load(model, dtype, device)
+    started = time.perf_counter()
+    score = evaluate_text(language_model, tokenizer, content, window=window, stride=stride, progress=_progress)
+    seconds = time.perf_counter() - started
+    if as_json:
+        _print_json({"model": model, "text": text.name, **score.to_dict(), "seconds": round(seconds, 2)})
+    else:
+        typer.echo(f"perplexity     {score.perplexity:.4f}")
+        typer.echo(f"bits per byte  {score.bits_per_byte:.4f}")
+        typer.echo(f"tokens scored  {score.tokens:,} of {score.bytes:,} bytes in {seconds:.1f} s")
+        typer.echo(f"protocol       {score.protocol}")
+
+
+def _load(name: str, dtype: str, device: str) -> tuple[RocLMForCausalLM, Tokenizer, float]:
+    """Model, tokenizer and the seconds it took to open them; importing torch is not counted."""
+    import torch
+
+    from roclab.lm.checkpoints import open_checkpoint
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise RocLabError(f"--dtype {dtype}: choose one of {', '.join(dtypes)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RocLabError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from None
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(name, say)
+    tokenizer = checkpoint.load_tokenizer()
+    model = checkpoint.load_model(dtypes[dtype], device)
+    return model, tokenizer, time.perf_counter() - started
+
+
+def _thinking(word: str) -> bool | None:
+    choices = {"on": True, "off": False, "auto": None}
+    if word not in choices:
+        raise RocLabError(f"--thinking {word}: choose on, off or auto")
+    return choices[word]
+
+
+def _check_thinking(tokenizer: Tokenizer, enable_thinking: bool | None) -> None:
+    if enable_thinking is not None and not tokenizer.has_thinking:
+        raise RocLabError("--thinking: this model's chat template has no thinking mode; leave it at auto")
+
+
+def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
+    if bool(prompts) == (file is not None):
+        raise RocLabError("give the prompt with --prompt or with --prompt-file")
+    if file is None:
+        return list(prompts or [])
+    return [sys.stdin.read() if str(file) == "-" else _read_text(file)]
+
+
+def _read_text(path: Path, max_bytes: int | None = None) -> str:
+    """A file's text; a character that `max_bytes` would cut in half is left out."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if max_bytes is not None and max_bytes < len(data):
+        while max_bytes > 0 and data[max_bytes] & 0xC0 == 0x80:  # inside a character
+            max_bytes -= 1
+        data = data[:max_bytes]
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def _progress(items: Any) -> Any:
+    """A bar on stderr for a person who waits; nothing in a log."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description="windows", console=Console(stderr=True), transient=True)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, ensure_ascii=False))

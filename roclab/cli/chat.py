@@ -1,0 +1,144 @@
+"""The conversation at the terminal: reading lines, /commands, showing a reply as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from roclab.errors import RocLabError
+from roclab.lm.chat import Conversation
+
+HELP = """\
+/help             this list
+/think on|off|auto  thinking mode, where the model has one
+/system [TEXT]    show or set the system message
+/reset            forget the conversation
+/save FILE        write it as JSON (take it up with --load FILE)
+/stats            tokens and speed of the last reply
+/quit             end (so does ctrl-d)
+ctrl-c cuts a reply short; what was said stays. Text in several lines: end a line with \\."""
+
+_THINKING = {"on": True, "off": False, "auto": None}
+
+
+class ChatLoop:
+    """Reads from standard input, writes to standard output; prompts and colours only for a person at a terminal."""
+
+    def __init__(self, conversation: Conversation, name: str):
+        self.conversation, self.name = conversation, name
+        self.interactive = sys.stdin.isatty()
+        self.colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+    def run(self) -> None:
+        """Until /quit, ctrl-d, or ctrl-c at the prompt."""
+        if self.interactive:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (arrow keys and history in input())
+            print(f"{self.name}. /help lists the commands, ctrl-d ends.")
+        while True:
+            try:
+                text = self._read()
+            except (EOFError, KeyboardInterrupt):
+                print()
+                return
+            if text in ("/quit", "/exit"):
+                return
+            try:
+                if text.startswith("/"):
+                    self._command(*text[1:].split(maxsplit=1))
+                elif text:
+                    self._answer(text)
+            except RocLabError as error:  # a mistake ends nothing: the conversation goes on
+                print(f"roclab: {error}", file=sys.stderr)
+
+    def load(self, path: Path) -> None:
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RocLabError(f"{path}: cannot be read as a saved conversation: {error}") from None
+        self.conversation.load(saved, str(path))
+        print(f"{len(self.conversation.turns)} messages from {path}")
+
+    def _read(self) -> str:
+        lines = [input("> " if self.interactive else "")]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(input("… " if self.interactive else ""))
+        return "\n".join(lines).strip()
+
+    def _answer(self, text: str) -> None:
+        part_before = "content"
+        pieces = self.conversation.reply(text)
+        try:
+            for part, piece in pieces:
+                if part != part_before:
+                    print(self._dim("thinking: ") if part == "thinking" else "\n", end="")
+                    part_before = part
+                print(self._dim(piece) if part == "thinking" else piece, end="", flush=True)
+        except KeyboardInterrupt:
+            pieces.close()
+            print(self._dim(" [cut short]"), end="")
+        print()
+        if self.conversation.last and self.conversation.last.finish_reason == "length":
+            print(self._dim(f"[ended at --max-new-tokens {self.conversation.params.max_new_tokens}]"))
+
+    def _dim(self, text: str) -> str:
+        return f"\033[2m{text}\033[0m" if self.colour else text
+
+    def _command(self, word: str = "", argument: str = "") -> None:
+        commands = {"help": self._help, "reset": self._reset, "save": self._save, "system": self._system,
+                    "stats": self._stats, "think": self._think}  # fmt: skip
+        if word not in commands:
+            raise RocLabError(
+                f"/{word}: no such command; /help lists them (for text that begins with /, put a space first)"
+            )
+        commands[word](argument.strip())
+
+    def _help(self, _: str) -> None:
+        print(HELP)
+
+    def _reset(self, _: str) -> None:
+        self.conversation.reset()
+        print("A new conversation.")
+
+    def _save(self, argument: str) -> None:
+        if not argument:
+            raise RocLabError("/save FILE: name a file")
+        path = Path(argument).expanduser()
+        temporary = path.with_name(path.name + ".part")
+        try:
+            temporary.write_text(
+                json.dumps(self.conversation.to_dict(), ensure_ascii=False, indent=2), encoding="utf-8"
+            )
+            temporary.replace(path)
+        except OSError as error:
+            raise RocLabError(f"/save {path}: {error.strerror}") from None
+        print(f"{len(self.conversation.turns)} messages in {path}")
+
+    def _system(self, argument: str) -> None:
+        if argument:
+            self.conversation.system = argument
+        print(f"system: {self.conversation.system or '(none of yours; the template may have its own)'}")
+
+    def _stats(self, _: str) -> None:
+        reply, timings = self.conversation.last, self.conversation.timings
+        if reply is None:
+            print("Nothing said yet.")
+            return
+        context = self.conversation.model.config.max_position_embeddings
+        print(
+            f"read {reply.prompt_tokens} tokens at {timings.prefill_tokens_per_second:.1f}/s, "
+            f"wrote {reply.new_tokens} at {timings.decode_tokens_per_second:.1f}/s ({reply.finish_reason}); "
+            f"{reply.prompt_tokens + reply.new_tokens:,} of {context:,} tokens of context used"
+        )
+
+    def _think(self, argument: str) -> None:
+        if argument not in _THINKING:
+            raise RocLabError("/think: choose on, off or auto")
+        if argument != "auto" and not self.conversation.tokenizer.has_thinking:
+            raise RocLabError("/think: this model's chat template has no thinking mode")
+        self.conversation.thinking = _THINKING[argument]
+        print(f"thinking: {argument}")
