@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from roclab.errors import CheckpointError
 from roclab.lm.gguf import GGUFFile
@@ -77,7 +78,7 @@ class Checkpoint(ABC):
     def load_model(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> RocLMForCausalLM:
         """The model with this checkpoint's weights, in eval mode. Raises CheckpointError that names a tensor which is
         missing, unknown or of the wrong shape (with both shapes)."""
-        with torch.device("meta"):  # shapes without memory: the weights come straight from the file
+        with _NoInitialValues(), torch.device("meta"):  # shapes without memory: the weights come from the file
             model = RocLMForCausalLM(self.config)
         # named_parameters lists shared parameters once: a tied head is the embedding and needs no tensor.
         wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -113,6 +114,16 @@ class Checkpoint(ABC):
                 f"{self.config.vocab_size} rows; tokenizer and weights are not of the same model"
             )
         return tokenizer
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves new parameters as they are. On the meta device random values mean nothing, but drawing them makes torch
+    import its whole symbolic machinery: more than a second and 150 MB."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _and_more(names: list[str]) -> str:
