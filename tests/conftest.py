@@ -39,3 +39,17 @@ def smollm(smollm_path):
 
     checkpoint = open_checkpoint(smollm_path)
     return checkpoint.load_model(), checkpoint.load_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def smollm_peer(smollm):
+    """The same dequantized weights in transformers' own Llama."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model, _ = smollm
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings",
+             "tie_word_embeddings")  # fmt: skip
+    peer = LlamaForCausalLM(LlamaConfig(**{name: getattr(model.config, name) for name in names})).eval()
+    peer.load_state_dict(model.state_dict())
+    return peer

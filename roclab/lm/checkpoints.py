@@ -28,6 +28,7 @@ from roclab.lm.model import RocLMConfig, RocLMForCausalLM, rope_frequencies
 from roclab.lm.sources import locate
 from roclab.lm.tokenizer import Tokenizer, _read_json
 
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SUPPORTED = ("qwen3", "qwen2", "llama", "mistral")
 
 
@@ -78,32 +79,40 @@ class Checkpoint(ABC):
     def load_model(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> RocLMForCausalLM:
         """The model with this checkpoint's weights, in eval mode. Raises CheckpointError that names a tensor which is
         missing, unknown or of the wrong shape (with both shapes)."""
+        layers = self.config.num_hidden_layers
+        if (last := f"model.layers.{layers - 1}.input_layernorm.weight") not in self.names():
+            # Looked at first: a damaged count could ask for a billion layers.
+            raise CheckpointError(f"{self.path}: tensor {last} is missing (the configuration has {layers} layers)")
         with _NoInitialValues(), torch.device("meta"):  # shapes without memory: the weights come from the file
             model = RocLMForCausalLM(self.config)
         # named_parameters lists shared parameters once: a tied head is the embedding and needs no tensor.
         wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        self._compare(wanted)
-        for name in wanted:
+        for name, stored in self._stored_names(wanted).items():
             module_name, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module_name), leaf, nn.Parameter(self.tensor(name, dtype).to(device)))
+            setattr(model.get_submodule(module_name), leaf, nn.Parameter(self.tensor(stored, dtype).to(device)))
         if self.config.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
         return model.to(device).eval()  # the buffers follow to the device
 
-    def _compare(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    def _stored_names(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+        """Parameter name → the name of its tensor here, after every tensor was checked."""
         present = self.names()
-        if missing := sorted(set(wanted) - present):
+        stored = {name: name for name in wanted}
+        if self.config.tie_word_embeddings and _EMBEDDING not in present and _HEAD in present:
+            stored[_EMBEDDING] = _HEAD  # writers that store a shared tensor once keep either name
+        if missing := sorted(name for name in wanted if stored[name] not in present):
             raise CheckpointError(
                 f"{self.path}: tensor {missing[0]} of shape {wanted[missing[0]]} is missing{_and_more(missing)}"
             )
-        ignored = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
+        ignored = {_HEAD} if self.config.tie_word_embeddings else set()
         if unknown := sorted(n for n in present - set(wanted) - ignored if not n.endswith("rotary_emb.inv_freq")):
             raise CheckpointError(
                 f"{self.path}: tensor {unknown[0]} is not part of this architecture{_and_more(unknown)}"
             )
         for name, shape in wanted.items():
-            if (found := self.shape(name)) != shape:
+            if (found := self.shape(stored[name])) != shape:
                 raise CheckpointError(f"{self.path}: tensor {name} has shape {found}, the configuration needs {shape}")
+        return stored
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises CheckpointError if it has ids that the embedding lacks."""
@@ -151,7 +160,12 @@ class HuggingFaceCheckpoint(Checkpoint):
 
         index = self.path / "model.safetensors.index.json"
         if index.exists():
-            files = sorted({self.path / file for file in _read_json(index)["weight_map"].values()})
+            listed = _read_json(index).get("weight_map")
+            if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+                raise CheckpointError(f"{index}: weight_map, which tells the file of each tensor, is missing")
+            files = sorted({self.path / file for file in listed.values()})
+        elif (self.path / "model.safetensors").exists():  # others beside it are adapters or copies in another layout
+            files = [self.path / "model.safetensors"]
         else:
             files = sorted(self.path.glob("*.safetensors"))
         if not files:
@@ -161,7 +175,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             try:
                 opened = safe_open(file, framework="pt")
             except FileNotFoundError:
-                raise CheckpointError(f"{file}: missing, although {index.name} lists it") from None
+                raise CheckpointError(f"{file}: missing, although the model's files name it") from None
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{file}: truncated or damaged ({error}); fetch the file again") from None
             tensors.update(dict.fromkeys(opened.keys(), opened))
@@ -185,13 +199,22 @@ def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMCon
     kind = values.get("model_type")
     if kind not in SUPPORTED:
         raise CheckpointError(f"{origin}: architecture {kind!r} is not supported (supported: {', '.join(SUPPORTED)})")
-    window = values.get("sliding_window")
+    # A Mistral configuration that does not mention the window has one of 4096; the others switch it on apart.
+    window = values.get("sliding_window", 4096 if kind == "mistral" else None)
     if window is not None and (kind == "mistral" or values.get("use_sliding_window")):
         raise CheckpointError(f"{origin}: sliding-window attention (sliding_window={window}) is not supported")
     if values.get("mlp_bias"):
         raise CheckpointError(f"{origin}: biases in the MLP (mlp_bias) are not supported")
-    rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}  # the newer files' name
+    if values.get("quantization_config"):
+        raise CheckpointError(f"{origin}: quantized weights (quantization_config) are only read from GGUF files")
+    try:
+        rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}  # the newer files' name
+    except TypeError:
+        raise CheckpointError(f"{origin}: rope_scaling and rope_parameters must be objects") from None
     theta = rope.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
+    share = rope.pop("partial_rotary_factor", None) or values.get("partial_rotary_factor") or 1.0
+    if share != 1.0:
+        raise CheckpointError(f"{origin}: rotary positions on a part of each head ({share}) are not supported")
     if rope.get("rope_type", rope.get("type", "default")) == "default":
         rope = {}
     optional = {
@@ -253,7 +276,7 @@ class GGUFCheckpoint(Checkpoint):
         self._gguf_name = self._map_names()
         try:
             self.config = self._read_config()
-        except (ValueError, TypeError, ZeroDivisionError) as error:
+        except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
             raise CheckpointError(f"{path}: the metadata does not describe a model: {error}") from None
 
     def _map_names(self) -> dict[str, str]:
@@ -290,7 +313,12 @@ class GGUFCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.path}: tensor token_embd.weight is missing")
         if meta.get(f"{kind}.attention.sliding_window"):
             raise CheckpointError(f"{self.path}: sliding-window attention is not supported")
+        if (parts := meta.get("split.count", 1)) != 1:
+            raise CheckpointError(f"{self.path}: one of {parts} parts; join them with llama-gguf-split --merge")
         heads, hidden = value("attention.head_count"), value("embedding_length")
+        head_dim = value("attention.key_length", hidden // heads)
+        if (turned := value("rope.dimension_count", head_dim)) != head_dim:
+            raise CheckpointError(f"{self.path}: rotary positions on {turned} of {head_dim} dimensions: not supported")
         eos = [meta.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
         config = RocLMConfig(
             vocab_size=self.file.tensors["token_embd.weight"].shape[0],
@@ -299,7 +327,7 @@ class GGUFCheckpoint(Checkpoint):
             num_hidden_layers=value("block_count"),
             num_attention_heads=heads,
             num_key_value_heads=value("attention.head_count_kv", heads),
-            head_dim=value("attention.key_length", hidden // heads),
+            head_dim=head_dim,
             max_position_embeddings=value("context_length"),
             rope_theta=value("rope.freq_base", 10000.0),
             rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
@@ -328,12 +356,13 @@ class GGUFCheckpoint(Checkpoint):
             if divisors.shape != plain.shape or not torch.allclose(plain / scaled, divisors, rtol=1e-3):
                 raise CheckpointError(f"{self.path}: rope_freqs.weight is no scaling that Llama 3 uses; not supported")
             return scaling
-        kind = value("rope.scaling.type", "none")
+        factor = value("rope.scaling.factor", value("rope.scale_linear", 1.0))  # the second: older files
+        kind = value("rope.scaling.type", "none" if factor == 1.0 else "linear")
         if kind == "none":
             return None
         if kind != "linear":
             raise CheckpointError(f"{self.path}: rope scaling {kind!r} is not supported (supported: linear, llama3)")
-        return {"rope_type": "linear", "factor": value("rope.scaling.factor")}
+        return {"rope_type": "linear", "factor": float(factor)}
 
     def names(self) -> set[str]:
         return set(self._gguf_name)

@@ -188,7 +188,9 @@ class GGUFFile:
             name = self._string()
             dims = [self._unpack("Q") for _ in range(self._unpack("I"))]  # columns first: reversed below
             entries.append((name, tuple(reversed(dims)), self._unpack("I"), self._unpack("Q")))
-        alignment = int(self.metadata.get("general.alignment", 32)) or 32
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise self._broken(f"general.alignment is {alignment!r}, not a number of bytes")
         data_start = -(-self._at // alignment) * alignment
 
         self.tensors: dict[str, GGUFTensor] = {}
@@ -200,7 +202,9 @@ class GGUFFile:
                     f"(supported: {known}); take another quantization of the model"
                 )
             tensor = GGUFTensor(name, shape, BLOCK_TYPES[type_id], data_start + offset)
-            if shape and shape[-1] % tensor.type.size:
+            if not 1 <= len(shape) <= 4 or 0 in shape:
+                raise self._broken(f"tensor {name} has the shape {shape}; one to four sizes above 0 were expected")
+            if shape[-1] % tensor.type.size:
                 raise self._broken(f"tensor {name} has rows of {shape[-1]}, not a multiple of {tensor.type.size}")
             if tensor.start + tensor.nbytes > len(self._map):
                 raise self._broken(
@@ -224,14 +228,16 @@ class GGUFFile:
     _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")  # by the file's type numbers
     _STRING, _ARRAY = 8, 9
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, depth: int = 0) -> Any:
         if kind == self._STRING:
             return self._string()
         if kind != self._ARRAY:
             return self._unpack(self._SCALARS[kind] or "")
+        if depth > 8:
+            raise self._broken("the metadata holds arrays inside arrays without end")
         kind, count = self._unpack("I"), self._unpack("Q")
         if kind in (self._STRING, self._ARRAY):
-            return [self._value(kind) for _ in range(count)]
+            return [self._value(kind, depth + 1) for _ in range(count)]
         code = f"<{count}{self._SCALARS[kind]}"
         if self._at + struct.calcsize(code) > len(self._map):
             raise struct.error

@@ -23,7 +23,7 @@ from roclab.errors import CheckpointError, RocLabError
 
 # Unicode's noncharacters, reserved for use inside a program. In text that comes from outside they are replaced.
 _OPEN, _CLOSE, _MASK = "\ufdd0", "\ufdd1", "\ufdd2"
-_NONCHARACTERS = str.maketrans(dict.fromkeys((_OPEN, _CLOSE, _MASK), "\ufffd"))
+_NOT_TEXT = re.compile(f"[{_OPEN}{_CLOSE}{_MASK}\ud800-\udfff]")  # lone surrogates too: bytes that were no UTF-8
 
 
 def _bytes_to_unicode() -> dict[int, str]:
@@ -54,31 +54,45 @@ class Tokenizer:
         origin: str = "tokenizer",
     ):
         """`definition` is the content of a tokenizer.json; `origin` names it in messages."""
-        if (kind := definition.get("model", {}).get("type")) != "BPE":
-            raise CheckpointError(f"{origin}: tokenizers of kind {kind!r} are not supported (supported: BPE)")
         self.origin = origin
         self.chat_template = chat_template
-        added = {token["content"]: token for token in definition.get("added_tokens", [])}
+        try:
+            self._build(definition, [name for name in (bos_token, *eos_tokens) if name is not None])
+        except CheckpointError:
+            raise
+        except Exception as error:  # the library raises bare Exception; a damaged definition may raise anything
+            what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+            raise CheckpointError(f"{origin}: the tokenizer cannot be built: {what}") from None
+        self.bos_token = bos_token
+        self.eos_token = eos_tokens[0] if eos_tokens else None
+        self.bos_token_id = self.token_to_id(bos_token) if bos_token else None
+        self.eos_token_ids = [i for name in eos_tokens if (i := self.token_to_id(name)) is not None]
+        self.adds_bos = adds_bos and self.bos_token_id is not None
+
+    def _build(self, definition: Mapping[str, Any], named: Sequence[str]) -> None:
+        """`named`: the BOS and EOS tokens. They are control tokens even if the definition does not list them as such,
+        else their names could be typed."""
+        model = definition["model"]
+        if (kind := model.get("type", "BPE" if "merges" in model else None)) != "BPE":
+            raise CheckpointError(f"{self.origin}: tokenizers of kind {kind!r} are not supported (supported: BPE)")
+        added = {token["content"]: token for token in definition.get("added_tokens") or []}
+        for name in named:
+            if name not in added and name not in model["vocab"]:
+                raise CheckpointError(
+                    f"{self.origin}: {name!r} is named as a special token but is not in the vocabulary"
+                )
+            added.setdefault(name, {**_ADDED, "content": name, "id": model["vocab"].get(name), "special": True})
+        definition = {**definition, "added_tokens": list(added.values())}
         # Runs of spaces and the like are added tokens too in some vocabularies, and are ordinary text.
         self.control = {name: token["id"] for name, token in added.items() if name.strip()}
         self._definition = self._with_inner_names(definition)
         self._names = {i: name for name, i in self._definition["model"]["vocab"].items()}
         self._names |= {token["id"]: token["content"] for token in self._definition["added_tokens"]}
         self._control_names = {i: name for name, i in self.control.items()}
-        for name in (bos_token, *eos_tokens):
-            if name is not None and name not in self.control and name not in self._definition["model"]["vocab"]:
-                raise CheckpointError(f"{origin}: {name!r} is named as a special token but is not in the vocabulary")
-        self.bos_token = bos_token
-        self.eos_token = eos_tokens[0] if eos_tokens else None
-        self.bos_token_id = self.token_to_id(bos_token) if bos_token else None
-        self.eos_token_ids = [i for name in eos_tokens if (i := self.token_to_id(name)) is not None]
-        self.adds_bos = adds_bos and self.bos_token_id is not None
+        self._largest_id = max(self._names)
         self._lead_space = _has_part(definition.get("decoder"), "Strip")  # SentencePiece style: "▁Hello" is "Hello"
         self._byte_level = _has_part(definition.get("decoder"), "ByteLevel")
-        try:
-            self._library = LibraryTokenizer.from_str(json.dumps(self._definition))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{origin}: the tokenizer cannot be built: {error}") from None
+        self._library = LibraryTokenizer.from_str(json.dumps(self._definition))
 
     def _with_inner_names(self, definition: Mapping[str, Any]) -> dict[str, Any]:
         """The definition with every control token renamed and put into the vocabulary under its own id, and without
@@ -87,12 +101,14 @@ class Tokenizer:
         inner = {name: f"{_OPEN}{i}{_CLOSE}" for name, i in self.control.items()}
         model["vocab"] = {name: i for name, i in model["vocab"].items() if name not in inner}
         model["vocab"] |= {inner[name]: i for name, i in self.control.items()}
-        # A merge into a control token would need its public name in the vocabulary, and could be typed.
-        if inner:
-            model["merges"] = [m for m in model["merges"] if _merged(m) not in inner]
+        # A merge into a control token would need its public name in the vocabulary, and could be typed; one out of it
+        # would need the name too.
+        model["merges"] = [
+            m for m in map(_parts, model["merges"]) if m[0] not in inner and m[1] not in inner and "".join(m) not in inner
+        ]
         added = [
             {**token, "content": inner.get(token["content"], token["content"]), "normalized": False}
-            for token in definition.get("added_tokens", [])
+            for token in definition["added_tokens"]
         ]
         return {
             **definition, "model": model, "added_tokens": added,
@@ -108,7 +124,10 @@ class Tokenizer:
         config = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
         template: Any = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
-            template = (path / "chat_template.jinja").read_text(encoding="utf-8")
+            try:
+                template = (path / "chat_template.jinja").read_text(encoding="utf-8")
+            except (ValueError, OSError) as error:
+                raise CheckpointError(f"{path / 'chat_template.jinja'}: cannot be read: {error}") from None
         if isinstance(template, list):  # several by name: tool use has its own in some models
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         bos, eos = (_token_text(config.get(key)) for key in ("bos_token", "eos_token"))
@@ -128,19 +147,23 @@ class Tokenizer:
         if kind != "gpt2":
             raise CheckpointError(f"{origin}: tokenizer model {kind!r} is not supported (supported: gpt2, that is BPE)")
         pre = metadata.get("tokenizer.ggml.pre", "")
+        pre = _OTHER_NAMES.get(pre, pre) if isinstance(pre, str) else repr(pre)
         if pre not in _PRE_TOKENIZERS:
             raise CheckpointError(
                 f"{origin}: pre-tokenizer {pre!r} is not supported (supported: {', '.join(_PRE_TOKENIZERS)})"
             )
         try:
-            tokens = metadata["tokenizer.ggml.tokens"]
-            merges = [merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"]]
+            tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
         except KeyError as error:
             raise CheckpointError(f"{origin}: the tokenizer is incomplete: {error.args[0]} is missing") from None
         types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+        for key, entries, of in (("tokens", tokens, str), ("merges", merges, str), ("token_type", types, int)):
+            if not isinstance(entries, list) or not all(isinstance(entry, of) for entry in entries):
+                raise CheckpointError(f"{origin}: tokenizer.ggml.{key} is damaged; fetch the file again")
+        if len(types) != len(tokens):
+            raise CheckpointError(f"{origin}: {len(tokens)} tokens but {len(types)} token types; fetch the file again")
         added = [
-            {"id": i, "content": token, "special": kind == _CONTROL}
-            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            {**_ADDED, "id": i, "content": token, "special": kind == _CONTROL}
             for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
             if kind in (_CONTROL, _USER_DEFINED)
         ]
@@ -159,20 +182,20 @@ class Tokenizer:
 
         def named(*keys: str) -> list[str]:
             ids = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys)
-            return list(dict.fromkeys(tokens[i] for i in ids if i is not None and 0 <= i < len(tokens)))
+            return list(dict.fromkeys(tokens[i] for i in ids if isinstance(i, int) and 0 <= i < len(tokens)))
 
-        bos = named("bos")
+        bos, template = named("bos"), metadata.get("tokenizer.chat_template")
         return cls(
             definition, bos_token=bos[0] if bos else None, eos_tokens=named("eos", "eot"),
             adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")),
-            chat_template=metadata.get("tokenizer.chat_template"), origin=origin,
+            chat_template=template if isinstance(template, str) else None, origin=origin,
         )  # fmt: skip
 
     # ── text → ids ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Ordinary text → ids; control tokens spelled in it stay text. `bos`: None does what the model wants."""
-        ids = self._library.encode(text.translate(_NONCHARACTERS), add_special_tokens=False).ids
+        ids = self._library.encode(_NOT_TEXT.sub("\ufffd", text), add_special_tokens=False).ids
         if self.adds_bos if bos is None else bos:
             if self.bos_token_id is None:
                 raise RocLabError(f"{self.origin}: this vocabulary has no BOS token")
@@ -193,7 +216,7 @@ class Tokenizer:
         if enable_thinking is not None:
             variables["enable_thinking"] = enable_thinking
         text = self._render(
-            [self._masked(m) for m in messages],
+            [{key: item if key == "role" else self._masked(item) for key, item in m.items()} for m in messages],
             add_generation_prompt=add_generation_prompt,
             **{name: self._masked(value) for name, value in variables.items()},
         )
@@ -207,10 +230,14 @@ class Tokenizer:
     def _masked(self, value: Any) -> Any:
         """A copy in which no string holds a control token: a mask stands behind every character that begins one."""
         if isinstance(value, str):
-            return self._first_chars.sub(lambda m: m.group() + _MASK, value.translate(_NONCHARACTERS))
+            return self._first_chars.sub(lambda m: m.group() + _MASK, _NOT_TEXT.sub("\ufffd", value))
         if isinstance(value, Mapping):
-            return {key: item if key == "role" else self._masked(item) for key, item in value.items()}
-        return [self._masked(item) for item in value] if isinstance(value, (list, tuple)) else value
+            return {self._masked(key): self._masked(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._masked(item) for item in value]
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        raise RocLabError(f"a chat may hold texts, numbers, lists and dicts, not {type(value).__name__}")
 
     @cached_property
     def _public_names(self) -> re.Pattern[str]:
@@ -221,8 +248,6 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, sorted({name[0] for name in self.control}))) or "(?!)")
 
     def _render(self, messages: list[Any], **variables: Any) -> str:
-        import jinja2
-
         if not self.chat_template:
             raise RocLabError(f"{self.origin}: this model has no chat template; use generate without --chat")
         for message in messages:
@@ -230,11 +255,12 @@ class Tokenizer:
                 raise RocLabError(f"a chat message has the role {message.get('role')!r}")
         try:
             template = _sandbox().from_string(self.chat_template)
-            return template.render(
-                messages=messages, bos_token=self.bos_token or "", eos_token=self.eos_token or "", **variables
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise RocLabError(f"{self.origin}: the chat template fails: {error}") from None
+            names = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
+            # Templates are written for callers that always pass tools and documents, None if there are none.
+            return template.render(**{"tools": None, "documents": None, **names, "messages": messages, **variables})
+        except Exception as error:  # a template is a program: it may fail in any way a program can
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RocLabError(f"{self.origin}: the chat template fails: {reason}") from None
 
     @property
     def has_thinking(self) -> bool:
@@ -246,7 +272,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
-        return max(self._names) + 1
+        return self._largest_id + 1
 
     def token_to_id(self, name: str) -> int | None:
         """The id of a control token by its public name, or of an ordinary token as the vocabulary writes it."""
@@ -292,10 +318,10 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += self._decoder.decode(data, final)
-        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
-        if found:
+        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
+        if found:  # the one that is complete first, however the bytes arrive; of two that end together the longer
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown
         keep = 0 if final else max((self._overlap(s) for s in self._stop), default=0)
         cut = len(self._held) - keep
@@ -313,6 +339,9 @@ class TextStream:
 
 # The token types of GGUF.
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+
+# The flags of an added token in tokenizer.json.
+_ADDED = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
@@ -342,12 +371,14 @@ _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "llama-bpe": {"normalizer": None, "pre_tokenizer": _split_then_bytes(r"\p{N}{1,3}")},
     "gpt2": {"normalizer": None, "pre_tokenizer": {**_BYTE_LEVEL, "use_regex": True}},
 }
+_OTHER_NAMES = {"gpt-2": "gpt2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}  # that llama.cpp uses for the same
 
 
 def _sandbox() -> Any:
     """The Jinja environment chat templates are written for: they come with a model from somewhere, so it is a sandbox
     that lets them read what they are given and nothing else."""
     import jinja2
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def raise_exception(message: str) -> None:
@@ -358,11 +389,24 @@ def _sandbox() -> Any:
 
         return datetime.now().strftime(pattern)
 
-    def tojson(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        text = json.dumps(value, ensure_ascii=False, **options)
+        if not ensure_ascii:
+            return text
+        # Character by character: an escaped mask would no longer be found and taken away.
+        return re.sub(f"[^\x00-\x7f{_MASK}]", lambda m: json.dumps(m.group())[1:-1], text)
+
+    class Generation(Extension):
+        """{% generation %} … {% endgeneration %} marks what a model wrote, for training; here it changes nothing."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     environment.filters["tojson"] = tojson
     functions: dict[str, Callable[..., Any]] = {"raise_exception": raise_exception, "strftime_now": strftime_now}
@@ -370,8 +414,9 @@ def _sandbox() -> Any:
     return environment
 
 
-def _merged(merge: str | Sequence[str]) -> str:
-    return merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)
+def _parts(merge: str | Sequence[str]) -> Sequence[str]:
+    """The two halves of a merge; older files write it as one text with a space between."""
+    return merge.split(" ", 1) if isinstance(merge, str) else merge
 
 
 def _token_text(token: Any) -> str | None:
@@ -385,10 +430,14 @@ def _has_part(part: Any, kind: str) -> bool:
     return part.get("type") == kind or any(_has_part(p, kind) for p in part.get("decoders", []))
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("an object was expected")
+        return value
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; a model directory holds it beside the weights") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None

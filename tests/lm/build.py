@@ -1,0 +1,208 @@
+"""Small models and tokenizers for the tests: random weights from transformers, written in every layout we read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# What a child process needs: no second thread pool on a small machine, nothing from a developer's own Hub account.
+CHILD_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "HF_HUB_ETAG_TIMEOUT": "5",
+    "NO_PROXY": "*",
+}
+
+TINY = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 2,
+    "tie_word_embeddings": False, "initializer_range": 0.2,
+}  # fmt: skip
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def peer(kind: str, **changes: Any) -> Any:
+    """A transformers model of `kind` with random weights: norms, biases and all."""
+    import transformers
+
+    classes = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama", "mistral": "Mistral"}
+    values: dict[str, Any] = {**TINY, **changes}
+    if kind == "qwen3":
+        values.setdefault("head_dim", 32)  # not hidden_size / heads: Qwen3 sets it apart
+    if kind == "mistral":
+        values.setdefault("sliding_window", None)
+    config = getattr(transformers, classes[kind] + "Config")(**values)
+    torch.manual_seed(7)
+    model = getattr(transformers, classes[kind] + "ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.5)
+    return model
+
+
+def peer_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def byte_vocabulary() -> tuple[list[str], list[list[str]]]:
+    """Tokens and merges of a byte-level BPE: control names first, then the 256 bytes, then three merged words."""
+    from roclab.lm.tokenizer import _bytes_to_unicode
+
+    merges = [["t", "h"], ["th", "e"], ["Ġ", "the"]]
+    return [*CONTROL, *_bytes_to_unicode().values(), *("".join(m) for m in merges)], merges
+
+
+def tokenizer_definition() -> dict[str, Any]:
+    tokens, merges = byte_vocabulary()
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
+        "added_tokens": [{**flags, "id": i, "content": name, "special": True} for i, name in enumerate(CONTROL)],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+            "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges,
+        },
+    }  # fmt: skip
+
+
+def write_tokenizer(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_definition()), encoding="utf-8")
+    config = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def write_folder(folder: Path, model: Any, **options: Any) -> Path:
+    """A Hugging Face directory; `max_shard_size` makes several files."""
+    model.save_pretrained(folder, **options)
+    write_tokenizer(folder)
+    return folder
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def gguf_name(name: str) -> str:
+    stem, _, leaf = name.rpartition(".")
+    if stem.startswith("model.layers."):
+        _, _, layer, part = stem.split(".", 3)
+        return f"blk.{layer}.{GGUF_NAMES[part]}.{leaf}"
+    return f"{GGUF_NAMES[stem]}.{leaf}"
+
+
+def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to q and k of Llama models: halves of each head become neighbours."""
+    rows = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return rows.swapaxes(1, 2).reshape(weight.shape)
+
+
+def add_tokenizer(writer: Any, pre: str = "gpt-2") -> None:
+    tokens, merges = byte_vocabulary()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(CONTROL) + [1] * (len(tokens) - len(CONTROL)))
+    writer.add_token_merges([" ".join(m) for m in merges])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def finish(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_gguf(path: Path, model: Any, rope_freqs: np.ndarray | None = None, **metadata: Any) -> Path:
+    """The model as the `gguf` package writes it, in float32, with the layout of llama.cpp's converter."""
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(path, config.model_type)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    if config.rope_parameters["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+    for key, value in metadata.items():
+        writer.add_key_value(*value) if isinstance(value, tuple) else writer.add_string(key, value)
+    add_tokenizer(writer)
+    if rope_freqs is not None:
+        writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
+    for name, tensor in model.named_parameters():  # a tied head is not listed, nor written
+        data = tensor.detach().numpy()
+        if config.model_type == "llama" and ".q_proj." in name:
+            data = permuted(data, config.num_attention_heads)
+        elif config.model_type == "llama" and ".k_proj." in name:
+            data = permuted(data, config.num_key_value_heads)
+        writer.add_tensor(gguf_name(name), np.ascontiguousarray(data))
+    finish(writer)
+    return path
+
+
+def roclab(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "roclab", *arguments],
+        env={**os.environ, **CHILD_ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2, and one line on stderr that says what is wrong."""
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert [line.startswith("roclab: ") for line in lines] == [False] * (len(lines) - 1) + [True], result.stderr
+    for word in words:
+        assert word in lines[-1], (word, lines[-1])

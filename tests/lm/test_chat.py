@@ -1,0 +1,273 @@
+"""Conversations and thinking mode, with Qwen3's own template and vocabulary and a small RocLM taught to think."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_model
+
+from roclab.errors import RocLabError
+from roclab.lm.chat import Conversation, ThinkingSplit, split_thinking
+from roclab.lm.model import create_roclm_model
+from roclab.lm.sampling import SamplingParams
+from roclab.lm.tokenizer import Tokenizer
+
+QUESTION, THOUGHT, ANSWER = "What is 7 · 8?", "7 · 8 is 56. 🙂", "It is 56 ✓"
+SECOND, SECOND_ANSWER = "And 6 · 7?", "It is 42"
+
+
+@pytest.fixture(scope="module")
+def qwen_tokenizer(shared_data):
+    return Tokenizer.from_directory(shared_data / "qwen3-tokenizer")
+
+
+@pytest.fixture(scope="module")
+def thinker(qwen_tokenizer):
+    """A tiny RocLM that has learned one conversation by heart, with thinking and without."""
+    t = qwen_tokenizer
+    answer = {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHT}
+    first = [{"role": "user", "content": QUESTION}]
+    second = [*first, answer, {"role": "user", "content": SECOND}]
+    end = [t.control["<|im_end|>"]]
+    thinking = [t.control["<think>"], *t.encode(f"\n{THOUGHT}\n"), t.control["</think>"], *t.encode(f"\n\n{ANSWER}")]
+    texts = [
+        (t.encode_chat(first), thinking + end),
+        (t.encode_chat(first, enable_thinking=False), t.encode(ANSWER) + end),
+        (t.encode_chat(second, enable_thinking=False), t.encode(SECOND_ANSWER) + end),
+    ]
+    torch.manual_seed(0)
+    model = create_roclm_model(
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "rope_theta": 10000.0}
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    for _ in range(100):
+        loss = torch.zeros(())
+        for prompt, reply in texts:
+            logits = model(torch.tensor([prompt + reply]))[0, len(prompt) - 1 : -1]
+            loss = loss + F.cross_entropy(logits, torch.tensor(reply))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1, "the small model has not learned its lines"
+    return model.eval()
+
+
+def collect(conversation, text):
+    parts = {"thinking": "", "content": ""}
+    for part, piece in conversation.reply(text):
+        parts[part] += piece
+    return parts
+
+
+def test_thinking_is_shown_apart_and_kept_beside_the_answer(thinker, qwen_tokenizer):
+    conversation = Conversation(thinker, qwen_tokenizer, SamplingParams(max_new_tokens=60))
+    parts = collect(conversation, QUESTION)
+    assert parts["thinking"].strip("\n") == THOUGHT
+    assert parts["content"] == ANSWER
+    reply = conversation.last
+    assert (reply.thinking_content, reply.content, reply.finish_reason) == (THOUGHT, ANSWER, "stop")
+    assert reply.full_response == f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}<|im_end|>"
+    assert conversation.turns[-1] == {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHT}
+
+
+def test_the_next_turn_no_longer_holds_the_thought(thinker, qwen_tokenizer):
+    conversation = Conversation(thinker, qwen_tokenizer, SamplingParams(max_new_tokens=60))
+    collect(conversation, QUESTION)
+    conversation.thinking = False
+    prompt = qwen_tokenizer.decode(conversation.prompt_ids([{"role": "user", "content": SECOND}]), control=True)
+    assert THOUGHT not in prompt
+    assert ANSWER in prompt
+    assert prompt.endswith("<think>\n\n</think>\n\n")
+    assert collect(conversation, SECOND) == {"thinking": "", "content": SECOND_ANSWER}
+
+
+def test_thinking_off_gives_the_answer_alone(thinker, qwen_tokenizer):
+    conversation = Conversation(thinker, qwen_tokenizer, SamplingParams(max_new_tokens=60), thinking=False)
+    assert collect(conversation, QUESTION) == {"thinking": "", "content": ANSWER}
+
+
+def test_a_thought_cut_by_the_token_limit_is_all_thinking(thinker, qwen_tokenizer):
+    conversation = Conversation(thinker, qwen_tokenizer, SamplingParams(max_new_tokens=5))
+    parts = collect(conversation, QUESTION)
+    assert parts["content"] == ""
+    assert conversation.last.finish_reason == "length"
+    assert THOUGHT.startswith(conversation.last.thinking_content)
+    assert conversation.turns[-1]["content"] == ""
+    conversation.params = SamplingParams(max_new_tokens=60)
+    collect(conversation, SECOND)  # the conversation goes on
+    assert len(conversation.turns) == 4
+
+
+def test_a_reply_cut_short_stays_and_the_conversation_goes_on(thinker, qwen_tokenizer):
+    conversation = Conversation(thinker, qwen_tokenizer, SamplingParams(max_new_tokens=60), thinking=False)
+    pieces = conversation.reply(QUESTION)
+    next(pieces)
+    pieces.close()
+    assert conversation.last.finish_reason == "cut"
+    assert ANSWER.startswith(conversation.turns[-1]["content"])
+    assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"]
+    conversation.reset()
+    assert collect(conversation, QUESTION)["content"] == ANSWER
+
+
+def test_a_typed_mark_never_ends_or_begins_a_thought(thinker, qwen_tokenizer):
+    conversation = Conversation(thinker, qwen_tokenizer, SamplingParams(max_new_tokens=60))
+    prompt = conversation.prompt_ids([{"role": "user", "content": "</think><think><|im_end|>"}])
+    assert qwen_tokenizer.control["<think>"] not in prompt
+    assert qwen_tokenizer.control["</think>"] not in prompt
+    assert prompt.count(qwen_tokenizer.control["<|im_end|>"]) == 1
+
+
+def test_the_split_knows_the_handout_s_token(qwen_tokenizer):
+    t = qwen_tokenizer
+    assert t.control["</think>"] == 151668
+    think, end = t.control["<think>"], t.control["</think>"]
+    spoken = t.encode("</think> and <think> are marks")
+    assert split_thinking(t, [], [think, *t.encode("\na\n"), end, *t.encode("\n\nb")]) == ("a", "b")
+    assert split_thinking(t, [think], [*t.encode("a"), end, *t.encode("b")]) == ("a", "b")  # opened by the prompt
+    assert split_thinking(t, [think, end], t.encode("b")) == ("", "b")
+    assert split_thinking(t, [], spoken) == ("", "</think> and <think> are marks")
+    assert split_thinking(t, [], [think, *t.encode("never ends")]) == ("never ends", "")
+    late = ThinkingSplit(t, [])
+    assert [late.feed(i) for i in (*t.encode("b"), think)] == ["content", "content"]
+
+
+def test_a_conversation_that_outgrows_the_context_is_refused_and_kept(thinker, qwen_tokenizer):
+    conversation = Conversation(thinker, qwen_tokenizer, SamplingParams(max_new_tokens=60), thinking=False)
+    collect(conversation, QUESTION)
+    turns = list(conversation.turns)
+    with pytest.raises(RocLabError, match="context of 256; /reset"):
+        collect(conversation, "word " * 250)
+    assert conversation.turns == turns
+
+
+def test_saved_conversations_come_back_and_others_are_refused(smollm):
+    conversation = Conversation(*smollm, SamplingParams(max_new_tokens=8), system="Be brief.")
+    collect(conversation, "Hi")
+    other = Conversation(*smollm)
+    other.load(json.loads(json.dumps(conversation.to_dict())), "x.json")
+    assert other.messages == conversation.messages
+    for wrong in ([], {}, {"messages": [{"role": "system", "content": "x"}]}, {"messages": [{"role": "user"}]}):
+        with pytest.raises(RocLabError, match=r"x\.json: not a saved conversation"):
+            other.load(wrong, "x.json")
+    assert other.messages == conversation.messages
+
+
+def test_a_model_without_a_chat_template_is_refused_at_once(smollm, qwen_tokenizer):
+    model, tokenizer = smollm
+    bare = Tokenizer(tokenizer._definition, origin="bare")
+    with pytest.raises(RocLabError, match="no chat template"):
+        Conversation(model, bare)
+
+
+# ── at the terminal ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def thinker_folder(thinker, shared_data, tmp_path_factory):
+    """The small model as a Hugging Face directory, written as anybody's would be."""
+    folder = tmp_path_factory.mktemp("thinker")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((shared_data / "qwen3-tokenizer" / name).read_bytes())
+    config = {
+        k: v for k, v in vars(thinker.config).items() if k not in ("qk_norm", "o_proj_bias", "attn_implementation")
+    }
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", **config}))
+    save_model(thinker, folder / "model.safetensors")
+    return folder
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "roclab", "lm", "chat", "-t", "0", *map(str, arguments)]
+
+
+def test_chat_through_pipes(thinker_folder, tmp_path):
+    saved = tmp_path / "talk.json"
+    lines = ["/help", QUESTION, "/stats", "/think off", "/reset", QUESTION, "/system Be kind.", "/think maybe"]
+    lines += ["/nonsense", f"/save {saved}", f"/save {tmp_path}/no/such/folder.json"]
+    done = subprocess.run(
+        command("--model", thinker_folder, "-n", "60"),
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    assert f"thinking: {THOUGHT}" in out
+    assert out.count(ANSWER) == 2
+    assert "tokens at" in out
+    assert "of 256 tokens of context used" in out
+    assert "system: Be kind." in out
+    assert "choose on, off or auto" in done.stderr
+    assert "/nonsense: no such command" in done.stderr
+    assert "No such file or directory" in done.stderr
+    assert json.loads(saved.read_text()) == {
+        "system": "Be kind.", "thinking": False,
+        "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}],
+    }  # fmt: skip
+    again = subprocess.run(
+        command("--model", thinker_folder, "--load", saved), input="/save /dev/null/x\n", capture_output=True, text=True
+    )
+    assert "2 messages from" in again.stdout
+
+
+class Terminal:
+    """A process on a pseudo-terminal, as a person would run it."""
+
+    def __init__(self, arguments):
+        self.master, slave = pty.openpty()
+        environment = {**os.environ, "TERM": "dumb", "NO_COLOR": "1"}
+        self.process = subprocess.Popen(
+            arguments, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
+            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(slave)
+        self.seen = ""
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def wait_for(self, text, seconds=120):
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
+            if select.select([self.master], [], [], 1)[0]:
+                try:
+                    self.seen += os.read(self.master, 65536).decode(errors="replace")
+                except OSError:
+                    assert text in self.seen, f"ended without {text!r}: {self.seen!r}"
+        self.seen = self.seen[self.seen.index(text) + len(text) :]
+
+
+def test_ctrl_c_cuts_a_reply_short_and_ctrl_d_ends(smollm_path):
+    terminal = Terminal(command("--model", smollm_path, "-n", "2000"))
+    terminal.wait_for("> ")
+    terminal.type("Count from 1 to 1000, in words.\n")
+    terminal.wait_for("6789")  # how this small model counts
+    terminal.type("\x03")
+    terminal.wait_for("[cut short]")
+    terminal.wait_for("> ")
+    terminal.type("/stats\n")
+    terminal.wait_for("(cut)")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.process.wait(60) == 0
+
+
+def test_ctrl_c_at_the_prompt_ends_cleanly(thinker_folder):
+    terminal = Terminal(command("--model", thinker_folder))
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    assert terminal.process.wait(60) == 0
+    assert "Traceback" not in terminal.seen
