@@ -19,6 +19,7 @@ CHILD_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "HF_HUB_ETAG_TIMEOUT": "5",
+    "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody there: a test that wants a Hub names its own
     "NO_PROXY": "*",
 }
 
@@ -147,8 +148,11 @@ def finish(writer: Any) -> None:
     writer.close()
 
 
-def write_gguf(path: Path, model: Any, rope_freqs: np.ndarray | None = None, **metadata: Any) -> Path:
-    """The model as the `gguf` package writes it, in float32, with the layout of llama.cpp's converter."""
+def write_gguf(
+    path: Path, model: Any, rope_freqs: np.ndarray | None = None, changes: dict[str, Any] | None = None
+) -> Path:
+    """The model as the `gguf` package writes it, in float32, with the layout of llama.cpp's converter. `changes` to
+    its metadata: another value, or None to leave a key out."""
     import gguf
 
     config = model.config
@@ -168,9 +172,12 @@ def write_gguf(path: Path, model: Any, rope_freqs: np.ndarray | None = None, **m
     if config.rope_parameters["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rope_parameters["factor"])
-    for key, value in metadata.items():
-        writer.add_key_value(*value) if isinstance(value, tuple) else writer.add_string(key, value)
     add_tokenizer(writer)
+    for key, value in (changes or {}).items():
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            add = {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}[type(value)]
+            add(key, value)
     if rope_freqs is not None:
         writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
     for name, tensor in model.named_parameters():  # a tied head is not listed, nor written

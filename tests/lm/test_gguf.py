@@ -268,7 +268,12 @@ HOSTILE = {
     + struct.pack("<Ii", 5, -32),
     "a key that is no text": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2) + b"\xff\xfe" + bytes(20),
 }
-for label, dims in {"no size": (), "an empty size": (2**40, 0), "a huge size": (2**40, 2**40), "odd rows": (31,)}.items():
+for label, dims in {
+    "no size": (),
+    "an empty size": (2**40, 0),
+    "a huge size": (2**40, 2**40),
+    "odd rows": (31,),
+}.items():
     for kind in (0, 2):
         if (label, kind) != ("odd rows", 0):
             HOSTILE[f"a tensor of type {kind} with {label}"] = (
