@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = Path(os.environ.get("ROCLAB_SHARED_DATA", ROOT.parent / "shared" / "data"))
 

@@ -8,6 +8,10 @@ import sys
 
 import typer
 
+# Threads that wait must sleep, not spin: where cores are shared, spinning costs most of the speed (docs/log.md). It has
+# to be said before torch loads its thread pool.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from roclab import __version__
 from roclab.cli import lm, vision
 from roclab.errors import RocLabError
