@@ -104,7 +104,9 @@ class Tokenizer:
         # A merge into a control token would need its public name in the vocabulary, and could be typed; one out of it
         # would need the name too.
         model["merges"] = [
-            m for m in map(_parts, model["merges"]) if m[0] not in inner and m[1] not in inner and "".join(m) not in inner
+            m
+            for m in map(_parts, model["merges"])
+            if m[0] not in inner and m[1] not in inner and "".join(m) not in inner
         ]
         added = [
             {**token, "content": inner.get(token["content"], token["content"]), "normalized": False}
