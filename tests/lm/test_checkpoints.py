@@ -273,7 +273,7 @@ BAD_FOLDERS = {
     "a vocabulary larger than the embedding": (
         lambda f: (
             edit(f / "config.json", vocab_size=260),
-            edit_tensors(f, lambda t: t.update({n: t[n][:260] for n in ("model.embed_tokens.weight", "lm_head.weight")})),
+            edit_tensors(f, lambda t: t.update({n: t[n][:260] for n in t if t[n].shape[0] == 300})),
         ),
         ["264 tokens", "260 rows"],
     ),
@@ -334,6 +334,16 @@ def open_all(path: Path) -> None:
     checkpoint = open_checkpoint(path)
     checkpoint.load_tokenizer()
     checkpoint.load_model()
+
+
+def open_or_complain(path: Path) -> None:
+    """Anything but a model or the one error that may come is raised."""
+    message = ""
+    try:
+        open_all(path)
+    except CheckpointError as error:
+        message = str(error)
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", BAD_FOLDERS)
@@ -412,10 +422,7 @@ def test_random_damage_to_a_gguf_model_gives_a_clear_error_or_a_model(data, good
         content[at] = data.draw(st.integers(0, 255))
     path = tmp_path / "damaged.gguf"
     path.write_bytes(content)
-    try:
-        open_all(path)
-    except CheckpointError as error:
-        assert "\n" not in str(error)
+    open_or_complain(path)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -428,10 +435,7 @@ def test_random_damage_to_safetensors_gives_a_clear_error_or_a_model(data, good_
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, header))] = data.draw(st.integers(0, 255))
     (folder / "model.safetensors").write_bytes(content)
-    try:
-        open_checkpoint(folder).load_model()
-    except CheckpointError as error:
-        assert "\n" not in str(error)
+    open_or_complain(folder)
 
 
 # ── Through the command line ────────────────────────────────────────────────────────────────────────────────────
