@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ class Checkpoint(ABC):
         if (last := f"model.layers.{layers - 1}.input_layernorm.weight") not in self.names():
             # Looked at first: a damaged count could ask for a billion layers.
             raise CheckpointError(f"{self.path}: tensor {last} is missing (the configuration has {layers} layers)")
+        query = "model.layers.0.self_attn.q_proj.weight"  # and a damaged head_dim for gigabytes of rotary frequencies
+        rows = (self.config.num_attention_heads * self.config.head_dim, self.config.hidden_size)
+        if query in self.names() and (found := self.shape(query)) != rows:
+            raise CheckpointError(f"{self.path}: tensor {query} has shape {found}, the configuration needs {rows}")
         with _NoInitialValues(), torch.device("meta"):  # shapes without memory: the weights come from the file
             model = RocLMForCausalLM(self.config)
         # named_parameters lists shared parameters once: a tied head is the embedding and needs no tensor.
@@ -242,7 +247,7 @@ def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMCon
             qk_norm=kind == "qwen3",
             **optional,
         )
-        rope_frequencies(config)  # an unsupported rope_scaling shows here, before any weight is read
+        rope_frequencies(replace(config, head_dim=2))  # an unsupported rope_scaling shows before any weight is read
     except KeyError as error:
         raise CheckpointError(f"{origin}: {error.args[0]} is missing") from None
     except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -351,9 +356,13 @@ class GGUFCheckpoint(Checkpoint):
                 "rope_type": "llama3", "factor": divisors.max().item(), "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
             }  # fmt: skip
+            if divisors.shape != (config.head_dim // 2,):
+                raise CheckpointError(
+                    f"{self.path}: rope_freqs.weight has shape {tuple(divisors.shape)}, not one per pair"
+                )
             plain = rope_frequencies(config)
             scaled = rope_frequencies(RocLMConfig(**{**vars(config), "rope_scaling": scaling}))
-            if divisors.shape != plain.shape or not torch.allclose(plain / scaled, divisors, rtol=1e-3):
+            if not torch.allclose(plain / scaled, divisors, rtol=1e-3):
                 raise CheckpointError(f"{self.path}: rope_freqs.weight is no scaling that Llama 3 uses; not supported")
             return scaling
         factor = value("rope.scaling.factor", value("rope.scale_linear", 1.0))  # the second: older files

@@ -264,6 +264,7 @@ BAD_FOLDERS = {
         lambda f: edit(f / "config.json", num_hidden_layers=10**9, layer_types=None),
         ["model.layers.999999999", "missing"],
     ),
+    "a head size without end": (lambda f: edit(f / "config.json", head_dim=10**12), ["q_proj", "(128, 64)"]),
     "a size that is no number": (lambda f: edit(f / "config.json", hidden_size="wide"), ["hidden_size", "wide"]),
     "a head count of zero": (lambda f: edit(f / "config.json", num_attention_heads=0, head_dim=None), ["config.json"]),
     "a configuration without a size": (
@@ -387,6 +388,7 @@ def test_folders_without_a_single_model_say_what_was_looked_for(tmp_path, good_g
         ({"llama.rope.dimension_count": 8}, ["8 of 16"]),
         ({"llama.attention.sliding_window": 512}, ["sliding-window"]),
         ({"llama.block_count": 4 * 10**9}, ["model.layers.3999999999", "missing"]),
+        ({"llama.attention.key_length": 4 * 10**9, "llama.rope.dimension_count": None}, ["q_proj", "(64, 64)"]),
         ({"llama.block_count": 1}, ["not part of this architecture"]),
         ({"llama.feed_forward_length": 95}, ["(96, 64)", "(95, 64)"]),
         ({"llama.attention.head_count": 0}, ["metadata"]),
