@@ -13,6 +13,7 @@ No pickle is ever executed.
 
 from __future__ import annotations
 
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -54,7 +55,8 @@ def open_checkpoint(name: str | Path, say: Callable[[str], None] = lambda _: Non
             f"{folder}: holds {len(gguf_files)} GGUF files; name one of them: {', '.join(f.name for f in gguf_files)}"
         )
     raise CheckpointError(
-        f"{path}: no model here (looked for a .gguf file, config.json, or {CourseCheckpoint.WEIGHTS})"
+        f"{path}: no model here (looked for a .gguf file, config.json, or {CourseCheckpoint.WEIGHTS}); of a Hub "
+        "repository that holds GGUF files name one, as owner/name/file.gguf"
     )
 
 
@@ -415,8 +417,9 @@ class CourseCheckpoint(Checkpoint):
             except (ValueError, TypeError) as error:
                 raise CheckpointError(f"{path.parent / self.CONFIG}: {error}") from None
         try:
-            # weights_only: tensors and plain containers, nothing that runs. mmap: read when used.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # weights_only: tensors and plain containers, nothing that runs. mmap: read when used, which only the zip
+            # form allows; torch before 1.6 wrote another.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except FileNotFoundError:
             raise CheckpointError(f"{path}: missing, although {self.CONFIG} is there") from None
         except Exception as error:  # damaged zip, refused pickle, wrong magic: the library has a type for each

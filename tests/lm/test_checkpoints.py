@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from roclab.errors import CheckpointError
 from roclab.lm.checkpoints import SUPPORTED, open_checkpoint
-from roclab.lm.model import RocLMConfig, RocLMForCausalLM
+from roclab.lm.model import RocLMConfig, RocLMForCausalLM, create_roclm_model
 
 from .build import (
     LLAMA3_ROPE,
@@ -478,3 +478,13 @@ def test_the_command_line_generates_from_every_layout(good_folder, good_gguf, tm
         answer = json.loads(result.stdout)
         assert answer["prompt_tokens"] == 3
         assert 1 <= answer["new_tokens"] <= 5
+
+
+def test_an_old_pth_that_is_no_zip_loads_too(tmp_path):
+    model = create_roclm_model({"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+                               | {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8})  # fmt: skip
+    (tmp_path / "model_config.json").write_text(json.dumps({**vars(model.config)}))
+    path = tmp_path / "custom_model_state_dict.pth"
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(open_checkpoint(path).load_model()(ids), model.eval()(ids))
