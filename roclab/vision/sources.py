@@ -15,7 +15,7 @@ from roclab.errors import DataError
 from roclab.vision.photos import EXTENSIONS
 
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
-SPLIT_NAMES |= {name: "val" for name in ("val", "valid", "validation", "dev")}
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
 
 @dataclass(frozen=True)

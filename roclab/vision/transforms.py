@@ -58,7 +58,9 @@ def train_transform(
     """The transform for training: PIL photo (or uint8 CHW tensor) -> float32 (3, S, S), drawn anew at each call.
 
     Random resized crop of at least `min_area` of the photo, flips, RandAugment if asked, normalisation. `flips` is
-    "horizontal", or "dihedral" for things without an up: all eight flips and quarter turns, equally likely. Every draw comes from torch's global generator: seed it, and the same photo gives the same bits. `min_area` is
+    "horizontal", or "dihedral" for things without an up: all eight flips and quarter turns, equally likely.
+
+    Every draw comes from torch's global generator: seed it, and the same photo gives the same bits. `min_area` is
     0.35, not ImageNet's 0.08: with few photos, a crop of 8 % often does not show what the label names.
     """
     from torchvision.transforms import v2
