@@ -91,6 +91,12 @@ def file_sha256(path: str | os.PathLike) -> str:
         return digest.hexdigest()
 
 
+def cache_folder(name: str) -> Path:
+    """Where things that can be computed again are kept: `ROCLAB_CACHE`, or `roclab` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(os.environ.get("ROCLAB_CACHE") or os.path.join(base, "roclab")) / name
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, numpy's and torch's (CPU and GPU) generators."""
     import numpy

@@ -18,7 +18,8 @@ from typing import Any
 
 from roclab.errors import DataError, RocLabError
 from roclab.runs import file_sha256
-from roclab.vision.photos import in_threads, inspect_photos, open_photo
+from roclab.vision.duplicates import near_duplicates
+from roclab.vision.photos import Inspection, in_threads, inspect_photos, open_photo
 from roclab.vision.sources import Entry, Listing, list_photos
 
 __all__ = ["TEST_SEED", "Dataset", "Photo", "load_data", "open_photo"]
@@ -47,6 +48,7 @@ class Dataset:
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     val_fraction: float = 0.2
+    near_duplicates: list[dict[str, Any]] = field(default_factory=list)  # pairs across splits, as paths
     flips: str = "horizontal"  # what `transforms.train_transform` may do: "horizontal" or "dihedral"
 
     @property
@@ -93,6 +95,7 @@ class Dataset:
             "fingerprint": self.fingerprint(),
             "skipped": [[self._relative(path), reason] for path, reason in self.skipped],
             "notes": self.notes,
+            "near_duplicates_across_splits": self.near_duplicates,
             "photos": [
                 {"path": self._relative(p.path), "label": p.label, "split": p.split, "sha256": p.sha256}
                 for p in self._photos
@@ -123,6 +126,7 @@ class Dataset:
                 skipped=[(base / path, reason) for path, reason in manifest["skipped"]],
                 notes=manifest["notes"],
                 val_fraction=manifest["val_fraction"],
+                near_duplicates=manifest["near_duplicates_across_splits"],
                 flips=manifest["flips"],
             )
             recorded = manifest["fingerprint"]
@@ -155,39 +159,45 @@ def load_data(
 ) -> Dataset:
     """List, check and split the photos of `spec`: "pets", "elpv", a folder or a CSV file.
 
-    Every photo is opened once. One that cannot be read stops with a `DataError` that names it; `skip_bad` leaves all
+    Every photo is opened (once: what is found is remembered under the file's hash). One that cannot be read stops with a `DataError` that names it; `skip_bad` leaves all
     such photos, and classes without photos, out of everything and records them in `Dataset.skipped`.
     """
     if not 0 < val_fraction < 1:
         raise RocLabError(f"--val-fraction is {val_fraction}, must be between 0 and 1")
     listing = list_photos(spec, data_root, mirror)
-    entries, hashes, skipped = _readable(listing, skip_bad)
+    entries, checks, skipped = _readable(listing, skip_bad)
     classes = _classes(listing, entries, skip_bad, skipped)
     notes = [f"left out {path}: {reason}" for path, reason in skipped]
-    splits = _split(entries, hashes, listing.test_fraction, val_fraction, seed, notes)
+    hashes = [check.sha256 for check in checks]
+    splits = _split(entries, hashes, listing.test_fraction, val_fraction, seed)
     index = {name: i for i, name in enumerate(classes)}
-    photos = [
-        Photo(entry.path, index[entry.label], split, sha256)
-        for entry, split, sha256 in zip(entries, splits, hashes, strict=True)
-    ]
-    species = {name: listing.species[name] for name in classes} if listing.species else None
     dataset = Dataset(
-        listing.name, classes, listing.root, seed, photos, species, skipped, notes, val_fraction, listing.flips
+        name=listing.name,
+        classes=classes,
+        root=listing.root,
+        seed=seed,
+        _photos=[Photo(e.path, index[e.label], s, h) for e, s, h in zip(entries, splits, hashes, strict=True)],
+        species={name: listing.species[name] for name in classes} if listing.species else None,
+        skipped=skipped,
+        notes=notes,
+        val_fraction=val_fraction,
+        flips=listing.flips,
     )
     _note_missing(dataset)
+    _note_duplicates(dataset, checks)
     return dataset
 
 
-def _readable(listing: Listing, skip_bad: bool) -> tuple[list[Entry], list[str], list[tuple[Path, str]]]:
-    """The entries whose photo can be read, their hashes, and what was left out with the reason."""
-    checks = inspect_photos([entry.path for entry in listing.entries], look=False)
+def _readable(listing: Listing, skip_bad: bool) -> tuple[list[Entry], list[Inspection], list[tuple[Path, str]]]:
+    """The entries whose photo can be read, what was found in each, and what was left out with the reason."""
+    checks = inspect_photos([entry.path for entry in listing.entries])
     bad = [check for check in checks if check.error]
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more: `roclab vision audit` names them all)" if len(bad) > 1 else ""
         raise DataError(f"{bad[0].path}: {bad[0].error}{more}; repair or remove it, or leave it out with --skip-bad")
-    pairs = [(e, check.sha256) for e, check in zip(listing.entries, checks, strict=True) if not check.error]
+    good = [(entry, check) for entry, check in zip(listing.entries, checks, strict=True) if not check.error]
     skipped = [(check.path, check.error) for check in bad]
-    return [entry for entry, _ in pairs], [sha256 for _, sha256 in pairs], skipped
+    return [entry for entry, _ in good], [check for _, check in good], skipped
 
 
 def _classes(listing: Listing, entries: list[Entry], skip_bad: bool, skipped: list[tuple[Path, str]]) -> list[str]:
@@ -213,7 +223,6 @@ def _split(
     test_fraction: float,
     val_fraction: float,
     seed: int,
-    notes: list[str],
 ) -> list[str]:
     """The split of each entry: what the source says, then the cuts of test (if none is given) and val."""
     splits = ["train" if entry.split == "trainval" else entry.split for entry in entries]
@@ -225,14 +234,6 @@ def _split(
         training = [i for i, split in enumerate(splits) if split == "train"]
         for i in _cut(training, entries, hashes, val_fraction, seed):
             splits[i] = "val"
-    found: dict[str, set[str]] = defaultdict(set)
-    for sha256, split in zip(hashes, splits, strict=True):
-        found[sha256].add(str(split))
-    leaks = [i for i, sha256 in enumerate(hashes) if splits[i] == "test" and len(found[sha256]) > 1]
-    if leaks:  # only a split given by the source can do this
-        notes.append(
-            f"{len(leaks)} photos of test are also in train or val, byte for byte; first {entries[leaks[0]].path}"
-        )
     return [str(split) for split in splits]
 
 
@@ -270,3 +271,33 @@ def _note_missing(dataset: Dataset) -> None:
             dataset.notes.append(f"{name} has no photo of {len(absent)} of {len(dataset.classes)} classes: {shown}")
     if not dataset.counts()["train"] or not dataset.counts()["val"]:
         raise DataError(f"{dataset.name}: the splits leave nothing to train on or to validate with: {dataset.counts()}")
+
+
+def _note_duplicates(dataset: Dataset, checks: Sequence[Inspection]) -> None:
+    """Say which photos stand in more than one split: identical bytes (only a split made by the source can do that),
+    and near-duplicates. A test photo that was trained on makes the test figure too good."""
+    photos = dataset._photos
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        sides = [{p.sha256: p for p in photos if p.split == side} for side in (a, b)]
+        if common := sides[0].keys() & sides[1].keys():
+            first = min(str(sides[1][sha256].path) for sha256 in common)
+            dataset.notes.append(f"{len(common)} photos of {b} are also in {a}, byte for byte; first {first}")
+    for pair in near_duplicates(checks):
+        first, second = photos[pair.first], photos[pair.second]
+        if first.split != second.split:
+            dataset.near_duplicates.append(
+                {
+                    "photos": [dataset._relative(first.path), dataset._relative(second.path)],
+                    "splits": [first.split, second.split],
+                    "same_label": first.label == second.label,
+                    "distance": pair.distance,
+                    "correlation": pair.correlation,
+                }
+            )
+    if dataset.near_duplicates:
+        with_test = sum("test" in pair["splits"] for pair in dataset.near_duplicates)
+        names = " and ".join(dataset.near_duplicates[0]["photos"])
+        dataset.notes.append(
+            f"{len(dataset.near_duplicates)} pairs of near-duplicates lie across splits, {with_test} of them with the "
+            f"test split (perceptual hash); closest {names}; `roclab vision audit` lists them"
+        )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, fields, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from roclab.errors import DataError
-from roclab.runs import file_sha256, track
+from roclab.runs import cache_folder, file_sha256, track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,7 +111,7 @@ class Inspection:
     frames: int = 1
     error: str = ""
     phash: int = 0  # 64 bits
-    thumbnail: Any = field(default=None, compare=False, repr=False)  # uint8 (32, 32), grey
+    thumbnail: bytes = field(default=b"", repr=False)  # THUMBNAIL x THUMBNAIL grey values
 
     @property
     def wrong_extension(self) -> bool:
@@ -119,11 +123,11 @@ class Inspection:
         return bool(self.format and named) and twins.get(self.format, self.format) != twins.get(named or "", named)
 
 
-def inspect_photo(path: str | os.PathLike, look: bool = True) -> Inspection:
-    """Read a file once and say what it is; never raises for a bad photo, `Inspection.error` tells.
+def inspect_photo(path: str | os.PathLike, known: Callable[[str], Inspection | None] | None = None) -> Inspection:
+    """Read a file and say what it is; never raises for a bad photo, `Inspection.error` tells.
 
-    With `look` also the perceptual hash (Zauner 2010: signs of the lowest 8 x 8 DCT coefficients, 64 bits) and a
-    thumbnail, for finding near-duplicates.
+    The perceptual hash is pHash (Zauner 2010: signs of the lowest 8 x 8 DCT coefficients). `known` may give an
+    earlier inspection of the same bytes by their SHA-256, which saves decoding them.
     """
     from PIL import Image
 
@@ -132,6 +136,8 @@ def inspect_photo(path: str | os.PathLike, look: bool = True) -> Inspection:
         facts: dict[str, Any] = {"sha256": file_sha256(path), "num_bytes": path.stat().st_size}
     except OSError as error:
         return Inspection(path, error=_reason(error, path))
+    if known and (earlier := known(facts["sha256"])):
+        return replace(earlier, path=path)
     try:
         with Image.open(path) as photo:
             orientation = photo.getexif().get(0x0112, 1)
@@ -142,21 +148,62 @@ def inspect_photo(path: str | os.PathLike, look: bool = True) -> Inspection:
         return Inspection(path, **facts, error=str(error).removeprefix(f"{path}: "))
     except Exception as error:
         return Inspection(path, **facts, error=_reason(error, path))
-    facts |= {"width": photo.width, "height": photo.height}
-    if look:
-        import imagehash
-        import numpy as np
+    import imagehash
+    import numpy as np
 
-        grey = photo.convert("L")
-        bits = imagehash.phash(grey).hash.ravel()
-        facts["phash"] = int(np.packbits(bits).view(">u8")[0])
-        facts["thumbnail"] = np.asarray(grey.resize((32, 32), Image.Resampling.BOX))
+    grey = photo.convert("L")
+    facts |= {"width": photo.width, "height": photo.height}
+    facts["phash"] = int(np.packbits(imagehash.phash(grey).hash.ravel()).view(">u8")[0])
+    facts["thumbnail"] = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
     return Inspection(path, **facts)
 
 
-def inspect_photos(paths: Sequence[Path], look: bool = True, description: str = "checking photos") -> list[Inspection]:
-    """`inspect_photo` over many files, in threads (Pillow decodes without holding Python's lock)."""
-    return in_threads(lambda path: inspect_photo(path, look), paths, description)
+THUMBNAIL = 32  # px
+
+
+def inspect_photos(paths: Sequence[Path], description: str = "checking photos") -> list[Inspection]:
+    """`inspect_photo` over many files, in threads (Pillow decodes without holding Python's lock).
+
+    What was found is remembered under the hash of the bytes, so the next run only hashes the files.
+    """
+    memory = Memory()
+    found = in_threads(lambda path: inspect_photo(path, memory.known), paths, description)
+    memory.keep(found)
+    return found
+
+
+class Memory:
+    """Inspections of earlier runs in the cache folder (SQLite). Without it everything works, only slower."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, str] = {}
+        self._file = cache_folder("photos") / f"inspections-1-pillow-{metadata.version('pillow')}.sqlite"
+        if self._file.exists():
+            with suppress(sqlite3.Error), closing(sqlite3.connect(self._file, timeout=10)) as store:
+                self._rows = dict(store.execute("SELECT sha256, facts FROM photos"))
+
+    def known(self, sha256: str) -> Inspection | None:
+        """The inspection of the file with these bytes, under another path perhaps."""
+        try:
+            facts = json.loads(self._rows[sha256])
+            return Inspection(Path(), **facts | {"thumbnail": bytes.fromhex(facts["thumbnail"])})
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def keep(self, inspections: Sequence[Inspection]) -> None:
+        """Remember the readable ones. An unreadable file is looked at again: the fault may have been in the reading."""
+        new = {i.sha256: i for i in inspections if not i.error and i.sha256 not in self._rows}
+        if not new:
+            return
+        rows = []
+        for sha256, inspection in new.items():
+            facts = {f.name: getattr(inspection, f.name) for f in fields(inspection) if f.name not in ("path", "error")}
+            rows.append((sha256, json.dumps(facts | {"thumbnail": inspection.thumbnail.hex()})))
+        with suppress(sqlite3.Error, OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._file, timeout=10)) as store, store:
+                store.execute("CREATE TABLE IF NOT EXISTS photos (sha256 TEXT PRIMARY KEY, facts TEXT)")
+                store.executemany("INSERT OR IGNORE INTO photos VALUES (?, ?)", rows)
 
 
 def in_threads(work: Callable[[T], S], items: Iterable[T], description: str) -> list[S]:
@@ -164,21 +211,3 @@ def in_threads(work: Callable[[T], S], items: Iterable[T], description: str) -> 
     items = list(items)
     with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
         return list(track(pool.map(work, items), description, total=len(items)))
-
-
-def phash_distances(hashes: Sequence[int], limit: int) -> list[tuple[int, int, int]]:
-    """Pairs (i, j, distance) with i < j of 64-bit hashes that differ in at most `limit` bits.
-
-    All pairs are compared, as matrix products of ±1 vectors in blocks: 64 - 2 d = <a, b>.
-    """
-    import numpy as np
-
-    bits = np.unpackbits(np.array(hashes, dtype=">u8").view(np.uint8).reshape(-1, 8), axis=1)
-    signs = bits.astype(np.float32) * 2 - 1  # (N, 64)
-    pairs = []
-    for start in range(0, len(hashes), 2048):
-        products = signs[start : start + 2048] @ signs[start:].T
-        for i, j in np.argwhere(products >= 64 - 2 * limit):
-            if i < j:
-                pairs.append((start + int(i), start + int(j), int(64 - products[i, j]) // 2))
-    return pairs
