@@ -159,8 +159,9 @@ def load_data(
 ) -> Dataset:
     """List, check and split the photos of `spec`: "pets", "elpv", a folder or a CSV file.
 
-    Every photo is opened (once: what is found is remembered under the file's hash). One that cannot be read stops with a `DataError` that names it; `skip_bad` leaves all
-    such photos, and classes without photos, out of everything and records them in `Dataset.skipped`.
+    Every photo is opened (once: what is found is remembered under the file's hash). One that cannot be read stops
+    with a `DataError` that names it; `skip_bad` leaves all such photos, and classes without photos, out of
+    everything and records them in `Dataset.skipped`.
     """
     if not 0 < val_fraction < 1:
         raise RocLabError(f"--val-fraction is {val_fraction}, must be between 0 and 1")
@@ -283,13 +284,13 @@ def _note_duplicates(dataset: Dataset, checks: Sequence[Inspection]) -> None:
             first = min(str(sides[1][sha256].path) for sha256 in common)
             dataset.notes.append(f"{len(common)} photos of {b} are also in {a}, byte for byte; first {first}")
     for pair in near_duplicates(checks):
-        first, second = photos[pair.first], photos[pair.second]
-        if first.split != second.split:
+        one, other = photos[pair.first], photos[pair.second]
+        if one.split != other.split:
             dataset.near_duplicates.append(
                 {
-                    "photos": [dataset._relative(first.path), dataset._relative(second.path)],
-                    "splits": [first.split, second.split],
-                    "same_label": first.label == second.label,
+                    "photos": [dataset._relative(one.path), dataset._relative(other.path)],
+                    "splits": [one.split, other.split],
+                    "same_label": one.label == other.label,
                     "distance": pair.distance,
                     "correlation": pair.correlation,
                 }

@@ -29,8 +29,8 @@ STAGES = {
     "swin_t": (r"features\.0", r"features\.1", r"features\.[23]", r"features\.[45]", r"features\.[67]|norm"),
 }
 
-# The package's weights are Google's, converted from TensorFlow. "Same" padding (more on the right and below), BatchNorm's
-# eps of 1e-3 (timm calls that variant tf_efficientnet_lite0) and photos normalised as (x - 127) / 128 belong to them;
+# The package's weights are Google's, converted from TensorFlow. "Same" padding (more right and below), BatchNorm's eps
+# of 1e-3 (timm calls that variant tf_efficientnet_lite0) and photos normalised as (x - 127) / 128 belong to them;
 # the package does not say so. On the 240 photos of pets37 whose breed is an ImageNet class, the weights' own
 # 1000-class head is right on 81.3 %; with ImageNet's usual mean and deviation on 75.0 %, with symmetric padding on
 # 78.3 % (docs/log-vision.md).

@@ -49,14 +49,16 @@ def list_photos(spec: str, data_root: str | os.PathLike | None = None, mirror: s
         return list_pets(get_pets(Path(data_root or "data"), mirror))
     if spec == "elpv":
         return list_elpv(Path(data_root) if data_root else None)
-    path = Path(data_root or ".") / spec
+    path = Path(spec)
+    if data_root and not path.exists() and (Path(data_root) / spec).exists():
+        path = Path(data_root) / spec
     if path.is_dir():
         for folder in (path, path / "oxford-iiit-pet"):
             if (folder / "annotations" / "trainval.txt").is_file():
                 return list_pets(folder)
         return list_folder(path)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return list_csv(path)
+        return list_csv(path, Path(data_root) if data_root else None)
     kind = "is not a folder or a .csv file" if path.exists() else "does not exist"
     raise DataError(f"--data {spec}: {path} {kind}; give pets, elpv, a folder of photos or a table path,label[,split]")
 
@@ -143,11 +145,12 @@ def list_folder(root: Path) -> Listing:
     return Listing(root.resolve().name, root, entries, _sorted_classes(classes), ignored=ignored)
 
 
-def list_csv(table: Path) -> Listing:
+def list_csv(table: Path, base: Path | None = None) -> Listing:
     """A table with the columns path, label and, if the split is given, split (train, val or test).
 
-    Paths are relative to the table's folder.
+    Paths are relative to `base`, or to the table's folder if that is not given.
     """
+    base = base or table.parent
     entries: list[Entry] = []
     seen: dict[Path, int] = {}
     with open(table, newline="", encoding="utf-8-sig") as file:
@@ -163,14 +166,14 @@ def list_csv(table: Path) -> Listing:
             split = None
             if "split" in names and (split := SPLIT_NAMES.get(cells["split"].lower())) is None:
                 raise DataError(f"{where}: split is {cells['split']!r}, must be train, val or test")
-            path = table.parent / cells["path"]
+            path = base / cells["path"]
             if path in seen:
                 raise DataError(f"{where}: {cells['path']} stands in line {seen[path]} already")
             seen[path] = rows.line_num
             entries.append(Entry(path, cells["label"], split))
     if not entries:
         raise DataError(f"{table} lists no photos")
-    return Listing(table.stem, table.parent, entries, _sorted_classes({entry.label for entry in entries}))
+    return Listing(table.stem, base, entries, _sorted_classes({entry.label for entry in entries}))
 
 
 def _sorted_classes(names: set[str]) -> list[str]:

@@ -46,7 +46,7 @@ def read_weights(path: str | os.PathLike) -> State:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors: code in weight files is never run; save its state dict only"
+            f"{path} is damaged, or holds more than tensors: code in weight files is never run; save a state dict"
         ) from None
     except Exception as error:  # safetensors and zipfile raise kinds of their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
