@@ -1,0 +1,138 @@
+"""What a training run is told: one dataclass, saved whole in config.json, and the defaults of each architecture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from roclab.errors import RocLabError
+
+STRATEGIES = ("features", "finetune")
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides a run. `None` means: the architecture's default, filled in by `with_defaults`."""
+
+    # what is learnt from
+    data: str = "elpv"
+    data_root: str | None = None
+    mirror: str | None = None
+    skip_bad: bool = False
+    val_fraction: float = 0.2
+    seed: int = 0
+    # what is trained
+    model: str = "efficientnet_lite0"
+    weights: str = "default"
+    strategy: str = "features"
+    image_size: int | None = None  # px; the weights' own size if not given
+    epochs: int | None = None  # features: steps of L-BFGS; finetune: passes over the photos
+    budget: str | None = None  # "20m": epochs and resolution chosen to fit
+    # features
+    views: int = 1  # 1: the centre crop; 2: and its mirror image; more: and random crops
+    refit: bool | None = None  # once the regularisation is chosen on val, train the head again on train + val
+    # finetune
+    lp_ft: bool = True  # start from the trained head (Kumar et al. 2022)
+    batch_size: int | None = None
+    accumulate: int = 1  # gradients of so many batches make one step
+    lr: float | None = None  # of the head; AdamW
+    layer_decay: float | None = None  # each group nearer to the photo learns at this fraction of the next one's rate
+    weight_decay: float | None = None  # not on norms and biases
+    warmup: float = 0.1  # share of the steps
+    clip: float = 1.0  # norm of the gradient
+    label_smoothing: float | None = None
+    mixup: float | None = None  # alpha of the Beta distribution; 0: off
+    cutmix: float | None = None
+    ema: float | None = None  # decay of the weight average per step; 0: off
+    patience: int | None = None  # stop after so many epochs without a better validation accuracy; 0: never
+    batch_norm: str | None = None  # "train": batch statistics; "frozen": the weights' own statistics
+    min_area: float | None = None  # smallest random crop, as a share of the photo
+    randaugment: bool = False
+    progressive: bool | None = None  # early epochs at a lower resolution
+    amp: str = "auto"  # bf16 autocast on GPUs that have it; "off"
+    # the machine
+    workers: int | None = None  # processes that read photos; 0: none
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise RocLabError(f"--strategy {self.strategy}: choose one of {', '.join(STRATEGIES)}")
+        for name, lowest in (("epochs", 1), ("image_size", 16), ("views", 1), ("batch_size", 1), ("accumulate", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise RocLabError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+        if self.batch_norm not in (None, "train", "frozen"):
+            raise RocLabError(f"--batch-norm {self.batch_norm}: choose train or frozen")
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def fromdict(cls, values: dict[str, Any]) -> TrainConfig:
+        """From config.json; a key this version does not know raises `RocLabError` that names it."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise RocLabError(f"config.json has keys this version does not know: {', '.join(unknown)}")
+        return cls(**values)
+
+    def with_defaults(self, recipe_size: int, any_size: bool = True) -> TrainConfig:
+        """A copy without `None`: gaps filled with the strategy's and the architecture's defaults.
+
+        `recipe_size` (px) is the weights' own; `any_size` says whether the network takes others in between.
+        """
+        values = {**architecture_defaults(self.model), **(FEATURES if self.strategy == "features" else {})}
+        filled = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if filled[name] is None:
+                filled[name] = value
+        filled["image_size"] = filled["image_size"] or recipe_size
+        filled["progressive"] = bool(filled["progressive"] and any_size)
+        return TrainConfig(**filled)
+
+
+FEATURES: dict[str, Any] = {
+    "epochs": 100,  # L-BFGS is at the optimum well before that at every regularisation worth having; it costs seconds
+    "refit": False,
+}
+
+# The ground every architecture stands on, and why.
+COMMON: dict[str, Any] = {
+    "epochs": 12,  # starting from the trained head, more epochs bought nothing on elpv and pets3
+    "batch_size": 32,
+    "lr": 1e-3,
+    "layer_decay": 0.75,  # early layers hold edges and textures, which the new photos share with ImageNet
+    "weight_decay": 0.05,
+    "label_smoothing": 0.1,
+    "mixup": 0.0,  # mixing pays over hundreds of epochs; over a dozen it slows learning down
+    "cutmix": 0.0,
+    "ema": 0.99,  # per step: averages over about the last two epochs of a thousand photos
+    "patience": 0,
+    "batch_norm": "train",
+    "min_area": 0.35,
+    "progressive": False,
+    "refit": False,
+    "workers": 0,
+}
+
+
+def architecture_defaults(model: str) -> dict[str, Any]:
+    """Fine-tuning defaults for a model name; the reason stands beside each value that differs from `COMMON`."""
+    name = model.lower()
+    own: dict[str, Any] = {}
+    if "efficientnet" in name or "mobilenet" in name:
+        own = {
+            "progressive": True,  # convolutions all the way to the pooling: any size fits
+        }
+    elif "resnet" in name or "resnext" in name or "regnet" in name:
+        own = {
+            "lr": 3e-4,
+            "progressive": True,
+            "batch_norm": "frozen",
+        }
+    elif "swin" in name or "vit" in name or "deit" in name:
+        own = {
+            "lr": 3e-4,  # transformers diverge at rates a convolutional net takes
+            "layer_decay": 0.8,
+            "progressive": False,  # window partition and position biases are tied to the size they were trained at
+        }
+    return COMMON | own
