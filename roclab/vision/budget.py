@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from roclab.errors import RocLabError
-from roclab.vision.config import TrainConfig
+from roclab.vision.config import FullConfig
 
 if TYPE_CHECKING:
     from roclab.vision.data import Dataset
@@ -45,7 +45,7 @@ def measure(model: Classifier, image_size: int, training: bool, batch: int = 16,
 
     device = next(model.module.parameters()).device
     probe = copy.copy(model)
-    probe.module = copy.deepcopy(model.module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    probe.module = copy.deepcopy(model.module).to(memory_format=torch.channels_last)
     probe.module.train(training)
     images = torch.zeros(batch, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
     fastest, begin = float("inf"), time.perf_counter()
@@ -76,7 +76,7 @@ def photo_seconds(dataset: Dataset, image_size: int, sample: int = 12) -> float:
 class Costs:
     """Predicted seconds of a run; each size is measured once, and the rest follows by area."""
 
-    def __init__(self, config: TrainConfig, model: Classifier, dataset: Dataset, seconds: float = 1.5):
+    def __init__(self, config: FullConfig, model: Classifier, dataset: Dataset, seconds: float = 1.5):
         self.counts, self.size = dataset.counts(), config.image_size
         self.read = photo_seconds(dataset, config.image_size)
         self.forward = measure(model, config.image_size, training=False, seconds=seconds)
@@ -84,7 +84,7 @@ class Costs:
         # twice the forward pass again for the backward one, and the optimiser's step: measured, not assumed
         self.backward = measure(model, config.image_size, training=True, seconds=seconds) if finetunes else 0.0
 
-    def seconds(self, config: TrainConfig) -> float:
+    def seconds(self, config: FullConfig) -> float:
         from roclab.vision.finetune import size_at
 
         area = (config.image_size / self.size) ** 2
@@ -100,12 +100,12 @@ class Costs:
         return total
 
 
-def expected_seconds(config: TrainConfig, model: Classifier, dataset: Dataset) -> float:
+def expected_seconds(config: FullConfig, model: Classifier, dataset: Dataset) -> float:
     """How long the run should take on this machine, its features not being in the cache."""
     return Costs(config, model, dataset, seconds=0.3).seconds(config)
 
 
-def fit_to_budget(config: TrainConfig, model: Classifier, dataset: Dataset) -> tuple[TrainConfig, str]:
+def fit_to_budget(config: FullConfig, model: Classifier, dataset: Dataset) -> tuple[FullConfig, str]:
     """The config whose epochs and image size fit `config.budget`, and a line that says what was chosen.
 
     Resolution is given up last: as many epochs as fit at full size (at least three, at most the default), else

@@ -68,7 +68,7 @@ def load_model(run: Run, which: str = "best") -> tuple[Classifier, list[str], in
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {about['model']}: {str(error).splitlines()[-1].strip()}") from None
     recipe = about["recipe"]
-    model.recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items()})
+    model.recipe = Recipe(**recipe | {"mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])})
     model.weights_id = about["weights_id"]
     model.module.eval()
     return model, about["classes"], about["image_size"]

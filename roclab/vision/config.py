@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from roclab.errors import RocLabError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 STRATEGIES = ("features", "finetune")
 
@@ -68,14 +71,14 @@ class TrainConfig:
         return asdict(self)
 
     @classmethod
-    def fromdict(cls, values: dict[str, Any]) -> TrainConfig:
+    def fromdict(cls, values: dict[str, Any]) -> Self:
         """From config.json; a key this version does not know raises `RocLabError` that names it."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise RocLabError(f"config.json has keys this version does not know: {', '.join(unknown)}")
         return cls(**values)
 
-    def with_defaults(self, recipe_size: int, any_size: bool = True) -> TrainConfig:
+    def with_defaults(self, recipe_size: int, any_size: bool = True) -> FullConfig:
         """A copy without `None`: gaps filled with the strategy's and the architecture's defaults.
 
         `recipe_size` (px) is the weights' own; `any_size` says whether the network takes others in between.
@@ -87,7 +90,29 @@ class TrainConfig:
                 filled[name] = value
         filled["image_size"] = filled["image_size"] or recipe_size
         filled["progressive"] = bool(filled["progressive"] and any_size)
-        return TrainConfig(**filled)
+        return FullConfig(**filled)
+
+
+@dataclass
+class FullConfig(TrainConfig):
+    """A `TrainConfig` in which nothing is left open: what a run is made with, and what its config.json holds."""
+
+    image_size: int = 224
+    epochs: int = 12
+    refit: bool = False
+    batch_size: int = 32
+    lr: float = 1e-3
+    layer_decay: float = 0.75
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.99
+    patience: int = 0
+    batch_norm: str = "train"
+    min_area: float = 0.35
+    progressive: bool = False
+    workers: int = 0
 
 
 FEATURES: dict[str, Any] = {

@@ -103,8 +103,7 @@ def synced_batch_norm(module: nn.Module) -> None:
 
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child._roclab_plain_forward = child.forward  # type: ignore[assignment]
-            child.forward = _SyncedForward(child)  # type: ignore[method-assign]
+            child.forward = _SyncedForward(child)  # type: ignore[method-assign,assignment]
 
 
 class _SyncedForward:
@@ -121,19 +120,19 @@ class _SyncedForward:
         if not norm.training:
             return self.plain(norm, x)
         axes = [0, *range(2, x.ndim)]
+        shape = (1, -1) + (1,) * (x.ndim - 2)
         count = torch.tensor([float(x.numel() // x.shape[1])], device=x.device)
-        sums = torch.cat([count, x.sum(axes), (x * x).sum(axes)])
-        sums = all_reduce(sums, op=dist.ReduceOp.SUM)
-        n, total, squares = sums[0], *sums[1:].chunk(2)
-        mean = total / n
-        var = (squares / n - mean * mean).clamp(min=0)
+        sums = all_reduce(torch.cat([count, x.sum(axes)]), op=dist.ReduceOp.SUM)
+        n = sums[:1]
+        mean = sums[1:] / n
+        centred = x - mean.view(shape)  # in two passes: a difference of large squares would lose the digits
+        var = all_reduce((centred * centred).sum(axes), op=dist.ReduceOp.SUM) / n
         with torch.no_grad():
             norm.num_batches_tracked += 1
             share = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
             norm.running_mean.lerp_(mean, share)
             norm.running_var.lerp_(var * n / (n - 1), share)
-        shape = (1, -1) + (1,) * (x.ndim - 2)
         scale = norm.weight * torch.rsqrt(var + norm.eps)
-        out = x * scale.view(shape) + (norm.bias - mean * scale).view(shape)
+        out = centred * scale.view(shape) + norm.bias.view(shape)
         # timm's BatchNormAct2d does its activation inside
         return norm.act(norm.drop(out)) if hasattr(norm, "act") and hasattr(norm, "drop") else out

@@ -17,7 +17,7 @@ import numpy as np
 from roclab.errors import RocLabError
 from roclab.runs import Run, read_json, track, write_json, write_whole
 from roclab.vision.checkpoint import load_model
-from roclab.vision.config import TrainConfig
+from roclab.vision.config import FullConfig
 from roclab.vision.features import cached_features, dataset_features, labels_of, read_ahead, softmax
 from roclab.vision.metrics import classification_metrics, epochs_to_convergence
 
@@ -86,7 +86,7 @@ def run_probs(run: Run, dataset: Dataset, photos: Sequence[Photo], split: str) -
     A frozen backbone's features are looked up (or computed and kept), so five seeds read the test photos once. If the
     head was trained again on train + val, the validation photos are judged by the head that had not seen them.
     """
-    config = TrainConfig.fromdict(run.config)
+    config = FullConfig.fromdict(run.config)
     model, _, image_size = load_model(run)
     if config.strategy == "features":
         to_device(model, config.device)
@@ -109,7 +109,7 @@ def to_device(model: Classifier, device: str = "auto") -> Classifier:
     import torch
 
     model.module.to(pick_device(device))
-    model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.module.to(memory_format=torch.channels_last)
     return model
 
 

@@ -92,9 +92,10 @@ def cached_features(
     )
     for i, batch in zip(missing, track(batches, f"features (view {view})", len(missing)), strict=True):
         with torch.inference_mode():
-            values = model.features(batch.to(device).contiguous(memory_format=torch.channels_last))
-        found[i] = values.float().cpu().numpy()
-        write_whole(paths[i], save({"features": values.float().cpu().contiguous()}))
+            out = model.features(batch.to(device).contiguous(memory_format=torch.channels_last))
+        out = out.float().cpu().contiguous()
+        found[i] = out.numpy()
+        write_whole(paths[i], save({"features": out}))
     seconds += time.perf_counter() - begin
     write_json(folder / "seconds.json", seconds)
     return np.concatenate([values for values in found if values is not None]), seconds

@@ -71,7 +71,7 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
     figure = _figure(side * columns, side * rows_needed)
     grid = np.atleast_1d(figure.subplots(rows_needed, columns)).ravel()
     for axes, (name, runs) in zip(grid, results.items(), strict=False):
-        _confusion(axes, sum(np.array(r["confusion"]) for r in runs), classes)
+        _confusion(axes, np.sum([r["confusion"] for r in runs], axis=0), classes)
         axes.set_title(f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)} added)")
     for axes in grid[len(arms) :]:
         axes.set_visible(False)

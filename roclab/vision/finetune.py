@@ -19,7 +19,7 @@ import numpy as np
 from roclab.errors import CheckpointError, RocLabError
 from roclab.runs import Run, track
 from roclab.vision.checkpoint import load_tensors, save_model, save_tensors
-from roclab.vision.config import TrainConfig
+from roclab.vision.config import FullConfig
 from roclab.vision.distributed import World, synced_batch_norm, wrap
 from roclab.vision.evaluate import predict_probs
 from roclab.vision.features import choose_head, dataset_features, labels_of, loss_and_accuracy, put_head
@@ -54,7 +54,7 @@ class Ema:
                 mine.copy_(theirs)
 
 
-def parameter_groups(model: Classifier, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: Classifier, config: FullConfig) -> list[dict[str, Any]]:
     """AdamW's groups: group i of n from the stem learns at lr * layer_decay^(n-1-i); norms, biases and position
     tables are not decayed (they set scales and offsets, and decay pulls them to a meaningless zero)."""
     names = {id(p): name for name, p in model.module.named_parameters()}
@@ -70,7 +70,7 @@ def parameter_groups(model: Classifier, config: TrainConfig) -> list[dict[str, A
     return groups
 
 
-def rate(step: int, steps: int, config: TrainConfig) -> float:
+def rate(step: int, steps: int, config: FullConfig) -> float:
     """The head's learning rate: linear warm-up over a share of the steps, then half a cosine down to zero."""
     warm = max(1, round(config.warmup * steps))
     if step < warm:
@@ -78,7 +78,7 @@ def rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def size_at(epoch: int, config: TrainConfig) -> int:
+def size_at(epoch: int, config: FullConfig) -> int:
     """Image size (px) of an epoch: with `progressive`, two steps below the final one for the first 60 % of the epochs
     (EfficientNetV2, Tan and Le 2021: a small picture teaches the early epochs as much and costs a third)."""
     share = epoch / config.epochs
@@ -86,7 +86,7 @@ def size_at(epoch: int, config: TrainConfig) -> int:
     return config.image_size if factor == 1.0 else max(32, round(config.image_size * factor / 32) * 32)
 
 
-def mix(images: torch.Tensor, config: TrainConfig, generator: torch.Generator) -> tuple[torch.Tensor, float]:
+def mix(images: torch.Tensor, config: FullConfig, generator: torch.Generator) -> tuple[torch.Tensor, float]:
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of each photo with its neighbour in the batch.
 
     Neighbours are pairs (0, 1), (2, 3) …: the batch is shuffled already, and a pair never spans two processes.
@@ -125,7 +125,7 @@ def freeze_statistics(module: nn.Module) -> None:
             child.eval()
 
 
-def autocast(device: torch.device, config: TrainConfig) -> Callable[[], AbstractContextManager]:
+def autocast(device: torch.device, config: FullConfig) -> Callable[[], AbstractContextManager]:
     """bf16 on GPUs that compute in it (compute capability 8 and later). Elsewhere it is emulated, and slower."""
     import torch
 
@@ -135,18 +135,24 @@ def autocast(device: torch.device, config: TrainConfig) -> Callable[[], Abstract
 
 
 def start_from_trained_head(
-    model: Classifier, dataset: Dataset, config: TrainConfig, say: Callable[[str], None]
-) -> None:
-    """LP-FT (Kumar et al. 2022): with a random head, the first steps would distort the features it is given."""
+    model: Classifier, dataset: Dataset, config: FullConfig, say: Callable[[str], None]
+) -> float:
+    """LP-FT (Kumar et al. 2022): with a random head, the first steps would distort the features it is given.
+
+    Returns the seconds it took.
+    """
+    begin = time.perf_counter()
     x, _ = dataset_features(model, dataset, config.image_size, say=say)
     y = {split: labels_of(dataset.split(split)) for split in ("train", "val")}
     head = choose_head(x["train"], y["train"], x["val"], y["val"], len(dataset.classes), 100)
     put_head(model, head)
     loss, accuracy = loss_and_accuracy(head.probs(x["val"]), y["val"])
+    took = time.perf_counter() - begin
     say(f"starts from the head trained on frozen features: val loss {loss:.4f}, val top-1 {accuracy:.4f}")
+    return took
 
 
-def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, world: World) -> dict[str, Any]:
+def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, world: World) -> dict[str, Any]:
     """Train all parameters; leaves `last` and `best` in the run and returns the timing for training.json."""
     import torch
     import torch.nn.functional as functional
@@ -158,10 +164,12 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
     val_labels = labels_of(val)
     last = run.checkpoints / "last.safetensors"
 
-    state, about = load_tensors(last) if last.exists() else ({}, {"epoch": 0, "rows": [], "step": 0})
+    state, about = (
+        load_tensors(last) if last.exists() else ({}, {"epoch": 0, "rows": [], "step": 0, "head_seconds": 0.0})
+    )
     if not state and config.lp_ft:
         if world.main:
-            start_from_trained_head(model, dataset, config, say)
+            about["head_seconds"] = start_from_trained_head(model, dataset, config, say)
         module.load_state_dict(world.from_main(module.state_dict()))
     if world.size > 1 and config.batch_norm == "train":
         synced_batch_norm(module)
@@ -209,11 +217,10 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
                 with cast():
                     logits = trained(images).float()
                     partner = labels[neighbours(len(labels))]
-                    loss = sum(
-                        weight * functional.cross_entropy(logits, target, label_smoothing=config.label_smoothing)
-                        for weight, target in ((lam, labels), (1 - lam, partner))
-                        if weight
-                    )
+                    loss = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                    if lam < 1:
+                        other = functional.cross_entropy(logits, partner, label_smoothing=config.label_smoothing)
+                        loss = lam * loss + (1 - lam) * other
                 (loss * share).backward()
             with torch.no_grad():
                 plain = functional.cross_entropy(logits, labels)
@@ -255,7 +262,7 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
                 save_model(
                     run.checkpoints / "best.safetensors", model, dataset.classes, config.image_size, judged.state_dict()
                 )
-            save_state(last, module, ema, optimizer, {"epoch": epoch + 1, "step": step, "rows": rows})
+            save_state(last, module, ema, optimizer, {**about, "epoch": epoch + 1, "step": step, "rows": rows})
             run.log_metrics(rows[-1])
             say(
                 f"epoch {epoch + 1}/{config.epochs} at {size} px: train loss {rows[-1]['train_loss']:.4f}, "
@@ -263,6 +270,7 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
             )
     return {
         "best_epoch": best_epoch(rows),
+        "head_seconds": about["head_seconds"],  # extraction of the features and training of the head it began with
         "mean_train_seconds_per_epoch": float(np.mean([row["train_seconds"] for row in rows])),
         "images_per_second": float(np.mean([row["images_per_second"] for row in rows])),
     }
@@ -273,7 +281,7 @@ def best_epoch(rows: Sequence[dict[str, Any]]) -> int:
     return min(rows, key=lambda row: (-row["val_top1"], row["val_loss"], row["epoch"]))["epoch"]
 
 
-def stopped_early(rows: Sequence[dict[str, Any]], config: TrainConfig) -> bool:
+def stopped_early(rows: Sequence[dict[str, Any]], config: FullConfig) -> bool:
     """Whether `patience` epochs have gone by since the best one."""
     return bool(config.patience and rows and rows[-1]["epoch"] - best_epoch(rows) >= config.patience)
 

@@ -45,8 +45,8 @@ class PhotoMemory:
 
         photo = open_photo(self.photos[index].path, at_least=self.side)
         if (shorter := min(photo.size)) > self.side:
-            size = tuple(max(1, round(length * self.side / shorter)) for length in photo.size)
-            photo = photo.resize(size, Resampling.BICUBIC, reducing_gap=3.0)
+            width, height = (max(1, round(length * self.side / shorter)) for length in photo.size)
+            photo = photo.resize((width, height), Resampling.BICUBIC, reducing_gap=3.0)
         bytes_needed = photo.width * photo.height * 4
         if bytes_needed <= self._left:
             self._left -= bytes_needed
@@ -103,7 +103,7 @@ def batches(
 
     loader: DataLoader = DataLoader(
         photos,  # type: ignore[arg-type]
-        batch_sampler=keys,  # type: ignore[arg-type]
+        batch_sampler=keys,
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
         prefetch_factor=4 if workers else None,

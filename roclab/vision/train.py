@@ -9,7 +9,6 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from roclab.errors import RocLabError
 from roclab.runs import Run, read_json, seed_everything, write_json
 from roclab.vision.checkpoint import save_model, save_tensors
-from roclab.vision.config import TrainConfig
+from roclab.vision.config import FullConfig, TrainConfig
 from roclab.vision.distributed import World, join
 
 if TYPE_CHECKING:
@@ -39,19 +38,19 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     dataset = load_data(config.data, config.data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror)
     seed_everything(config.seed)  # a head without trained weights is drawn from it
     model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
-    config = config.with_defaults(model.image_size or model.recipe.crop, model.any_size)
+    full = config.with_defaults(model.image_size or model.recipe.crop, model.any_size)
     notes = list(dataset.notes)
-    if config.budget:
-        config, note = world.from_main(fit_to_budget(config, model, dataset) if world.main else None)
+    if full.budget:
+        full, note = world.from_main(fit_to_budget(full, model, dataset) if world.main else None)
         notes.append(note)
     if world.main:
         # the manifest first: a folder with a config.json is a run, and every run has its split
         write_json(path / "split.json", dataset.manifest())
-        run = Run.create(path, config.asdict(), weights=model.weights_id, data=dataset.fingerprint())
+        run = Run.create(path, full.asdict(), weights=model.weights_id, data=dataset.fingerprint())
         for note in notes:
             run.log(note)
     world.from_main(None)  # nobody looks into the folder before it is there
-    return _carry_on(Run.open(path), config, model, dataset, world)
+    return _carry_on(Run.open(path), full, model, dataset, world)
 
 
 def resume(path: str | Path) -> Run:
@@ -61,7 +60,7 @@ def resume(path: str | Path) -> Run:
 
     world = join()
     run = Run.open(path)
-    config = TrainConfig.fromdict(run.config)
+    config = FullConfig.fromdict(run.config)
     if (run.path / "training.json").exists():
         run.log("this run is finished already")
         return run
@@ -74,7 +73,7 @@ def resume(path: str | Path) -> Run:
     return _carry_on(run, config, model, dataset, world)
 
 
-def _carry_on(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, world: World) -> Run:
+def _carry_on(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, world: World) -> Run:
     from roclab.vision.budget import expected_seconds, spoken
     from roclab.vision.evaluate import evaluate, to_device
     from roclab.vision.finetune import finetune
@@ -103,7 +102,7 @@ def _carry_on(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset
     return run
 
 
-def train_features(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset) -> dict[str, Any]:
+def train_features(run: Run, config: FullConfig, model: Classifier, dataset: Dataset) -> dict[str, Any]:
     """Train the head on the frozen backbone's features; leaves the whole model in the run."""
     from roclab.vision.features import choose_head, dataset_features, fit_head, labels_of, put_head
     from roclab.vision.finetune import rewrite_metrics
@@ -157,8 +156,3 @@ def peak_memory_mb() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def seeded(config: TrainConfig, seed: int) -> TrainConfig:
-    """The same run under another seed."""
-    return replace(config, seed=seed)
