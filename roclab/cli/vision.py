@@ -93,8 +93,11 @@ def evaluate(
     """
     from roclab.runs import Run
     from roclab.vision.evaluate import evaluate as judge
+    from roclab.vision.figures import run_figure
 
-    found = judge(Run.open(run), split)
+    opened = Run.open(run)
+    found = judge(opened, split)
+    picture = run_figure(opened, split)
     if as_json:
         _print_json(found)
         return
@@ -107,6 +110,7 @@ def evaluate(
     print(f"{'':{width}}  precision  recall      F1  photos")
     for name, row in found["per_class"].items():
         print(f"{name:{width}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:6.3f}  {row['support']:6d}")
+    print(f"picture: {picture}")
 
 
 @app.command()

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from roclab.errors import RocLabError
-from roclab.runs import read_json, track, write_json, write_whole
+from roclab.runs import cache_folder, read_json, track, write_json, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +28,6 @@ if TYPE_CHECKING:
 
 CHUNK = 64  # photos; also the batch of the backbone, so the same photos meet in the same batch whatever was cached
 FORMAT = 1  # raise it when the way features are computed changes
-
-
-def cache_folder() -> Path:
-    """Where features are kept: `ROCLAB_CACHE`, or the user's cache folder."""
-    base = os.environ.get("ROCLAB_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "roclab"
-    )
-    return Path(base) / "features"
 
 
 def cached_features(
@@ -66,7 +56,7 @@ def cached_features(
         "photos": [photo.sha256 for photo in photos],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    folder = cache_folder() / digest
+    folder = cache_folder("features") / digest
     chunks = [photos[i : i + CHUNK] for i in range(0, len(photos), CHUNK)]
     paths = [folder / f"{i:05d}.safetensors" for i in range(len(chunks))]
     seconds = float(read_json(folder / "seconds.json")) if (folder / "seconds.json").exists() else 0.0
