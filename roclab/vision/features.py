@@ -182,17 +182,17 @@ def choose_head(
     The loss and not the accuracy: on fifty validation photos several C tie in accuracy, and the loss still tells
     them apart.
     """
-    standard = standardisation(x)
+    space = Space.of(x)
     tried: list[dict[str, float]] = []
     for c in sorted(cs):  # from strong to weak: once the loss has risen twice in a row, weaker ones only overfit more
-        loss, accuracy = loss_and_accuracy(fit_head(x, y, classes, c, epochs, standard=standard).probs(x_val), y_val)
+        loss, accuracy = loss_and_accuracy(fit_head(x, y, classes, c, epochs, space=space).probs(x_val), y_val)
         tried.append({"c": c, "val_loss": loss, "val_top1": accuracy})
         if len(tried) > 2 and tried[-3]["val_loss"] < tried[-2]["val_loss"] < loss:
             break
     chosen = min(tried, key=lambda row: row["val_loss"])
     if not np.isfinite(chosen["val_loss"]):
         raise RocLabError("the head's training diverged at every regularisation: are there NaN among the features?")
-    head = fit_head(x, y, classes, chosen["c"], epochs, (x_val, y_val), standard)
+    head = fit_head(x, y, classes, chosen["c"], epochs, (x_val, y_val), space)
     head.tried = tried
     return head
 
@@ -207,6 +207,34 @@ def standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 SCALE_FLOOR = 0.1
 
 
+@dataclass
+class Space:
+    """The features as the regression sees them: standardised, and turned into as few dimensions as there are rows.
+
+    The best weights are combinations of the rows, and neither the loss nor |W|² changes under a rotation, so with
+    fewer photos than features the problem has N dimensions, not D: the same optimum, several times sooner.
+    """
+
+    mean: np.ndarray  # (D,)
+    scale: np.ndarray  # (D,)
+    z: np.ndarray  # (N, R) float64
+    basis: np.ndarray | None  # (D, R), orthonormal columns; None: R = D, nothing was turned
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Space:
+        mean, scale = standardisation(x)
+        z = (x - mean) / scale
+        if len(x) >= x.shape[1]:
+            return cls(mean, scale, z, None)
+        basis, triangle = np.linalg.qr(z.T)
+        return cls(mean, scale, np.ascontiguousarray(triangle.T), basis)
+
+    def raw(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (C, R) and bias of this space as those of raw features: W' = W / scale, b' = b - W' mean."""
+        weight = (weight if self.basis is None else weight @ self.basis.T) / self.scale
+        return weight.astype(np.float32), (bias - weight @ self.mean).astype(np.float32)
+
+
 def fit_head(
     x: np.ndarray,
     y: np.ndarray,
@@ -214,7 +242,7 @@ def fit_head(
     c: float,
     epochs: int = 100,
     val: tuple[np.ndarray, np.ndarray] | None = None,
-    standard: tuple[np.ndarray, np.ndarray] | None = None,
+    space: Space | None = None,
 ) -> Head:
     """Multinomial logistic regression, L-BFGS from zero, at most `epochs` steps; weights on raw features.
 
@@ -224,9 +252,9 @@ def fit_head(
     """
     from scipy.optimize import minimize
 
-    mean, scale = standard or standardisation(x)
-    z = (x - mean) / scale  # (N, D) float64
-    n, d = z.shape
+    space = space or Space.of(x)
+    z = space.z
+    n, d = z.shape  # d: the features, or as many directions as there are photos
     target = np.eye(classes)[y]  # (N, C)
 
     def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -242,12 +270,10 @@ def fit_head(
         return loss, np.concatenate([(residual.T @ z + weight / (c * n)).ravel(), residual.sum(0)])
 
     history: list[dict[str, float]] = []
-    head = Head(np.zeros((classes, d)), np.zeros(classes), c, history)
+    head = Head(np.zeros((classes, x.shape[1])), np.zeros(classes), c, history)
 
     def keep(flat: np.ndarray) -> None:
-        weight, bias = unpack(flat)
-        raw = weight / scale  # folded: W' = W / scale, b' = b - W' mean
-        head.weight, head.bias = raw.astype(np.float32), (bias - raw @ mean).astype(np.float32)
+        head.weight, head.bias = space.raw(*unpack(flat))
         if val is not None:
             row: dict[str, float] = {}
             for name, (features, labels) in (("train", (x, y)), ("val", val)):

@@ -98,6 +98,19 @@ def test_folded_head_is_scikit_learns_regression():
     assert np.allclose(head.probs(x), peer.predict_proba(z), atol=1e-4)
 
 
+def test_fewer_photos_than_features_have_the_same_optimum():
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 3, 40)
+    x = (rng.normal(size=(3, 90))[y] + rng.normal(size=(40, 90))).astype(np.float32)
+    turned = features.fit_head(x, y, 3, c=0.02, epochs=300)
+    mean, scale = features.standardisation(x)
+    plain = features.Space(mean, scale, (x - mean) / scale, None)
+    assert features.Space.of(x).z.shape == (40, 40)
+    straight = features.fit_head(x, y, 3, c=0.02, epochs=300, space=plain)
+    assert np.allclose(turned.weight, straight.weight, atol=1e-4)
+    assert np.allclose(turned.bias, straight.bias, atol=1e-4)
+
+
 def test_a_dead_unit_does_not_get_a_voice():
     x = np.random.default_rng(0).normal(size=(50, 10))
     x[:, 3] *= 1e-9
