@@ -243,7 +243,8 @@ def _cut(
 ) -> list[int]:
     """Choose `fraction` of `indices`, stratified, files with identical bytes together (scikit-learn's cut).
 
-    A stratum with a single photo is never cut: its photo stays where it is, in training.
+    A stratum with a single photo is never cut: its photo stays where it is, in training. Where the shares of small
+    strata round to nothing, `_note_missing` says which classes a split has no photo of.
     """
     from sklearn.model_selection import train_test_split
 
@@ -256,7 +257,7 @@ def _cut(
     kinds = len({strata[sha256] for sha256 in units})
     if not units:
         raise DataError("there are too few photos to cut a validation or test split: at least two of a class")
-    number = min(max(round(fraction * len(units)), kinds), len(units) - kinds)  # every stratum on both sides
+    number = min(max(round(fraction * len(units)), kinds), len(units) - kinds)  # scikit-learn asks for room for each
     labels = [strata[sha256] for sha256 in units]
     _, chosen = train_test_split(units, test_size=number, stratify=labels, random_state=seed)
     return [i for sha256 in chosen for i in copies[sha256]]

@@ -88,15 +88,16 @@ def _flips(kind: str) -> list[Callable[[Any], Any]]:
 
 
 def _to_normalised(recipe: Recipe) -> list[Callable[[Any], Any]]:
-    import torch
-    from torchvision.transforms import v2
+    from torchvision.transforms import Normalize, v2
 
-    return [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(recipe.mean), list(recipe.std)),
-        v2.ToPureTensor(),
-    ]
+    # x / 255 and then (x - mean) / std, as torchvision's presets: v2's ToDtype multiplies by 1/255, one rounding away
+    return [v2.ToImage(), v2.ToPureTensor(), _to_float, Normalize(list(recipe.mean), list(recipe.std))]
+
+
+def _to_float(image: Any) -> Any:
+    from torchvision.transforms.functional import convert_image_dtype
+
+    return convert_image_dtype(image)
 
 
 def _mode(recipe: Recipe) -> Any:
