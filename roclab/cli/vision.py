@@ -57,6 +57,7 @@ def train(
     min_area: float | None = typer.Option(None, help="finetune: smallest random crop, as a share of the photo."),
     randaugment: bool = typer.Option(False, "--randaugment", help="finetune: RandAugment on top of crop and flip."),
     progressive: bool | None = typer.Option(None, help="finetune: early epochs at a lower resolution."),
+    gradual: float | None = typer.Option(None, help="finetune: share of the epochs in which the early layers rest."),
     workers: int | None = typer.Option(None, help="finetune: processes that read photos."),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, mps."),
 ) -> None:

@@ -52,6 +52,7 @@ class TrainConfig:
     min_area: float | None = None  # smallest random crop, as a share of the photo
     randaugment: bool = False
     progressive: bool | None = None  # early epochs at a lower resolution
+    gradual: float | None = None  # share of the epochs in which the half of the layers next to the photo rests
     amp: str = "auto"  # bf16 autocast on GPUs that have it; "off"
     # the machine
     workers: int | None = None  # processes that read photos; 0: none
@@ -112,6 +113,7 @@ class FullConfig(TrainConfig):
     batch_norm: str = "train"
     min_area: float = 0.35
     progressive: bool = False
+    gradual: float = 0.0
     workers: int = 0
 
 
@@ -132,9 +134,12 @@ COMMON: dict[str, Any] = {
     "cutmix": 0.0,
     "ema": 0.99,  # per step: averages over about the last two epochs of a thousand photos
     "patience": 0,
-    "batch_norm": "train",
+    # the trained head fits features normalised by the weights' own statistics; under those of a batch of unlike photos
+    # it sees other features (on elpv the first epoch's loss was 42), and small batches make them noisy
+    "batch_norm": "frozen",
     "min_area": 0.35,
     "progressive": False,
+    "gradual": 0.0,
     "refit": False,
     "workers": 0,
 }
@@ -152,7 +157,6 @@ def architecture_defaults(model: str) -> dict[str, Any]:
         own = {
             "lr": 3e-4,
             "progressive": True,
-            "batch_norm": "frozen",
         }
     elif "swin" in name or "vit" in name or "deit" in name:
         own = {

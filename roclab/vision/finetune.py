@@ -86,6 +86,21 @@ def size_at(epoch: int, config: FullConfig) -> int:
     return config.image_size if factor == 1.0 else max(32, round(config.image_size * factor / 32) * 32)
 
 
+def rest_early_layers(model: Classifier, epoch: int, config: FullConfig) -> bool:
+    """Gradual unfreezing (Howard and Ruder 2018): until `gradual` of the epochs, the half of the layer groups next to
+    the photo rests. They need no backward pass then, which is most of the work at high resolution.
+
+    Returns whether this changed anything.
+    """
+    layers = model.layer_groups()
+    resting = epoch < round(config.gradual * config.epochs)
+    before = [p.requires_grad for layer in layers for p in layer]
+    for i, layer in enumerate(layers):
+        for parameter in layer:
+            parameter.requires_grad_(not (resting and i < len(layers) // 2))
+    return before != [p.requires_grad for layer in layers for p in layer]
+
+
 def mix(images: torch.Tensor, config: FullConfig, generator: torch.Generator) -> tuple[torch.Tensor, float]:
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of each photo with its neighbour in the batch.
 
@@ -198,6 +213,8 @@ def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, 
             break
         torch.manual_seed(derived_seed(config.seed, "epoch", epoch))  # dropout and stochastic depth
         size = size_at(epoch, config)
+        if rest_early_layers(model, epoch, config) and world.size > 1:
+            trained = wrap(module, device)  # its buckets hold the gradients of what learns
         order = epoch_batches(len(train), config.batch_size, config.seed, epoch, world.size)
         module.train()
         if config.batch_norm == "frozen":

@@ -15,7 +15,15 @@ from roclab.vision.evaluate import read_predictions
 from roclab.vision.train import train
 from tests.vision.small import CLASSES, MODEL, config, make_photos
 
-SETTINGS = {"strategy": "finetune", "epochs": 2, "batch_size": 8, "mixup": 0.4, "label_smoothing": 0.1, "accumulate": 2}
+SETTINGS = {
+    "strategy": "finetune",
+    "epochs": 2,
+    "batch_size": 8,
+    "mixup": 0.4,
+    "label_smoothing": 0.1,
+    "accumulate": 2,
+    "gradual": 0.5,
+}
 
 
 def test_shares_cover_a_batch_once_and_keep_neighbours_together():

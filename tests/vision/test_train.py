@@ -172,7 +172,15 @@ def without_times(run: Run) -> list[dict]:
 
 
 RECIPES = {
-    "all": {"mixup": 0.2, "cutmix": 1.0, "accumulate": 2, "randaugment": True, "ema": 0.9},
+    "all": {
+        "mixup": 0.2,
+        "cutmix": 1.0,
+        "accumulate": 2,
+        "randaugment": True,
+        "ema": 0.9,
+        "gradual": 0.4,
+        "batch_norm": "train",
+    },
     "plain": {"ema": 0.0, "lp_ft": False, "batch_norm": "frozen", "patience": 2},
 }
 
@@ -301,6 +309,24 @@ def test_layer_groups_learn_less_towards_the_photo_and_decay_spares_norms():
     for group in groups:
         for p in group["params"]:
             assert (group["weight_decay"] > 0) == (p.ndim > 1)
+
+
+def test_early_layers_rest_and_wake(photos, tmp_path):
+    settings = FINETUNE | {"epochs": 2, "gradual": 0.5, "ema": 0.0}
+    one = train_until(photos, tmp_path / "run", settings, 1)
+    state, _ = load_tensors(one / "checkpoints" / "last.safetensors")
+    seed_everything(0)
+    fresh = build_model(MODEL, "none", 3)
+    names = {id(p): name for name, p in fresh.module.named_parameters()}
+    layers = fresh.layer_groups()
+    moved = [[not torch.equal(p, state[f"model.{names[id(p)]}"]) for p in layer] for layer in layers]
+    half = len(layers) // 2
+    assert half
+    assert not any(any(layer) for layer in moved[:half])
+    assert all(any(layer) for layer in moved[half:])
+    resume(one)
+    state, _ = load_tensors(one / "checkpoints" / "last.safetensors")
+    assert any(not torch.equal(p, state[f"model.{names[id(p)]}"]) for p in layers[0])
 
 
 def test_rate_warms_up_and_comes_down():
