@@ -75,7 +75,7 @@ def train(
         raise RocLabError("say where the run goes with --out RUN, or which one goes on with --resume RUN")
     try:
         if resume is not None:
-            carry_on(resume)
+            carry_on(resume, data_root)
         elif out is not None:
             begin(TrainConfig(**given), out)
     finally:
@@ -86,6 +86,7 @@ def train(
 def evaluate(
     run: Path = typer.Argument(..., help="Folder of a finished run."),
     split: str = typer.Option("val", help="val or test. Opening test is recorded in the run."),
+    data_root: str | None = typer.Option(None, help="Where the run's photos are now, if they have moved."),
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
     """Judge a run: accuracy with intervals, calibration, scores of each class, confusion matrix.
@@ -97,7 +98,7 @@ def evaluate(
     from roclab.vision.figures import run_figure
 
     opened = Run.open(run)
-    found = judge(opened, split)
+    found = judge(opened, split, data_root=data_root)
     picture = run_figure(opened, split)
     if as_json:
         _print_json(found)

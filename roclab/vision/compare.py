@@ -39,7 +39,13 @@ def compare(
     out = Path(out)
     configs = {
         out / f"{model.replace('/', '-')}-{strategy}-seed{seed}": replace(
-            base, model=model, strategy=strategy, seed=seed, weights=(weights or {}).get(model, base.weights)
+            # no refit: fine-tuning has no use for the validation photos, so the frozen backbone may not learn from them
+            base,
+            model=model,
+            strategy=strategy,
+            seed=seed,
+            weights=(weights or {}).get(model, base.weights),
+            refit=False,
         )
         for model in models
         for strategy in strategies

@@ -28,17 +28,20 @@ if TYPE_CHECKING:
     from roclab.vision.models import Classifier
 
 
-def evaluate(run: Run, split: str = "val", training: dict[str, Any] | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Run, split: str = "val", training: dict[str, Any] | None = None, data_root: str | None = None
+) -> dict[str, Any]:
     """Evaluate a run on `split` ("val" or "test"): writes predictions.csv and results-SPLIT.json, returns the latter.
 
-    `training` is what training.json will hold, given by `train` before it has written it.
+    `training` is what training.json will hold, given by `train` before it has written it; `data_root` says where the
+    photos are now if they have moved.
 
     Raises `RocLabError` if the training did not finish or the photos are not where they were.
     """
     if split not in ("val", "test"):
         raise RocLabError(f"--split {split}: choose val or test (the training photos tell nothing about new ones)")
     training = training if training is not None else read_training(run)
-    dataset = run_dataset(run)
+    dataset = run_dataset(run, data_root)
     if split == "test":
         photos = dataset.test(opened_by="evaluate")
         _record_opening(run, len(photos))
@@ -72,12 +75,12 @@ def read_training(run: Run) -> dict[str, Any]:
     return read_json(path)
 
 
-def run_dataset(run: Run) -> Dataset:
+def run_dataset(run: Run, data_root: str | None = None) -> Dataset:
     """The run's photos in the run's own split, each still the file it was."""
     from roclab.vision.data import Dataset
 
     manifest = read_json(run.path / "split.json")
-    return Dataset.from_manifest(manifest, None)
+    return Dataset.from_manifest(manifest, data_root)
 
 
 def run_probs(run: Run, dataset: Dataset, photos: Sequence[Photo], split: str) -> np.ndarray:
@@ -128,12 +131,14 @@ def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, bat
     from roclab.vision.data import open_photo
     from roclab.vision.transforms import eval_transform
 
-    transform = eval_transform(model.recipe, image_size)
+    transform, least = eval_transform(model.recipe, image_size), model.recipe.resize_for(image_size)
     device = next(model.module.parameters()).device
     model.module.eval()
     chunks = [paths[i : i + batch] for i in range(0, len(paths), batch)]
     logits = []
-    read = read_ahead(chunks, lambda chunk: torch.stack([transform(open_photo(path)) for path in chunk]))
+    read = read_ahead(
+        chunks, lambda chunk: torch.stack([transform(open_photo(path, at_least=least)) for path in chunk])
+    )
     for images in track(read, "photos", len(chunks)):
         with torch.inference_mode():
             out = model.module(images.to(device).contiguous(memory_format=torch.channels_last))

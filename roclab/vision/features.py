@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from roclab.vision.models import Classifier
 
 CHUNK = 64  # photos; also the batch of the backbone, so the same photos meet in the same batch whatever was cached
-FORMAT = 1  # raise it when the way features are computed changes
+FORMAT = 2  # raise it when the way features are computed changes
 
 
 def cached_features(
@@ -132,15 +132,15 @@ def _view_batch(model: Classifier, photos: Sequence[Photo], image_size: int, vie
     from roclab.vision.transforms import eval_transform, train_transform
 
     if view <= 1:
-        transform = eval_transform(model.recipe, image_size)
-        batch = torch.stack([transform(open_photo(photo.path)) for photo in photos])
+        transform, least = eval_transform(model.recipe, image_size), model.recipe.resize_for(image_size)
+        batch = torch.stack([transform(open_photo(photo.path, at_least=least)) for photo in photos])
         return batch.flip(3) if view == 1 else batch
     transform = train_transform(model.recipe, image_size, flips=flips)
     views = []
     with torch.random.fork_rng(devices=[]):
         for photo in photos:
             torch.manual_seed(int(photo.sha256[:12], 16) + view)  # of the photo alone: the same whoever is beside it
-            views.append(transform(open_photo(photo.path)))
+            views.append(transform(open_photo(photo.path, at_least=2 * image_size)))
     return torch.stack(views)
 
 

@@ -53,8 +53,8 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     return _carry_on(Run.open(path), full, model, dataset, world)
 
 
-def resume(path: str | Path) -> Run:
-    """Carry an interrupted run to its end; a finished one is left as it is."""
+def resume(path: str | Path, data_root: str | None = None) -> Run:
+    """Carry an interrupted run to its end; a finished one is left as it is. `data_root`: where its photos are now."""
     from roclab.vision.evaluate import run_dataset
     from roclab.vision.models import build_model
 
@@ -64,7 +64,7 @@ def resume(path: str | Path) -> Run:
     if (run.path / "training.json").exists():
         run.log("this run is finished already")
         return run
-    dataset = run_dataset(run)
+    dataset = run_dataset(run, data_root)
     seed_everything(config.seed)
     model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
     recorded = read_json(run.path / "provenance.json").get("hashes", {}).get("weights")

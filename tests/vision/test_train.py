@@ -40,7 +40,7 @@ FINETUNE = {"strategy": "finetune", "epochs": 3, "batch_size": 8, "lr": 3e-3, "p
 
 
 def test_features_give_a_whole_model(photos, tmp_path):
-    run = train(config(photos), tmp_path / "run")
+    run = train(config(photos, refit=False), tmp_path / "run")
     for name in ("config.json", "provenance.json", "split.json", "log.txt", "metrics.jsonl", "training.json"):
         assert (run.path / name).exists(), name
     model, classes, size = load_model(run)
@@ -119,7 +119,7 @@ def test_a_dead_unit_does_not_get_a_voice():
 
 
 def test_refit_keeps_the_validation_figures_honest(photos, tmp_path):
-    plain = train(config(photos), tmp_path / "plain")
+    plain = train(config(photos, refit=False), tmp_path / "plain")
     refit = train(config(photos, refit=True), tmp_path / "refit")
     figures = [json.loads((run.path / "results-val.json").read_text())["nll"] for run in (plain, refit)]
     assert figures[0] == figures[1]  # val is judged by the head that had not seen it
@@ -146,6 +146,15 @@ def test_the_test_split_is_opened_by_evaluate_alone_and_recorded(photos, tmp_pat
     assert sum(row["split"] == "test" for row in rows) == found["n"]
     with pytest.raises(RocLabError, match="choose val or test"):
         evaluate(run, "train")
+
+
+def test_photos_that_moved_are_found_again(photos, tmp_path):
+    moved = shutil.copytree(photos, tmp_path / "before")
+    run = train(config(moved), tmp_path / "run")
+    shutil.move(moved, tmp_path / "after")
+    with pytest.raises(RocLabError, match="--data-root"):
+        evaluate(run, "test")
+    assert evaluate(run, "test", data_root=str(tmp_path / "after"))["n"] > 0
 
 
 def test_finetuning_learns(photos, tmp_path):
