@@ -157,7 +157,7 @@ def _torchvision_model(name: str, weights: str, num_classes: int | None) -> Clas
             raise _unreachable(name, f"{name} {chosen.name}", error) from None
         source = f"torchvision {chosen.name}"
     elif re.fullmatch(r"V\d|IMAGENET\w+", weights.upper()):
-        raise RocLabError(f"--weights {weights}: torchvision has {', '.join(named.__members__)} for {name}")
+        raise RocLabError(f"--weights {weights}: torchvision has {', '.join(w.name for w in named)} for {name}")
     elif weights != "none":
         state, source = read_weights(weights), weights
     classes = num_classes or (_head_size(state, ("fc", "head")) if state else None) or 1000
