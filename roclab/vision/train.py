@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ def _carry_on(run: Run, config: FullConfig, model: Classifier, dataset: Dataset,
     from roclab.vision.evaluate import evaluate, to_device
     from roclab.vision.finetune import finetune
 
+    forget_peak_memory()
     to_device(model, config.device)
     if world.main:
         counts = dataset.counts()
@@ -148,11 +150,25 @@ def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
 
 
+def forget_peak_memory() -> None:
+    """Begin to count the peak memory anew, where the system can: a comparison trains several runs in one process."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux alone has it
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb() -> float:
-    """Most memory this process has held (MB): of the GPU where there is one, else resident."""
+    """Most memory held (MB) since `forget_peak_memory`: of the GPU where there is one, else resident."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

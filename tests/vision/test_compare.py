@@ -69,11 +69,13 @@ def test_what_was_cut_is_carried_on_and_another_question_refused(compared):
         compare(other, [MODEL], ["features", "finetune"], [0, 1], out)
 
 
-def test_a_verdict_claims_only_what_the_interval_shows():
+def test_a_verdict_claims_only_what_is_shown():
     pair = {"a": "A", "b": "B", "difference": -0.05, "ci95": [-0.08, -0.02], "mcnemar": [{"p": 0.01}]}
     assert verdict(pair) == "B is better than A by 5.0 points [+2.0, +8.0] (McNemar p per seed: 0.01)."
-    pair |= {"difference": 0.01, "ci95": [-0.02, 0.04]}
-    assert "do not show which is better" in verdict(pair)
+    few = pair | {"mcnemar": [{"p": 0.0625}]}
+    assert verdict(few).endswith("these photos do not show which is better.")
+    assert "do not show" in verdict(pair | {"difference": 0.01, "ci95": [-0.02, 0.04]})
+    assert "are level" in verdict(pair | {"difference": 0.0, "ci95": [-0.02, 0.02]})
 
 
 def test_a_run_has_a_picture(tmp_path, monkeypatch):
