@@ -40,9 +40,16 @@ def train(
     out: Path | None = typer.Option(None, help="Folder of the run."),
     resume: Path | None = typer.Option(None, help="Go on with the interrupted run in this folder."),
     val_fraction: float = typer.Option(0.2, help="Share of the training part that validates."),
-    views: int = typer.Option(1, help="features: 2 adds each photo's mirror image, more add random crops."),
+    full_frame: bool | None = typer.Option(
+        None,
+        "--full-frame/--centre",
+        help="Judge the whole photo (default for elpv), or its centre as ImageNet's recipes.",
+    ),
+    views: int = typer.Option(
+        1, help="features: 2 adds each photo's mirror image, more add symmetries and random crops."
+    ),
     refit: bool | None = typer.Option(None, help="features: train the head again on train + val once C is chosen."),
-    lp_ft: bool = typer.Option(True, "--lp-ft/--no-lp-ft", help="finetune: start from the trained head."),
+    lp_ft: bool | None = typer.Option(None, "--lp-ft/--no-lp-ft", help="finetune: start from the trained head."),
     lr: float | None = typer.Option(None, help="finetune: learning rate of the head."),
     layer_decay: float | None = typer.Option(None, help="finetune: each earlier layer learns at this fraction."),
     weight_decay: float | None = typer.Option(None, help="finetune: not on norms and biases."),

@@ -31,11 +31,12 @@ class TrainConfig:
     image_size: int | None = None  # px; the weights' own size if not given
     epochs: int | None = None  # features: steps of L-BFGS; finetune: passes over the photos
     budget: str | None = None  # "20m": epochs and resolution chosen to fit
+    full_frame: bool | None = None  # judge the whole photo, not the centre that ImageNet's recipes cut out
     # features
-    views: int = 1  # 1: the centre crop; 2: and its mirror image; more: and random crops
+    views: int = 1  # 1: the photo; 2: and its mirror image; more: the other symmetries if it has any, random crops
     refit: bool | None = None  # once the regularisation is chosen on val, train the head again on train + val
     # finetune
-    lp_ft: bool = True  # start from the trained head (Kumar et al. 2022)
+    lp_ft: bool | None = None  # start from the trained head (Kumar et al. 2022)
     batch_size: int | None = None
     accumulate: int = 1  # gradients of so many batches make one step
     lr: float | None = None  # of the head; AdamW
@@ -84,12 +85,18 @@ class TrainConfig:
 
         `recipe_size` (px) is the weights' own; `any_size` says whether the network takes others in between.
         """
-        values = {**architecture_defaults(self.model), **(FEATURES if self.strategy == "features" else {})}
+        values = {
+            **architecture_defaults(self.model, self.weights),
+            **(FEATURES if self.strategy == "features" else {}),
+        }
         filled = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if filled[name] is None:
                 filled[name] = value
         filled["image_size"] = filled["image_size"] or recipe_size
+        if filled["full_frame"] is None:
+            # a photo of elpv is one cell, cut to its edges: around it there is nothing to leave out
+            filled["full_frame"] = self.data == "elpv"
         filled["progressive"] = bool(filled["progressive"] and any_size)
         return FullConfig(**filled)
 
@@ -99,8 +106,10 @@ class FullConfig(TrainConfig):
     """A `TrainConfig` in which nothing is left open: what a run is made with, and what its config.json holds."""
 
     image_size: int = 224
+    full_frame: bool = False
     epochs: int = 12
     refit: bool = False
+    lp_ft: bool = True
     batch_size: int = 32
     lr: float = 1e-3
     layer_decay: float = 0.75
@@ -142,23 +151,29 @@ COMMON: dict[str, Any] = {
     "progressive": False,
     "gradual": 0.0,
     "refit": False,
+    "lp_ft": True,
     "workers": 0,
 }
 
+# Random weights have nothing to keep: no head is worth training on them, no layer is nearer to its goal than another,
+# and their BatchNorm has no statistics yet.
+FROM_SCRATCH: dict[str, Any] = {"lp_ft": False, "layer_decay": 1.0, "batch_norm": "train", "gradual": 0.0}
 
-def architecture_defaults(model: str) -> dict[str, Any]:
+
+def architecture_defaults(model: str, weights: str = "default") -> dict[str, Any]:
     """Fine-tuning defaults for a model name; the reason stands beside each value that differs from `COMMON`."""
     name = model.lower()
+    own: dict[str, Any] = {}
     # convolutions all the way to the pooling: any size fits, and the early layers, where most of the work at high
     # resolution is, change least
     convolutional = {"progressive": True, "gradual": 0.5}
     if "efficientnet" in name or "mobilenet" in name:
-        return COMMON | convolutional
-    if "resnet" in name or "resnext" in name or "regnet" in name or "convnext" in name:
+        own = convolutional
+    elif "resnet" in name or "resnext" in name or "regnet" in name or "convnext" in name:
         # wider layers: the same step of Adam moves the sum of more inputs, so the features are left sooner
-        return COMMON | convolutional | {"lr": 3e-4}
-    if "swin" in name or "vit" in name or "deit" in name:
+        own = convolutional | {"lr": 3e-4}
+    elif "swin" in name or "vit" in name or "deit" in name:
         # transformers diverge at rates a convolutional net takes; windows and position tables are tied to the size
         # they were trained at, so the resolution is not raised in steps
-        return COMMON | {"lr": 3e-4, "layer_decay": 0.8}
-    return dict(COMMON)
+        own = {"lr": 3e-4, "layer_decay": 0.8}
+    return COMMON | own | (FROM_SCRATCH if weights == "none" else {})

@@ -40,8 +40,9 @@ def cached_features(
 ) -> tuple[np.ndarray, float]:
     """Features (N, D) float32 of the photos under one view, and the seconds the backbone took (when it ran).
 
-    View 0 is the evaluation transform; view 1 its mirror image; any further view a random crop that is the same in
-    every run. The key is made of the model, its weights' hash, the transform and every photo's hash.
+    View 0 is the evaluation transform; view 1 its mirror image (with `flips` "dihedral", views 1 to 7 are the square's
+    other symmetries); any further view a random crop that is the same in every run. The key is made of the model, its
+    weights' hash, the transform and every photo's hash.
     """
     import torch
     from safetensors.torch import load_file, save
@@ -52,7 +53,7 @@ def cached_features(
         "weights": model.weights_id,
         "recipe": asdict(model.recipe),
         "image_size": image_size,
-        "view": [view, flips] if view > 1 else view,
+        "view": [view, flips] if view > 1 else view,  # both kinds have the first two in common
         "photos": [photo.sha256 for photo in photos],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
@@ -131,10 +132,11 @@ def _view_batch(model: Classifier, photos: Sequence[Photo], image_size: int, vie
     from roclab.vision.data import open_photo
     from roclab.vision.transforms import eval_transform, train_transform
 
-    if view <= 1:
+    if view < (8 if flips == "dihedral" else 2):
         transform, least = eval_transform(model.recipe, image_size), model.recipe.resize_for(image_size)
         batch = torch.stack([transform(open_photo(photo.path, at_least=least)) for photo in photos])
-        return batch.flip(3) if view == 1 else batch
+        batch = batch.transpose(2, 3) if view & 4 else batch
+        return batch.flip([axis for axis, bit in ((3, 1), (2, 2)) if view & bit])
     transform = train_transform(model.recipe, image_size, flips=flips)
     views = []
     with torch.random.fork_rng(devices=[]):

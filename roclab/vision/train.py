@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,8 @@ def _carry_on(run: Run, config: FullConfig, model: Classifier, dataset: Dataset,
     from roclab.vision.evaluate import evaluate, to_device
     from roclab.vision.finetune import finetune
 
+    if config.full_frame:
+        model.recipe = replace(model.recipe, resize=model.recipe.crop)
     forget_peak_memory()
     to_device(model, config.device)
     if world.main:

@@ -27,4 +27,6 @@ def make_photos(folder: Path, each: int = 12, size: int = 48) -> Path:
 
 def config(data: Path, **changes: object) -> TrainConfig:
     values: dict = {"data": str(data), "model": MODEL, "weights": "none", "image_size": 64, "device": "cpu"}
+    if changes.get("strategy") == "finetune":  # as if the weights were worth keeping: the defaults of trained ones
+        values |= {"lp_ft": True, "layer_decay": 0.75, "batch_norm": "frozen"}
     return TrainConfig(**(values | changes))

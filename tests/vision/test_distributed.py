@@ -41,6 +41,7 @@ def test_two_gloo_processes_train_what_one_does(tmp_path, monkeypatch, batch_nor
     settings = SETTINGS | {"batch_norm": batch_norm}
     alone = train(config(photos, **settings), tmp_path / "alone")
     options = ["--data", str(photos), "--model", MODEL, "--weights", "none", "--image-size", "64", "--device", "cpu"]
+    options += ["--lp-ft", "--layer-decay", "0.75"]
     for name, value in settings.items():
         options += [f"--{name.replace('_', '-')}", str(value)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

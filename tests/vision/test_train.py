@@ -254,28 +254,27 @@ def test_resume_after_kill_9_at_several_moments(photos, tmp_path, strategy):
     options += ["--strategy", strategy, "--epochs", "4", "--batch-size", "8", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    begin = time.monotonic()
     subprocess.run([*command, *options, "--out", str(whole)], check=True, env=environment)
-    took = time.monotonic() - begin
     environment["ROCLAB_CACHE"] = str(tmp_path / "another cache")
-    kills = 0
-    for share in (0.6, 0.8, 0.92):
-        started = (cut / "config.json").exists()
-        go = ["--resume", str(cut)] if started else [*options, "--out", str(cut)]
+    moments = {
+        "features": ["cut/config.json", "another cache/features/*/*.safetensors", "cut/checkpoints/best.safetensors"],
+        "finetune": ["cut/config.json", "cut/checkpoints/best.safetensors", "cut/checkpoints/last.safetensors"],
+    }[strategy]
+    for moment in moments:
+        go = ["--resume", str(cut)] if (cut / "config.json").exists() else [*options, "--out", str(cut)]
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.glob(moment)}
+        assert moment == moments[0] or (cut / "config.json").exists()
         process = subprocess.Popen([*command, *go], env=environment, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(took * share)
-            break  # finished before the kill
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert kills
+        while process.poll() is None:  # until the file of that moment is there, or is a newer one
+            if any(before.get(path) != path.stat().st_mtime_ns for path in tmp_path.glob(moment)):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.001)
+        assert process.wait() == -signal.SIGKILL, moment
     go = ["--resume", str(cut)] if (cut / "config.json").exists() else [*options, "--out", str(cut)]
     subprocess.run([*command, *go], check=True, env=environment)
     assert same_weights(Run.open(whole), Run.open(cut))
     assert without_times(Run.open(whole)) == without_times(Run.open(cut))
-    assert not list(cut.rglob("*.part*")) or started  # what a kill leaves behind never has a good name
 
 
 def test_a_run_folder_is_not_overwritten_and_not_judged_unfinished(photos, tmp_path):
@@ -348,6 +347,17 @@ def test_early_layers_rest_and_wake(photos, tmp_path):
     resume(one)
     state, _ = load_tensors(one / "checkpoints" / "last.safetensors")
     assert any(not torch.equal(p, state[f"model.{names[id(p)]}"]) for p in layers[0])
+
+
+def test_random_weights_have_nothing_to_keep():
+    from roclab.vision.config import TrainConfig
+
+    fresh = TrainConfig(model="resnet50", weights="none", strategy="finetune").with_defaults(224)
+    trained = TrainConfig(model="resnet50", strategy="finetune").with_defaults(224)
+    assert (fresh.lp_ft, fresh.layer_decay, fresh.batch_norm) == (False, 1.0, "train")
+    assert (trained.lp_ft, trained.batch_norm) == (True, "frozen")
+    assert trained.layer_decay < 1
+    assert TrainConfig(model="resnet50", strategy="finetune", lp_ft=False).with_defaults(224).lp_ft is False
 
 
 def test_rate_warms_up_and_comes_down():
