@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from roclab.errors import DataError
-from roclab.vision import photos
+from roclab.vision import duplicates, photos
 from roclab.vision.duplicates import exact_duplicates, hash_pairs, near_duplicates
-from roclab.vision.photos import inspect_photo, inspect_photos, open_photo
+from roclab.vision.photos import Inspection, inspect_photo, inspect_photos, open_photo
 from tests.vision.conftest import picture
 
 
@@ -178,15 +178,27 @@ def test_exact_duplicates():
     assert exact_duplicates(["a", "b", "a", "c", "b", "a"]) == [[0, 2, 5], [1, 4]]
 
 
+def pairs(hashes: list[int], limit: int) -> list[tuple[int, ...]]:
+    return [tuple(map(int, pair)) for block in hash_pairs(hashes, limit) for pair in zip(*block, strict=True)]
+
+
 def test_hash_pairs_counts_bits():
     hashes = [0, 1, 0xFFFF_FFFF_FFFF_FFFF, 0b1111, 0xFFFF_FFFF_FFFF_FFFE]
-    assert hash_pairs(hashes, 0) == []
-    assert hash_pairs(hashes, 1) == [(0, 1, 1), (2, 4, 1)]
-    assert hash_pairs(hashes, 4) == [(0, 1, 1), (0, 3, 4), (1, 3, 3), (2, 4, 1)]
+    assert pairs(hashes, 0) == []
+    assert pairs(hashes, 1) == [(0, 1, 1), (2, 4, 1)]
+    assert pairs(hashes, 4) == [(0, 1, 1), (0, 3, 4), (1, 3, 3), (2, 4, 1)]
     rng = np.random.default_rng(0)
-    many = [int(h) for h in rng.integers(0, 2**64, 3000, dtype=np.uint64)]  # more than one block
-    many[2900] = many[5] ^ (1 << 63)
-    assert hash_pairs(many, 2) == [(5, 2900, 1)]
+    many = [int(h) for h in rng.integers(0, 2**64, 9000, dtype=np.uint64)]  # five blocks
+    many[8900] = many[5] ^ (1 << 63)
+    many[8901] = many[8900] ^ 1
+    assert pairs(many, 2) == [(5, 8900, 1), (5, 8901, 2), (8900, 8901, 1)]
+
+
+def test_thousands_of_frames_of_one_scene_do_not_flood_the_report(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(duplicates, "MOST", 500)
+    frame = np.linspace(0, 255, 32 * 32).astype(np.uint8).tobytes()
+    photos = [Inspection(Path(f"{i}.jpg"), sha256=str(i), thumbnail=frame) for i in range(300)]  # 44,850 pairs
+    assert 500 <= len(near_duplicates(photos)) < 500 + 4096
 
 
 def test_near_duplicates_are_found_after_recompression_scaling_and_a_watermark(tmp_path: Path):
