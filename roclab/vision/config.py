@@ -1,0 +1,179 @@
+"""What a training run is told: one dataclass, saved whole in config.json, and the defaults of each architecture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from roclab.errors import RocLabError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+STRATEGIES = ("features", "finetune")
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides a run. `None` means: the architecture's default, filled in by `with_defaults`."""
+
+    # what is learnt from
+    data: str = "elpv"
+    data_root: str | None = None
+    mirror: str | None = None
+    skip_bad: bool = False
+    val_fraction: float = 0.2
+    seed: int = 0
+    # what is trained
+    model: str = "efficientnet_lite0"
+    weights: str = "default"
+    strategy: str = "features"
+    image_size: int | None = None  # px; the weights' own size if not given
+    epochs: int | None = None  # features: steps of L-BFGS; finetune: passes over the photos
+    budget: str | None = None  # "20m": epochs and resolution chosen to fit
+    full_frame: bool | None = None  # judge the whole photo, not the centre that ImageNet's recipes cut out
+    # features
+    views: int = 1  # 1: the photo; 2: and its mirror image; more: the other symmetries if it has any, random crops
+    refit: bool | None = None  # once the regularisation is chosen on val, train the head again on train + val
+    # finetune
+    lp_ft: bool | None = None  # start from the trained head (Kumar et al. 2022)
+    batch_size: int | None = None
+    accumulate: int = 1  # gradients of so many batches make one step
+    lr: float | None = None  # of the head; AdamW
+    layer_decay: float | None = None  # each group nearer to the photo learns at this fraction of the next one's rate
+    weight_decay: float | None = None  # not on norms and biases
+    warmup: float = 0.1  # share of the steps
+    clip: float = 1.0  # norm of the gradient
+    label_smoothing: float | None = None
+    mixup: float | None = None  # alpha of the Beta distribution; 0: off
+    cutmix: float | None = None
+    ema: float | None = None  # decay of the weight average per step; 0: off
+    patience: int | None = None  # stop after so many epochs without a better validation accuracy; 0: never
+    batch_norm: str | None = None  # "train": batch statistics; "frozen": the weights' own statistics
+    min_area: float | None = None  # smallest random crop, as a share of the photo
+    randaugment: bool = False
+    progressive: bool | None = None  # early epochs at a lower resolution
+    gradual: float | None = None  # share of the epochs in which the half of the layers next to the photo rests
+    amp: str = "auto"  # bf16 autocast on GPUs that have it; "off"
+    # the machine
+    workers: int | None = None  # processes that read photos; 0: none
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise RocLabError(f"--strategy {self.strategy}: choose one of {', '.join(STRATEGIES)}")
+        for name, lowest in (("epochs", 1), ("image_size", 16), ("views", 1), ("batch_size", 1), ("accumulate", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise RocLabError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+        if self.batch_norm not in (None, "train", "frozen"):
+            raise RocLabError(f"--batch-norm {self.batch_norm}: choose train or frozen")
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def fromdict(cls, values: dict[str, Any]) -> Self:
+        """From config.json; a key this version does not know raises `RocLabError` that names it."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise RocLabError(f"config.json has keys this version does not know: {', '.join(unknown)}")
+        return cls(**values)
+
+    def with_defaults(self, recipe_size: int, any_size: bool = True) -> FullConfig:
+        """A copy without `None`: gaps filled with the strategy's and the architecture's defaults.
+
+        `recipe_size` (px) is the weights' own; `any_size` says whether the network takes others in between.
+        """
+        values = {
+            **architecture_defaults(self.model, self.weights),
+            **(FEATURES if self.strategy == "features" else {}),
+        }
+        filled = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if filled[name] is None:
+                filled[name] = value
+        filled["image_size"] = filled["image_size"] or recipe_size
+        if filled["full_frame"] is None:
+            # a photo of elpv is one cell, cut to its edges: around it there is nothing to leave out
+            filled["full_frame"] = self.data == "elpv"
+        filled["progressive"] = bool(filled["progressive"] and any_size)
+        return FullConfig(**filled)
+
+
+@dataclass
+class FullConfig(TrainConfig):
+    """A `TrainConfig` in which nothing is left open: what a run is made with, and what its config.json holds."""
+
+    image_size: int = 224
+    full_frame: bool = False
+    epochs: int = 12
+    refit: bool = False
+    lp_ft: bool = True
+    batch_size: int = 32
+    lr: float = 1e-3
+    layer_decay: float = 0.75
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.99
+    patience: int = 0
+    batch_norm: str = "train"
+    min_area: float = 0.35
+    progressive: bool = False
+    gradual: float = 0.0
+    workers: int = 0
+
+
+FEATURES: dict[str, Any] = {
+    "epochs": 100,  # L-BFGS is at the optimum well before that at every regularisation worth having; it costs seconds
+    # a fifth of the photos is much where there are seven of a class; what the choice was worth on them is kept
+    "refit": True,
+}
+
+# The ground every architecture stands on, and why. What was measured is in docs/log-vision.md.
+COMMON: dict[str, Any] = {
+    "epochs": 12,
+    "batch_size": 16,  # a few hundred photos give few steps an epoch; with BatchNorm at rest small batches cost nothing
+    "lr": 1e-3,  # of the head; 3e-3 collapsed to the commonest class on elpv
+    "layer_decay": 0.75,  # early layers hold edges and textures, which the new photos share with ImageNet
+    "weight_decay": 0.05,
+    "label_smoothing": 0.1,
+    "mixup": 0.0,  # mixing pays over hundreds of epochs; over a dozen it slows learning down
+    "cutmix": 0.0,
+    "ema": 0.99,  # per step: averages over about the last hundred
+    "patience": 0,
+    # the trained head fits features normalised by the weights' own statistics; under those of a batch of unlike photos
+    # it sees other features (on elpv the first epoch's loss was 42), and small batches make them noisy
+    "batch_norm": "frozen",
+    "min_area": 0.35,
+    "progressive": False,
+    "gradual": 0.0,
+    "refit": False,
+    "lp_ft": True,
+    "workers": 0,
+}
+
+# Random weights have nothing to keep: no head is worth training on them, no layer is nearer to its goal than another,
+# and their BatchNorm has no statistics yet.
+FROM_SCRATCH: dict[str, Any] = {"lp_ft": False, "layer_decay": 1.0, "batch_norm": "train", "gradual": 0.0}
+
+
+def architecture_defaults(model: str, weights: str = "default") -> dict[str, Any]:
+    """Fine-tuning defaults for a model name; the reason stands beside each value that differs from `COMMON`."""
+    name = model.lower()
+    own: dict[str, Any] = {}
+    # convolutions all the way to the pooling: any size fits, and the early layers, where most of the work at high
+    # resolution is, change least
+    convolutional = {"progressive": True, "gradual": 0.5}
+    if "efficientnet" in name or "mobilenet" in name:
+        own = convolutional
+    elif "resnet" in name or "resnext" in name or "regnet" in name or "convnext" in name:
+        # wider layers: the same step of Adam moves the sum of more inputs, so the features are left sooner
+        own = convolutional | {"lr": 3e-4}
+    elif "swin" in name or "vit" in name or "deit" in name:
+        # transformers diverge at rates a convolutional net takes; windows and position tables are tied to the size
+        # they were trained at, so the resolution is not raised in steps
+        own = {"lr": 3e-4, "layer_decay": 0.8}
+    return COMMON | own | (FROM_SCRATCH if weights == "none" else {})

@@ -1,0 +1,137 @@
+"""The pictures of a run and of a comparison, each drawn from run folders alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from roclab.runs import Run, read_json, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of its own, free of pyplot's global state (and of any display)."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    write_whole(path, out.getvalue())
+    return path
+
+
+def run_figure(run: Run, split: str = "val") -> Path:
+    """Loss curves, confusion matrix and per-class F1 of one run in one picture: RUN/figures/SPLIT.png."""
+    results = read_json(run.path / f"results-{split}.json")
+    figure = _figure(13, 4)
+    curves, matrix, bars = figure.subplots(1, 3)
+    _curves(curves, {f"{run.config['model']} {run.config['strategy']}": [run]})
+    _confusion(matrix, np.array(results["confusion"]), list(results["per_class"]))
+    matrix.set_title(f"{split}: top-1 {100 * results['top1']:.1f} % of {results['n']} photos")
+    _f1(bars, {"F1": {name: row["f1"] for name, row in results["per_class"].items()}})
+    return _save(figure, run.path / "figures" / f"{split}.png")
+
+
+def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Path) -> list[Path]:
+    """Loss curves of all runs, accuracy with intervals, confusion matrices, per-class F1 side by side."""
+    results = {name: [read_json(r.path / f"results-{split}.json") for r in runs] for name, runs in arms.items()}
+    classes = list(next(iter(results.values()))[0]["per_class"])
+    made = []
+
+    figure = _figure(8, 5)
+    _curves(figure.subplots(), arms)
+    made.append(_save(figure, folder / "loss.png"))
+
+    figure = _figure(7, 0.6 * len(arms) + 1.5)
+    axes = figure.subplots()
+    for row, (_, runs) in enumerate(results.items()):
+        top1 = np.array([100 * r["top1"] for r in runs])
+        low, high = (np.mean([100 * r["ci95"]["top1"][side] for r in runs]) for side in (0, 1))
+        axes.plot([low, high], [row, row], color="C0", lw=2)
+        axes.plot(top1, [row] * len(top1), "o", color="C0", alpha=0.4, ms=5)
+        axes.plot(top1.mean(), row, "D", color="C3", ms=7)
+    axes.set_yticks(range(len(results)), list(results))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"top-1 on {split} (%): diamond mean, dots seeds, line 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    made.append(_save(figure, folder / "accuracy.png"))
+
+    columns = min(2, len(arms))
+    side = 4.5 if len(classes) <= 12 else 7
+    rows_needed = -(-len(arms) // columns)
+    figure = _figure(side * columns, side * rows_needed)
+    grid = np.atleast_1d(figure.subplots(rows_needed, columns)).ravel()
+    for axes, (name, runs) in zip(grid, results.items(), strict=False):
+        _confusion(axes, np.sum([r["confusion"] for r in runs], axis=0), classes)
+        axes.set_title(f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)} added)")
+    for axes in grid[len(arms) :]:
+        axes.set_visible(False)
+    made.append(_save(figure, folder / "confusion.png"))
+
+    figure = _figure(max(6, 0.35 * len(classes) * max(1, len(arms) / 2)), 4.5)
+    scores = {
+        name: {c: float(np.mean([r["per_class"][c]["f1"] for r in runs])) for c in classes}
+        for name, runs in results.items()
+    }
+    _f1(figure.subplots(), scores)
+    made.append(_save(figure, folder / "f1.png"))
+    return made
+
+
+def _curves(axes: Any, arms: Mapping[str, Sequence[Run]]) -> None:
+    """Training loss dashed, validation loss solid, one colour an arm, all seeds."""
+    longest = 1
+    for number, (name, runs) in enumerate(arms.items()):
+        for run in runs:
+            rows = run.metrics()
+            epochs = [row["epoch"] for row in rows]
+            longest = max(longest, *epochs, 1)
+            label = name if run is runs[0] else None
+            axes.plot(epochs, [row["val_loss"] for row in rows], "-", color=f"C{number}", label=label)
+            axes.plot(epochs, [row["train_loss"] for row in rows], "--", color=f"C{number}", alpha=0.7)
+    if longest > 30:
+        axes.set_xscale("log")  # steps of L-BFGS and epochs of fine-tuning in one plot
+    axes.set_xlabel("epoch (frozen backbone: step of L-BFGS)")
+    axes.set_ylabel("cross-entropy: val solid, train dashed")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _confusion(axes: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Share of each true class (row) that was called each class (column); the counts where they can be read."""
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 12:
+        for i, j in np.ndindex(*counts.shape):
+            axes.text(
+                j, i, str(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black"
+            )
+    small = 9 if len(classes) <= 12 else 6
+    axes.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) <= 12 else 90, fontsize=small)
+    axes.set_yticks(range(len(classes)), classes, fontsize=small)
+    axes.set_xlabel("called")
+    axes.set_ylabel("true")
+
+
+def _f1(axes: Any, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """F1 of each class, the arms side by side."""
+    classes = list(next(iter(scores.values())))
+    width = 0.8 / len(scores)
+    for number, (name, row) in enumerate(scores.items()):
+        at = np.arange(len(classes)) + (number - (len(scores) - 1) / 2) * width
+        axes.bar(at, [row[c] for c in classes], width, label=name)
+    axes.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) <= 12 else 90, fontsize=8)
+    axes.set_ylabel("F1")
+    axes.set_ylim(0, 1)
+    if len(scores) > 1:
+        axes.legend(fontsize=8)

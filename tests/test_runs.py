@@ -1,0 +1,189 @@
+"""Run folders: whole files, honest errors, logs that survive a crash."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from roclab import runs
+from roclab.errors import RocLabError
+from roclab.runs import Run
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
+    path = tmp_path / "a.json"
+    runs.write_json(path, {"n": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(path, {"n": object()})
+    with pytest.raises(TypeError):
+        runs.write_whole(path, 5)  # type: ignore[arg-type]
+    assert runs.read_json(path) == {"n": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "a.json"
+    runs.write_json(path, {"n": 1})
+    code = (
+        "import os, sys; from roclab import runs\n"
+        "os.fsync = lambda handle: os._exit(9)\n"  # dies after writing, before renaming
+        "runs.write_json(sys.argv[1], {'n': list(range(100000))})"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
+    assert runs.read_json(path) == {"n": 1}
+
+
+def test_written_files_have_the_usual_permissions(tmp_path: Path):
+    runs.write_whole(tmp_path / "whole", "x")
+    (tmp_path / "usual").write_text("x")
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_numbers_of_numpy_and_torch_become_plain_json(tmp_path: Path):
+    import torch
+
+    runs.write_json(tmp_path / "a.json", {"a": np.float32(0.5), "b": np.arange(2), "c": torch.ones(2), "d": tmp_path})
+    assert runs.read_json(tmp_path / "a.json") == {"a": 0.5, "b": [0, 1], "c": [1.0, 1.0], "d": str(tmp_path)}
+
+
+@pytest.mark.parametrize("content", [None, "{", ""])
+def test_a_missing_or_damaged_file_is_named_in_one_line(tmp_path: Path, content: str | None):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RocLabError, match="missing" if content is None else "damaged") as caught:
+        runs.read_json(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_sha256_is_that_of_sha256sum(tmp_path: Path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert runs.file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_one_seed_drives_all_generators():
+    import random
+
+    import torch
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    runs.seed_everything(3)
+    first = draw()
+    assert draw() != first
+    runs.seed_everything(3)
+    assert draw() == first
+
+
+def test_run_folder_round_trip(tmp_path: Path):
+    run = Run.create(tmp_path / "run", {"seed": 4, "model": "x"}, data="abc")
+    assert Run.open(run.path).config == {"seed": 4, "model": "x"}
+    origin = runs.read_json(run.path / "provenance.json")
+    assert origin["seed"] == 4
+    assert origin["hashes"] == {"data": "abc"}
+    assert origin["versions"]["python"] == sys.version.split()[0]
+    assert origin["versions"]["torch"]
+    assert run.checkpoints.is_dir()
+    assert json.loads(run.write_results("results", {"top1": np.float64(0.5)}).read_text()) == {"top1": 0.5}
+
+
+def test_a_run_is_never_written_over(tmp_path: Path):
+    Run.create(tmp_path / "run", {"seed": 1})
+    with pytest.raises(RocLabError, match="already holds a run"):
+        Run.create(tmp_path / "run", {"seed": 2})
+    assert Run.open(tmp_path / "run").config == {"seed": 1}
+
+
+def test_a_run_cannot_be_made_in_a_file(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RocLabError, match="cannot write"):
+        Run.create(tmp_path / "file" / "run", {})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such folder"),
+        (lambda path: path.mkdir(), "no config.json"),
+        (lambda path: (path.mkdir(), (path / "config.json").write_text("[1]")), "JSON object"),
+        (lambda path: (path.mkdir(), (path / "config.json").write_text('{"a"')), "damaged"),
+    ],
+)
+def test_open_says_what_is_missing(tmp_path: Path, make, message: str):
+    make(tmp_path / "run")
+    with pytest.raises(RocLabError, match=message):
+        Run.open(tmp_path / "run")
+
+
+def test_metrics_survive_a_cut_last_line_and_are_cut_for_resuming(tmp_path: Path):
+    run = Run.create(tmp_path / "run", {})
+    assert run.metrics() == []
+    for epoch in range(4):
+        run.log_metrics({"epoch": epoch, "loss": 1 / (epoch + 1)})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "lo')  # a crash while writing
+    assert [row["epoch"] for row in Run.open(run.path).metrics()] == [0, 1, 2, 3]
+    run.truncate_metrics(1)
+    run.log_metrics({"epoch": 2, "loss": 0.25})
+    assert run.metrics() == [{"epoch": 0, "loss": 1.0}, {"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+    (run.path / "metrics.jsonl").write_text('{"epoch": 0}\n{"epo\n{"epoch": 2}\n')
+    with pytest.raises(RocLabError, match="line 2"):
+        run.metrics()
+
+
+def test_metrics_reach_tensorboard_and_a_resumed_run_hides_what_it_does_again(tmp_path: Path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = Run.create(tmp_path / "run", {})
+    for epoch, loss in enumerate([3.0, 2.0, 9.0]):
+        run.log_metrics({"epoch": epoch, "loss": loss, "note": "text is no curve"})
+    run.truncate_metrics(1)
+    run.log_metrics({"epoch": 2, "loss": 1.0})
+    run.close()
+    events = accumulator.EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["loss"]
+    assert [event.value for event in events.Scalars("loss")] == [3.0, 2.0, 1.0]
+
+
+def test_log_says_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = Run.create(tmp_path / "run", {})
+    run.log("left out a.jpg")
+    assert capsys.readouterr().err == "left out a.jpg\n"
+    assert (run.path / "log.txt").read_text().endswith("left out a.jpg\n")
+
+
+def test_track_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture):
+    assert list(runs.track(iter("abc"), "reading")) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""
+
+
+def test_track_draws_a_bar_on_a_terminal_once_it_takes_long(tmp_path: Path):
+    code = (
+        "import time; from roclab import runs\n"
+        "assert list(runs.track([1], 'quick')) == [1]\n"
+        "clock = time.monotonic; begin = clock(); time.monotonic = lambda: clock() + 3 * (clock() - begin > 0.05)\n"
+        "for item in runs.track(range(3), 'slow work'): time.sleep(0.1)"
+    )
+    ours, theirs = pty.openpty()
+    done = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            block = os.read(ours, 4096)
+        except OSError:  # the terminal is closed
+            break
+        if not block:
+            break
+        shown += block
+    os.close(ours)
+    assert done.wait() == 0
+    assert b"slow work" in shown
+    assert b"quick" not in shown

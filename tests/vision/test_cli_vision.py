@@ -1,0 +1,102 @@
+"""The words of the command line, as a user types them."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.vision.small import MODEL, make_photos
+
+
+def roclab(*words, **environment):
+    command = [sys.executable, "-m", "roclab", *map(str, words)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    photos = make_photos(folder / "photos", each=8)
+    cache = {"ROCLAB_CACHE": str(folder / "cache")}
+    options = ["--model", MODEL, "--weights", "none", "--image-size", "64"]
+    done = roclab("vision", "train", "--data", photos, *options, "--out", folder / "run", **cache)
+    assert done.returncode == 0, done.stderr
+    return folder, photos, cache, done
+
+
+def test_train_says_what_it_does_and_how_long_it_takes(world):
+    _, _, _, done = world
+    assert "expected to take about" in done.stderr
+    assert "finished: val top-1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluate_as_json_has_every_figure(world):
+    folder, _, cache, _ = world
+    done = roclab("vision", "evaluate", folder / "run", "--split", "test", "--json", **cache)
+    found = json.loads(done.stdout)
+    wanted = "split n top1 mean_per_class ci95 macro_f1 ece per_class confusion epochs_to_convergence"
+    wanted += " mean_train_seconds_per_epoch images_per_second peak_memory_mb"
+    assert set(wanted.split()) <= found.keys()
+    assert set(found["ci95"]) == {"top1", "mean_per_class"}
+    assert set(found["per_class"]["sky"]) == {"precision", "recall", "f1", "support"}
+    assert (folder / "run" / "figures" / "test.png").exists()
+    text = roclab("vision", "evaluate", folder / "run", **cache).stdout
+    assert "val: top-1" in text
+    assert "brick" in text
+
+
+def test_predict_in_words_and_json(world):
+    folder, photos, cache, _ = world
+    done = roclab("vision", "predict", folder / "run", photos / "sky", "--top", "2", "--json", **cache)
+    found = json.loads(done.stdout)
+    assert len(found) == 8
+    assert all(len(row["predictions"]) == 2 for row in found)
+    done = roclab("vision", "predict", folder / "run", photos / "sky" / "00.jpg", **cache)
+    assert done.stdout.startswith(str(photos / "sky" / "00.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--data", "elpv"], "--out"),
+        (["train", "--out", "x", "--strategy", "magic"], "--strategy magic"),
+        (["train", "--out", "x", "--data", "nowhere/at/all"], "nowhere/at/all"),
+        (["train", "--resume", "nowhere"], "nowhere"),
+        (["train", "--out", "x", "--model", "resnet5000"], "resnet5000"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["compare", "--seeds", "1", "--out", "x", "--strategies", "magic"], "--strategy magic"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, said, tmp_path):
+    data = [] if "--data" in words or words[0] != "train" else ["--data", str(make_photos(tmp_path / "photos", each=4))]
+    data = [] if words == ["train", "--data", "elpv"] or "--resume" in words else data
+    done = roclab("vision", *words, *data, ROCLAB_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_csv_with_its_own_split_goes_all_the_way(world, tmp_path):
+    _, photos, cache, _ = world
+    table = tmp_path / "photos.csv"
+    with open(table, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "split"])
+        for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+            rows.writerow([path, path.parent.name, "test" if number % 4 == 0 else "train"])
+    options = ["--model", MODEL, "--weights", "none", "--image-size", "64", "--out", tmp_path / "run"]
+    done = roclab("vision", "train", "--data", table, *options, **cache)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(roclab("vision", "evaluate", tmp_path / "run", "--split", "test", "--json", **cache).stdout)
+    assert found["n"] == 6
+
+
+def test_help_names_an_example_for_every_command():
+    for command in ("train", "evaluate", "compare", "predict"):
+        done = roclab("vision", command, "--help")
+        assert "Example: roclab vision" in done.stdout.replace("\n", " ")

@@ -1,0 +1,527 @@
+"""Sources, leak-proof splits, what happens to bad photos, the manifest, the download."""
+
+import http.server
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import threading
+import venv
+import zipfile
+from collections import Counter
+from hashlib import md5
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from roclab.errors import DataError, RocLabError
+from roclab.vision import data as data_module
+from roclab.vision.data import TEST_SEED, Dataset, load_data
+from roclab.vision.download import fetch, fetch_archives, get_pets
+from roclab.vision.sources import Entry
+from tests.vision.conftest import picture
+
+ROOT = Path(__file__).parents[2]
+
+
+def everyone(dataset: Dataset) -> list:
+    return [*dataset.photos, *dataset.test(opened_by="evaluate")]
+
+
+# ---------------------------------------------------------------- splits
+
+
+def test_a_folder_per_class_is_cut_into_stratified_splits(folder: Path):
+    dataset = load_data(str(folder))
+    assert dataset.classes == ["cat", "dog"]
+    assert dataset.counts() == {"train": 13, "val": 3, "test": 4}
+    for photos in (dataset.split("train"), dataset.split("val"), dataset.test("evaluate")):
+        numbers = Counter(photo.label for photo in photos)
+        assert abs(numbers[0] - numbers[1]) <= 1
+    assert {dataset.classes[photo.label] == photo.path.parent.name for photo in everyone(dataset)} == {True}
+
+
+def test_the_seed_moves_val_and_never_test(folder: Path):
+    a, again, b = (load_data(str(folder), seed=seed) for seed in (0, 0, 1))
+    assert a == again
+    assert a.split("val") != b.split("val")
+    assert a.test("evaluate") == b.test("evaluate")
+    assert {p.path for p in a.photos} == {p.path for p in b.photos}
+
+
+def test_only_evaluate_opens_test(folder: Path):
+    dataset = load_data(str(folder))
+    assert {photo.split for photo in dataset.photos} == {"train", "val"}
+    with pytest.raises(RocLabError, match="only"):
+        dataset.split("test")
+    with pytest.raises(RocLabError, match="not by train"):
+        dataset.test(opened_by="train")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    copies=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=2, max_size=30),
+    seed=st.integers(0, 5),
+    fraction=st.floats(0.05, 0.6),
+)
+def test_identical_files_never_lie_on_both_sides_of_a_cut(copies: list, seed: int, fraction: float):
+    """Pictures with a class and a number of copies each; a class of one picture is never cut."""
+    entries, hashes = [], []
+    for i, (label, number) in enumerate(copies):
+        for k in range(number):
+            entries.append(Entry(Path(f"{label}/{i}_{k}.jpg"), str(label)))
+            hashes.append(str(i))
+    kinds = Counter(label for label, _ in copies)
+    if max(kinds.values()) < 2:
+        with pytest.raises(DataError, match="too few"):
+            data_module._cut(range(len(entries)), entries, hashes, fraction, seed)
+        return
+    chosen = data_module._cut(range(len(entries)), entries, hashes, fraction, seed)
+    rest = set(range(len(entries))) - set(chosen)
+    assert len(set(chosen)) == len(chosen)
+    assert not {hashes[i] for i in chosen} & {hashes[i] for i in rest}
+    drawn = Counter(copies[int(picture)][0] for picture in {hashes[i] for i in chosen})
+    cut = {label: number for label, number in kinds.items() if number > 1}
+    assert drawn.keys() <= cut.keys()
+    for label, number in cut.items():  # its share, to the nearest picture
+        assert abs(drawn[label] - number * drawn.total() / sum(cut.values())) < 1
+
+
+def test_train_val_test_folders_are_taken_as_they_are(folder: Path, tmp_path: Path):
+    for split, numbers in (("train", range(6)), ("valid", range(6, 8)), ("test", range(8, 10))):
+        for name in ("cat", "dog"):
+            (tmp_path / "own" / split / name).mkdir(parents=True)
+            for i in numbers:
+                (folder / name / f"{i}.jpg").rename(tmp_path / "own" / split / name / f"{i}.jpg")
+    dataset = load_data(str(tmp_path / "own"))
+    assert dataset.counts() == {"train": 12, "val": 4, "test": 4}
+    assert {(p.split, p.path.parent.parent.name) for p in everyone(dataset)} == {
+        ("train", "train"),
+        ("val", "valid"),
+        ("test", "test"),
+    }
+    for name in ("cat", "dog"):  # without a val folder, val is cut from train; without a test folder there is none
+        for i in (6, 7):
+            (tmp_path / "own" / "valid" / name / f"{i}.jpg").unlink()
+        (tmp_path / "own" / "valid" / name).rmdir()
+        for i in (8, 9):
+            (tmp_path / "own" / "test" / name / f"{i}.jpg").unlink()
+        (tmp_path / "own" / "test" / name).rmdir()
+    (tmp_path / "own" / "valid").rmdir()
+    (tmp_path / "own" / "test").rmdir()
+    dataset = load_data(str(tmp_path / "own"))
+    assert dataset.counts() == {"train": 10, "val": 2, "test": 0}
+    with pytest.raises(DataError, match="no test split"):
+        dataset.test("evaluate")
+
+
+def test_a_stray_folder_beside_train_is_named(folder: Path):
+    (folder / "cat").rename(folder / "train")
+    with pytest.raises(DataError, match="beside it dog"):
+        load_data(str(folder))
+
+
+def test_a_table(folder: Path, tmp_path: Path):
+    rows = [f"photos/{p.parent.name}/{p.name},{p.parent.name}" for p in sorted(folder.rglob("*.jpg"))]
+    (tmp_path / "table.csv").write_text("\ufeffPath, Label\n" + "\n".join(rows))  # as spreadsheets write it
+    assert load_data(str(tmp_path / "table.csv")).counts() == {"train": 13, "val": 3, "test": 4}
+    splits = ["train"] * 7 + ["validation"] + ["test"] * 2
+    lines = [f"{row},{split}" for row, split in zip(rows, splits * 2, strict=True)]
+    (tmp_path / "table.csv").write_text("path,label,split\n" + "\n".join(lines))
+    assert load_data(str(tmp_path / "table.csv")).counts() == {"train": 14, "val": 2, "test": 4}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "table.csv").rename(tmp_path / "elsewhere" / "table.csv")
+    assert load_data(str(tmp_path / "elsewhere" / "table.csv"), tmp_path).counts()["train"] == 14
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("photo,label\n", "must name the columns"),
+        ("", "must name the columns"),
+        ("path,label\n", "lists no photos"),
+        ("path,label\na.jpg,\n", "line 2: path or label is empty"),
+        ("path,label\na.jpg,x\na.jpg,y\n", "line 3: a.jpg stands in line 2"),
+        ("path,label,split\na.jpg,x,holdout\n", "line 2: split is 'holdout'"),
+        ("path,label,split\na.jpg,x\n", "line 2: split is ''"),
+        ("path,label\na.jpg,x\n", "a.jpg: there is no such file"),
+    ],
+)
+def test_a_faulty_table_is_named_with_the_line(tmp_path: Path, text: str, message: str):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_data(str(tmp_path / "t.csv"))
+
+
+def test_numbers_as_classes_are_sorted_as_numbers(tmp_path: Path):
+    for name in ("2", "10", "1"):
+        (tmp_path / "digits" / name).mkdir(parents=True)
+        for i in range(4):
+            picture(hash((name, i)) % 1000).save(tmp_path / "digits" / name / f"{i}.png")
+    assert load_data(str(tmp_path / "digits")).classes == ["1", "2", "10"]
+
+
+@pytest.mark.parametrize("spec", ["nowhere", "table.txt"])
+def test_a_source_that_is_not_one_is_named(tmp_path: Path, spec: str):
+    (tmp_path / "table.txt").write_text("")
+    with pytest.raises(DataError, match=spec):
+        load_data(str(tmp_path / spec))
+
+
+def test_val_fraction_is_checked(folder: Path):
+    with pytest.raises(RocLabError, match="between 0 and 1"):
+        load_data(str(folder), val_fraction=1.0)
+
+
+# ---------------------------------------------------------------- bad photos
+
+
+@pytest.fixture
+def hard(folder: Path) -> Path:
+    """The folder with every difficulty the issue names."""
+    big = picture(50, (200, 200))
+    big.save(folder / "cat" / "truncated.jpg")
+    whole = (folder / "cat" / "truncated.jpg").read_bytes()
+    (folder / "cat" / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "dog" / "text.jpg").write_text("hello")
+    (folder / "dog" / "notes.txt").write_text("no photo by its name")
+    (folder / "dog" / ".hidden.jpg").write_text("not looked at")
+    (folder / "lonely").mkdir()
+    picture(51).save(folder / "lonely" / "only.jpg")
+    (folder / "nothing").mkdir()
+    import numpy as np
+
+    deep = np.asarray(picture(52).convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(folder / "cat" / "deep.png")
+    picture(53).convert("CMYK").save(folder / "cat" / "print.jpg")
+    picture(54).save(folder / "dog" / "moving.gif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(55).save(folder / "dog" / "turned.jpg", exif=exif)
+    return folder
+
+
+def test_training_stops_on_an_unreadable_photo_and_names_it(hard: Path):
+    with pytest.raises(DataError, match=r"cat/truncated.jpg: .*truncated.*1 more.*--skip-bad"):
+        load_data(str(hard))
+
+
+def test_an_empty_class_stops_too(hard: Path):
+    (hard / "cat" / "truncated.jpg").unlink()
+    (hard / "dog" / "text.jpg").unlink()
+    with pytest.raises(DataError, match=r"class 'nothing' .* has no photos"):
+        load_data(str(hard))
+    (hard / "nothing").rmdir()
+    dataset = load_data(str(hard))
+    assert dataset.skipped == []
+    assert dataset.counts() == {"train": 16, "val": 4, "test": 5}
+
+
+def test_skip_bad_leaves_them_out_everywhere_and_says_so(hard: Path):
+    dataset = load_data(str(hard), skip_bad=True)
+    assert dataset.classes == ["cat", "dog", "lonely"]
+    assert {path.name for path, _ in dataset.skipped} == {"truncated.jpg", "text.jpg", "nothing"}
+    assert not {photo.path.name for photo in everyone(dataset)} & {"truncated.jpg", "text.jpg", "notes.txt"}
+    assert len(everyone(dataset)) == 25
+    assert sum("left out" in note for note in dataset.notes) == 3
+    # the single photo of its class stays in training, and the notes say what that means
+    assert [p.split for p in everyone(dataset) if p.path.name == "only.jpg"] == ["train"]
+    assert any("val has no photo of 1 of 3 classes: lonely" in note for note in dataset.notes)
+
+
+def test_one_class_is_not_enough(folder: Path):
+    for path in (folder / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="at least two"):
+        load_data(str(folder), skip_bad=True)
+
+
+def test_a_class_only_in_test_is_named(folder: Path, tmp_path: Path):
+    rows = [f"{p},{p.parent.name},{'test' if p.parent.name == 'dog' else 'train'}" for p in folder.rglob("*.jpg")]
+    (tmp_path / "t.csv").write_text("path,label,split\n" + "\n".join(rows))
+    with pytest.raises(DataError, match=r"'dog' .* none to train on"):
+        load_data(str(tmp_path / "t.csv"))
+
+
+def test_duplicates_across_given_splits_are_reported(folder: Path, tmp_path: Path):
+    source = folder / "cat" / "0.jpg"
+    (folder / "cat" / "copy.jpg").write_bytes(source.read_bytes())
+    Image.open(source).save(folder / "cat" / "again.jpg", quality=60)
+    test = {"copy.jpg", "again.jpg"}
+    rows = [f"{p},{p.parent.name},{'test' if p.name in test else 'train'}" for p in sorted(folder.rglob("*.jpg"))]
+    (tmp_path / "t.csv").write_text("path,label,split\n" + "\n".join(rows))
+    dataset = load_data(str(tmp_path / "t.csv"))
+    assert any("1 photos of test are also in" in note and "byte for byte" in note for note in dataset.notes)
+    pairs = [{Path(path).name for path in pair["photos"]} for pair in dataset.near_duplicates]
+    assert {"0.jpg", "again.jpg"} in pairs
+    assert {"copy.jpg", "again.jpg"} not in pairs  # both in test
+    assert dataset.manifest()["near_duplicates_across_splits"] == dataset.near_duplicates
+
+
+# ---------------------------------------------------------------- manifest
+
+
+def test_a_manifest_brings_back_the_very_same_split(folder: Path, tmp_path: Path):
+    dataset = load_data(str(folder), seed=3)
+    manifest = json.loads(json.dumps(dataset.manifest()))
+    assert manifest["seed"] == 3
+    assert manifest["test_seed"] == TEST_SEED
+    assert len(manifest["photos"]) == 20
+    assert not any(str(tmp_path) in photo["path"] for photo in manifest["photos"])
+    assert everyone(Dataset.from_manifest(manifest)) == everyone(dataset)
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"missing.*--data-root"):
+        Dataset.from_manifest(manifest)
+    moved = Dataset.from_manifest(manifest, tmp_path / "moved")
+    assert [p.path.name for p in everyone(moved)] == [p.path.name for p in everyone(dataset)]
+    assert moved.fingerprint() == dataset.fingerprint()
+
+
+def test_a_changed_photo_or_record_is_noticed(folder: Path):
+    dataset = load_data(str(folder))
+    manifest = dataset.manifest()
+    picture(99).save(folder / "dog" / "3.jpg")
+    with pytest.raises(DataError, match=r"dog/3.jpg has changed"):
+        Dataset.from_manifest(manifest)
+    edited = json.loads(json.dumps(manifest))
+    edited["photos"][0]["split"] = "test"
+    with pytest.raises(DataError, match="edited"):
+        Dataset.from_manifest(edited)
+    with pytest.raises(DataError, match="damaged"):
+        Dataset.from_manifest({"name": "x"})
+
+
+def test_fingerprint_follows_content_labels_and_split(folder: Path):
+    base = load_data(str(folder))
+    assert load_data(str(folder)).fingerprint() == base.fingerprint()
+    assert load_data(str(folder), seed=1).fingerprint() != base.fingerprint()
+    picture(98).save(folder / "cat" / "0.jpg")
+    assert load_data(str(folder)).fingerprint() != base.fingerprint()
+
+
+# ---------------------------------------------------------------- elpv and pets
+
+
+def test_elpv_is_split_as_published():
+    pytest.importorskip("elpv_dataset", reason="the package elpv-dataset is not installed")
+    dataset = load_data("elpv")
+    assert dataset.classes == ["functional", "defective"]
+    assert dataset.counts() == {"train": 1574, "val": 394, "test": 656}  # 75/25, as Deitsch et al. 2019
+    assert dataset.flips == "dihedral"
+    table = (dataset.root / "labels.csv").read_text().splitlines()
+    facts = {line.split()[0]: (float(line.split()[1]), line.split()[2]) for line in table if line.strip()}
+    where = {photo.path.relative_to(dataset.root).as_posix(): photo for photo in everyone(dataset)}
+    assert where.keys() == facts.keys()
+    for path, (probability, _) in facts.items():
+        assert where[path].label == (probability > 0.5)
+    for stratum in set(facts.values()):  # probability and cell type in the same proportion on both sides
+        inside = [where[path].split == "test" for path, fact in facts.items() if fact == stratum]
+        assert abs(sum(inside) * 4 - len(inside)) < 4  # to the nearest photo
+
+
+@pytest.mark.parametrize(("name", "classes", "counts"), [("pets37", 37, (207, 52, 111)), ("pets3", 3, (240, 60, 298))])
+def test_pets_copies_agree_with_torchvision(shared: Path, name: str, classes: int, counts: tuple):
+    from torchvision.datasets import OxfordIIITPet
+
+    dataset = load_data("pets", shared / name)
+    assert len(dataset.classes) == classes
+    assert tuple(dataset.counts().values()) == counts
+    for split, photos in (("trainval", dataset.photos), ("test", dataset.test("evaluate"))):
+        theirs = OxfordIIITPet(str(shared / name), split=split)
+        expected = {
+            path.name: theirs.classes[label] for path, label in zip(theirs._images, theirs._labels, strict=True)
+        }
+        assert {photo.path.name: dataset.classes[photo.label] for photo in photos} == expected
+    assert load_data(str(shared / name)).fingerprint() == dataset.fingerprint()  # the folder by name does as well
+
+
+def test_species(shared: Path):
+    species = load_data("pets", shared / "pets3").species
+    assert species == {"Abyssinian": "cat", "American Bulldog": "dog", "Bengal": "cat"}
+
+
+def pets_archives(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Two small archives laid out as the real ones; their names with MD5."""
+    folder.mkdir()
+    lines = {"trainval": [], "test": []}
+    found = []
+    with tarfile.open(folder / "images.tar.gz", "w:gz") as tar:
+        for c, breed in enumerate(("Bengal", "pug"), start=1):
+            for i in range(8):
+                buffer = io.BytesIO()
+                picture(10 * c + i).save(buffer, "JPEG")
+                add(tar, f"images/{breed}_{i}.jpg", buffer.getvalue())
+                lines["test" if i > 5 else "trainval"].append(f"{breed}_{i} {c} {c} 1")
+        add(tar, "images/noise.bin", random.Random(0).randbytes(300_000))  # so that a cut leaves something to resume
+    with tarfile.open(folder / "annotations.tar.gz", "w:gz") as tar:
+        for part, rows in lines.items():
+            add(tar, f"annotations/{part}.txt", "\n".join(rows).encode())
+    for name in ("images.tar.gz", "annotations.tar.gz"):
+        found.append((f"http://example.invalid/pets/{name}", md5((folder / name).read_bytes()).hexdigest()))
+    return tuple(found)
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    """Serves tmp_path/served on loopback, with byte ranges; `cut` bytes after which it hangs up, once."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        cut: int | None = None
+        ranges = True
+        asked: list[str] = []  # noqa: RUF012
+
+        def do_GET(self) -> None:
+            path = tmp_path / "served" / self.path.split("/", 2)[2]
+            if not path.is_file():
+                self.send_error(404, "not here")
+                return
+            content = path.read_bytes()
+            wanted = self.headers.get("Range")
+            type(self).asked.append(f"{path.name} {wanted}")
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.ranges else 0
+            if start >= len(content):
+                self.send_response(416)
+                self.end_headers()
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            stop, type(self).cut = self.cut, None
+            self.wfile.write(content[start : start + stop] if stop else content[start:])
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        Handler.address = f"http://127.0.0.1:{httpd.server_port}/mirror"
+        yield Handler
+        httpd.shutdown()
+
+
+def test_download_from_a_mirror_resume_and_use(tmp_path: Path, server):
+    resources = pets_archives(tmp_path / "served")
+    folder = tmp_path / "data" / "oxford-iiit-pet"
+    server.cut = 100_000
+    with pytest.raises(DataError, match=r"ended after 100000 of \d+ bytes.*100000 bytes are kept"):
+        fetch_archives(folder, resources, server.address)
+    assert not folder.exists()
+    fetch_archives(folder, resources, server.address + "/")
+    assert server.asked == ["images.tar.gz None", "images.tar.gz bytes=100000-", "annotations.tar.gz None"]
+    assert sorted(os.listdir(tmp_path / "data")) == ["oxford-iiit-pet"]
+    dataset = load_data("pets", tmp_path / "data")
+    assert dataset.species == {"Bengal": "cat", "Pug": "dog"}
+    assert dataset.counts() == {"train": 10, "val": 2, "test": 4}
+
+
+def test_a_server_without_ranges_is_read_from_the_start(tmp_path: Path, server):
+    resources = pets_archives(tmp_path / "served")
+    server.cut, server.ranges = 100_000, False
+    for _ in range(2):
+        try:
+            fetch(f"{server.address}/images.tar.gz", tmp_path / "images.tar.gz", resources[0][1])
+        except DataError:
+            continue
+    assert md5((tmp_path / "images.tar.gz").read_bytes()).hexdigest() == resources[0][1]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_part_that_is_already_whole_is_finished(tmp_path: Path, server):
+    resources = pets_archives(tmp_path / "served")
+    (tmp_path / "images.tar.gz.part").write_bytes((tmp_path / "served" / "images.tar.gz").read_bytes())
+    fetch(f"{server.address}/images.tar.gz", tmp_path / "images.tar.gz", resources[0][1])
+    assert md5((tmp_path / "images.tar.gz").read_bytes()).hexdigest() == resources[0][1]
+
+
+def test_the_wrong_bytes_are_refused(tmp_path: Path, server):
+    pets_archives(tmp_path / "served")
+    with pytest.raises(DataError, match="MD5"):
+        fetch(f"{server.address}/images.tar.gz", tmp_path / "images.tar.gz", "0" * 32)
+    assert not list(tmp_path.glob("images*"))
+
+
+def test_what_cannot_be_fetched_says_how_to_do_it_by_hand(tmp_path: Path, server):
+    (tmp_path / "served").mkdir()
+    with pytest.raises(DataError, match=r"404 not here: fetch it by hand to .*--mirror"):
+        get_pets(tmp_path / "data", server.address)
+    with pytest.raises(DataError, match=r"cannot be fetched.*by hand"):
+        get_pets(tmp_path / "data", "http://127.0.0.1:9/nobody")
+
+
+def test_an_archive_that_climbs_out_is_refused(tmp_path: Path, server):
+    (tmp_path / "served").mkdir()
+    with tarfile.open(tmp_path / "served" / "bad.tar.gz", "w:gz") as tar:
+        add(tar, "../outside.txt", b"x")
+    digest = md5((tmp_path / "served" / "bad.tar.gz").read_bytes()).hexdigest()
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        fetch_archives(tmp_path / "data" / "pets", (("http://example.invalid/bad.tar.gz", digest),), server.address)
+    assert not (tmp_path / "data" / "outside.txt").exists()
+    assert not (tmp_path / "data" / "pets").exists()
+
+
+def test_a_copy_on_disk_is_used_and_never_written_to(shared: Path):
+    def state() -> dict[str, int]:
+        return {str(p): p.stat().st_mtime_ns for p in (shared / "pets37").rglob("*")}
+
+    before = state()
+    load_data("pets", shared / "pets37", mirror="http://127.0.0.1:9/nobody")
+    assert state() == before
+
+
+def test_a_pets_copy_that_is_not_whole_is_named(tmp_path: Path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations" / "trainval.txt").write_text("Bengal_1 1 1 1\n")
+    with pytest.raises(DataError, match=r"test.txt is missing"):
+        load_data("pets", tmp_path)
+    (tmp_path / "annotations" / "test.txt").write_text("Bengal_2 one 1 1\n")
+    with pytest.raises(DataError, match=r"test.txt, line 1"):
+        load_data("pets", tmp_path)
+
+
+def test_a_missing_package_is_installed_by_name(tmp_path: Path):
+    """pip really runs, in an environment of its own, and finds the package in a folder instead of the network."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    info = "elpv_dataset-1.0.0.post1.dist-info"
+    with zipfile.ZipFile(wheels / "elpv_dataset-1.0.0.post1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("elpv_dataset/__init__.py", "raise SystemExit('its code must not run')")
+        wheel.writestr("elpv_dataset/data/labels.csv", "images/a.png 1.0 mono\n")
+        needs = "Requires-Dist: numpy==0.0.1\n"  # cannot be had: --no-deps must hold
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: elpv-dataset\nVersion: 1.0.0.post1\n{needs}")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    venv.create(tmp_path / "env", with_pip=True)
+    code = (
+        "import sys, types; package = types.ModuleType('roclab'); package.__path__ = [sys.argv[1] + '/roclab']\n"
+        "sys.modules['roclab'] = package\n"
+        "from roclab.vision.packages import package_folder\n"
+        "print((package_folder('elpv-dataset') / 'data' / 'labels.csv').read_text())"
+    )
+    python = tmp_path / "env" / "bin" / "python"
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))} | {"PIP_NO_INDEX": "1"}
+    nowhere = subprocess.run([python, "-c", code, str(ROOT)], env=env, capture_output=True, text=True, check=False)
+    assert "pip could not install elpv-dataset" in nowhere.stderr
+    env["PIP_FIND_LINKS"] = str(wheels)
+    done = subprocess.run([python, "-c", code, str(ROOT)], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "images/a.png 1.0 mono"
+    assert "installing it: python -m pip install --no-deps elpv-dataset==1.0.0.post1" in done.stderr
+
+
+def test_looking_at_a_photo_does_not_load_torch(folder: Path):
+    code = (
+        f"import sys; from roclab.vision.audit import audit; audit({str(folder)!r}); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

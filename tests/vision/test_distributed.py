@@ -1,0 +1,97 @@
+"""Two processes make the run that one makes, up to the order of floating-point sums."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from roclab.runs import Run, write_json
+from roclab.vision.checkpoint import load_tensors
+from roclab.vision.distributed import World
+from roclab.vision.evaluate import read_predictions
+from roclab.vision.train import train
+from tests.vision.small import CLASSES, MODEL, config, make_photos
+
+SETTINGS = {
+    "strategy": "finetune",
+    "epochs": 2,
+    "batch_size": 8,
+    "mixup": 0.4,
+    "label_smoothing": 0.1,
+    "accumulate": 2,
+    "gradual": 0.5,
+}
+
+
+def test_shares_cover_a_batch_once_and_keep_neighbours_together():
+    batch = list(range(8))
+    shares = [World(rank, 2).share(batch) for rank in range(2)]
+    assert [*shares[0], *shares[1]] == batch
+    assert all(len(share) % 2 == 0 for share in shares)
+    assert [list(World(rank, 3).share(batch)) for rank in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "frozen"])
+def test_two_gloo_processes_train_what_one_does(tmp_path, monkeypatch, batch_norm):
+    monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
+    photos = make_photos(tmp_path / "photos")
+    settings = SETTINGS | {"batch_norm": batch_norm}
+    alone = train(config(photos, **settings), tmp_path / "alone")
+    options = ["--data", str(photos), "--model", MODEL, "--weights", "none", "--image-size", "64", "--device", "cpu"]
+    options += ["--lp-ft", "--layer-decay", "0.75"]
+    for name, value in settings.items():
+        options += [f"--{name.replace('_', '-')}", str(value)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "roclab", "vision", "train", *options, "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = Run.open(tmp_path / "two")
+    for mine, theirs in zip(alone.metrics(), two.metrics(), strict=True):
+        assert theirs["train_loss"] == pytest.approx(mine["train_loss"], abs=1e-3)
+        assert theirs["val_loss"] == pytest.approx(mine["val_loss"], abs=1e-3)
+    _, _, one_probs = read_predictions(alone, "val", list(CLASSES))
+    _, _, two_probs = read_predictions(two, "val", list(CLASSES))
+    assert np.allclose(one_probs, two_probs, atol=2e-3)
+    one_state, two_state = (load_tensors(r.checkpoints / "last.safetensors")[0] for r in (alone, two))
+    for name in (n for n in one_state if "running" in n):
+        assert torch.allclose(one_state[name], two_state[name], rtol=1e-2, atol=1e-3), name
+    # and it did learn: the tolerance is not met by standing still
+    first = alone.metrics()[0]
+    assert abs(first["train_loss"] - alone.metrics()[-1]["train_loss"]) > 0.005
+
+
+def test_a_world_of_one_is_no_ceremony():
+    assert World().gather(5) == [5]
+    assert World().from_main("x") == "x"
+
+
+def test_training_and_prediction_over_a_local_ray(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    from roclab.vision.compare import compare
+    from roclab.vision.predict import predict
+
+    monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
+    photos = make_photos(tmp_path / "photos", each=8)
+    base = config(photos, epochs=2)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        over_ray = compare(base, [MODEL], ["features", "finetune"], [0], tmp_path / "ray", engine="ray")
+        here = compare(base, [MODEL], ["features", "finetune"], [0], tmp_path / "here")
+        for arm, found in here["arms"].items():
+            assert over_ray["arms"][arm]["top1"] == found["top1"]
+        run = Run.open(tmp_path / "here" / f"{MODEL}-finetune-seed0")
+        spread, local = predict(run, [photos], top=3, engine="ray"), predict(run, [photos], top=3)
+        assert [row["path"] for row in spread] == [row["path"] for row in local]
+        for one, other in zip(spread, local, strict=True):
+            one_p, other_p = ({p["class"]: p["probability"] for p in row["predictions"]} for row in (one, other))
+            assert one_p == pytest.approx(other_p, abs=1e-5)
+        # a user's mistake in a task arrives as one clear line
+        write_json(tmp_path / "ray" / f"{MODEL}-finetune-seed0" / "split.json", {"damaged": True})
+        (tmp_path / "ray" / f"{MODEL}-finetune-seed0" / "training.json").unlink()
+        with pytest.raises(Exception, match="damaged"):
+            compare(base, [MODEL], ["finetune"], [0], tmp_path / "ray", engine="ray")
+    finally:
+        ray.shutdown()

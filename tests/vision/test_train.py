@@ -1,0 +1,403 @@
+"""Both strategies from photos to a finished run: what is frozen stays frozen, what is cut goes on bit for bit."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from roclab.errors import RocLabError
+from roclab.runs import Run, seed_everything
+from roclab.vision import features
+from roclab.vision.checkpoint import load_model, load_tensors
+from roclab.vision.evaluate import evaluate, predict_probs, read_predictions, run_dataset
+from roclab.vision.finetune import freeze_statistics, mix, neighbours, parameter_groups, rate, size_at
+from roclab.vision.loader import epoch_batches
+from roclab.vision.models import build_model
+from roclab.vision.predict import predict
+from roclab.vision.train import resume, train
+from tests.vision.small import CLASSES, MODEL, config, make_photos
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
+
+
+FINETUNE = {"strategy": "finetune", "epochs": 3, "batch_size": 8, "lr": 3e-3, "progressive": True}
+
+
+def test_features_give_a_whole_model(photos, tmp_path):
+    run = train(config(photos, refit=False), tmp_path / "run")
+    for name in ("config.json", "provenance.json", "split.json", "log.txt", "metrics.jsonl", "training.json"):
+        assert (run.path / name).exists(), name
+    model, classes, size = load_model(run)
+    assert classes == sorted(CLASSES)
+    dataset = run_dataset(run)
+    val = dataset.split("val")
+    # the features looked up and the whole model on the photos themselves say the same
+    _, labels, probs = read_predictions(run, "val", classes)
+    assert np.allclose(predict_probs(model, [p.path for p in val], size), probs, atol=1e-5)
+    found = json.loads((run.path / "results-val.json").read_text())
+    assert found["top1"] == (probs.argmax(1) == labels).mean() > 0.5
+    assert found["n"] == len(val)
+
+
+def test_frozen_means_frozen(photos, tmp_path):
+    run = train(config(photos, seed=3), tmp_path / "run")
+    seed_everything(3)
+    before = build_model(MODEL, "none", 3).backbone_state()
+    after = load_model(run)[0].backbone_state()
+    assert before.keys() == after.keys()
+    assert any("running_mean" in name for name in before)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+
+
+def test_second_run_takes_features_from_the_cache(photos, tmp_path, monkeypatch):
+    first = train(config(photos, val_fraction=0.2), tmp_path / "a")
+    calls = []
+    monkeypatch.setattr(features, "read_ahead", lambda *given: calls.append(given))
+    second = train(config(photos, val_fraction=0.4), tmp_path / "b")  # another cut of the same photos
+    assert not calls
+    assert len(read_predictions(second, "val", list(CLASSES))[0]) > len(
+        read_predictions(first, "val", list(CLASSES))[0]
+    )
+
+
+def test_a_damaged_cache_is_computed_again(photos, tmp_path):
+    first = train(config(photos), tmp_path / "a")
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    second = train(config(photos), tmp_path / "b")
+    assert same_weights(first, second)
+
+
+def test_folded_head_is_scikit_learns_regression():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 200)
+    x = (rng.normal(size=(4, 30))[y] + rng.normal(size=(200, 30))) * np.linspace(1, 3, 30) + 5
+    head = features.fit_head(x, y, 4, c=0.05, epochs=500)
+    z = StandardScaler().fit_transform(x)
+    peer = LogisticRegression(C=0.05, max_iter=5000, tol=1e-10).fit(z, y)
+    assert np.allclose(head.probs(x), peer.predict_proba(z), atol=1e-4)
+
+
+def test_fewer_photos_than_features_have_the_same_optimum():
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 3, 40)
+    x = (rng.normal(size=(3, 90))[y] + rng.normal(size=(40, 90))).astype(np.float32)
+    turned = features.fit_head(x, y, 3, c=0.02, epochs=300)
+    mean, scale = features.standardisation(x)
+    plain = features.Space(mean, scale, (x - mean) / scale, None)
+    assert features.Space.of(x).z.shape == (40, 40)
+    straight = features.fit_head(x, y, 3, c=0.02, epochs=300, space=plain)
+    assert np.allclose(turned.weight, straight.weight, atol=1e-4)
+    assert np.allclose(turned.bias, straight.bias, atol=1e-4)
+
+
+def test_a_dead_unit_does_not_get_a_voice():
+    x = np.random.default_rng(0).normal(size=(50, 10))
+    x[:, 3] *= 1e-9
+    _, scale = features.standardisation(x)
+    assert scale[3] > 0.05
+
+
+def test_refit_keeps_the_validation_figures_honest(photos, tmp_path):
+    plain = train(config(photos, refit=False), tmp_path / "plain")
+    refit = train(config(photos, refit=True), tmp_path / "refit")
+    figures = [json.loads((run.path / "results-val.json").read_text())["nll"] for run in (plain, refit)]
+    assert figures[0] == figures[1]  # val is judged by the head that had not seen it
+    assert not same_weights(plain, refit)  # test and prediction by the one that has
+
+
+def test_views_are_more_rows_of_the_same_photos(photos, tmp_path):
+    run = train(config(photos, views=3), tmp_path / "run")
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 3
+    assert json.loads((run.path / "results-val.json").read_text())["top1"] > 0.5
+
+
+def test_the_test_split_is_opened_by_evaluate_alone_and_recorded(photos, tmp_path):
+    run = train(config(photos), tmp_path / "run")
+    with open(run.path / "predictions.csv", newline="") as file:
+        assert {row["split"] for row in csv.DictReader(file)} == {"val"}
+    assert not (run.path / "test_opened.json").exists()
+    found = evaluate(run, "test")
+    assert len(json.loads((run.path / "test_opened.json").read_text())) == 1
+    assert found["split"] == "test"
+    with open(run.path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["split"] for row in rows} == {"val", "test"}
+    assert sum(row["split"] == "test" for row in rows) == found["n"]
+    with pytest.raises(RocLabError, match="choose val or test"):
+        evaluate(run, "train")
+
+
+def test_photos_that_moved_are_found_again(photos, tmp_path):
+    moved = shutil.copytree(photos, tmp_path / "before")
+    run = train(config(moved), tmp_path / "run")
+    shutil.move(moved, tmp_path / "after")
+    with pytest.raises(RocLabError, match="--data-root"):
+        evaluate(run, "test")
+    assert evaluate(run, "test", data_root=str(tmp_path / "after"))["n"] > 0
+
+
+def test_finetuning_learns(photos, tmp_path):
+    run = train(config(photos, **FINETUNE), tmp_path / "run")
+    rows = run.metrics()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["image_size"] for row in rows] == [32, 64, 64]
+    assert rows[-1]["train_loss"] < np.log(3)
+    found = evaluate(run, "val")
+    assert found["top1"] == max(row["val_top1"] for row in rows)
+    assert found["mean_train_seconds_per_epoch"] > 0
+    assert found["epochs_to_convergence"] in (1, 2, 3)
+    backbone = build_model(MODEL, "none", 3).backbone_state()
+    assert any(not torch.equal(value, backbone[name]) for name, value in load_model(run)[0].backbone_state().items())
+
+
+def same_weights(a: Run, b: Run, which: str = "best") -> bool:
+    one, other = (load_tensors(run.checkpoints / f"{which}.safetensors")[0] for run in (a, b))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_times(run: Run) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in ("train_seconds", "images_per_second")} for row in run.metrics()]
+
+
+RECIPES = {
+    "all": {
+        "mixup": 0.2,
+        "cutmix": 1.0,
+        "accumulate": 2,
+        "randaugment": True,
+        "ema": 0.9,
+        "gradual": 0.4,
+        "batch_norm": "train",
+    },
+    "plain": {"ema": 0.0, "lp_ft": False, "batch_norm": "frozen", "patience": 2},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_workers_and_repetition_change_no_bit(photos, tmp_path, recipe):
+    settings = FINETUNE | RECIPES[recipe]
+    first = train(config(photos, **settings), tmp_path / "a")
+    second = train(config(photos, **settings, workers=2), tmp_path / "b")
+    assert same_weights(first, second)
+    assert without_times(first) == without_times(second)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("cut", ["after epoch 1", "state lost", "metrics torn", "before the end"])
+def test_resume_after_a_cut_between_any_two_files(photos, tmp_path, recipe, cut):
+    settings = FINETUNE | RECIPES[recipe]
+    whole = train(config(photos, **settings), tmp_path / "whole")
+    cut_run = tmp_path / "cut"
+    stopped = train(config(photos, **settings), cut_run)
+    (cut_run / "training.json").unlink()
+    if cut == "after epoch 1":  # the state of epoch 1 with the rows of all three
+        one = train_until(photos, tmp_path / "one", settings, 1)
+        shutil.copy(one / "checkpoints" / "last.safetensors", stopped.checkpoints / "last.safetensors")
+    elif cut == "state lost":
+        (stopped.checkpoints / "last.safetensors").unlink()
+    elif cut == "metrics torn":
+        path = cut_run / "metrics.jsonl"
+        path.write_bytes(path.read_bytes()[:-20])
+    resume(cut_run)
+    assert same_weights(whole, stopped, "best")
+    assert same_weights(whole, stopped, "last")
+    assert without_times(whole) == without_times(stopped)
+    assert (whole.path / "predictions.csv").read_text() == (cut_run / "predictions.csv").read_text()
+
+
+def train_until(photos, path, settings, epoch):
+    """A run that was interrupted at the end of an epoch, as Ctrl-C would."""
+    from roclab.vision import finetune
+
+    kept = finetune.save_state
+
+    def save_then_stop(*given):
+        kept(*given)
+        if given[-1]["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    finetune.save_state = save_then_stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config(photos, **settings), path)
+    finally:
+        finetune.save_state = kept
+    return path
+
+
+@pytest.mark.parametrize("strategy", ["features", "finetune"])
+def test_resume_after_kill_9_at_several_moments(photos, tmp_path, strategy):
+    """A process killed again and again, each time a little later, ends with the bits of one never interrupted."""
+    command = [sys.executable, "-m", "roclab", "vision", "train"]
+    options = ["--data", str(photos), "--model", MODEL, "--weights", "none", "--image-size", "64"]
+    options += ["--strategy", strategy, "--epochs", "4", "--batch-size", "8", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*command, *options, "--out", str(whole)], check=True, env=environment)
+    environment["ROCLAB_CACHE"] = str(tmp_path / "another cache")
+    moments = {
+        "features": ["cut/config.json", "another cache/features/*/*.safetensors", "cut/checkpoints/best.safetensors"],
+        "finetune": ["cut/config.json", "cut/checkpoints/best.safetensors", "cut/checkpoints/last.safetensors"],
+    }[strategy]
+    for moment in moments:
+        go = ["--resume", str(cut)] if (cut / "config.json").exists() else [*options, "--out", str(cut)]
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.glob(moment)}
+        assert moment == moments[0] or (cut / "config.json").exists()
+        process = subprocess.Popen([*command, *go], env=environment, stderr=subprocess.DEVNULL)
+        while process.poll() is None:  # until the file of that moment is there, or is a newer one
+            if any(before.get(path) != path.stat().st_mtime_ns for path in tmp_path.glob(moment)):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.001)
+        assert process.wait() == -signal.SIGKILL, moment
+    go = ["--resume", str(cut)] if (cut / "config.json").exists() else [*options, "--out", str(cut)]
+    subprocess.run([*command, *go], check=True, env=environment)
+    assert same_weights(Run.open(whole), Run.open(cut))
+    assert without_times(Run.open(whole)) == without_times(Run.open(cut))
+
+
+def test_a_run_folder_is_not_overwritten_and_not_judged_unfinished(photos, tmp_path):
+    run = train(config(photos), tmp_path / "run")
+    with pytest.raises(RocLabError, match="already holds a run"):
+        train(config(photos), tmp_path / "run")
+    (run.path / "training.json").unlink()
+    with pytest.raises(RocLabError, match="not finished"):
+        evaluate(Run.open(run.path), "val")
+
+
+def test_peak_memory_is_counted_anew():
+    from roclab.vision.train import forget_peak_memory, peak_memory_mb
+
+    big = np.ones(300 << 17)  # 300 MB
+    forget_peak_memory()
+    high = peak_memory_mb()
+    del big
+    forget_peak_memory()
+    if sys.platform == "linux":
+        assert peak_memory_mb() < high - 200
+
+
+def test_predict_names_the_likeliest_classes_in_order(photos, tmp_path):
+    run = train(config(photos), tmp_path / "run")
+    found = predict(run, [photos / "sky", photos / "brick" / "00.jpg"], top=2)
+    assert len(found) == 13
+    for row in found:
+        first, second = row["predictions"]
+        assert first["probability"] >= second["probability"]
+    assert sum(row["predictions"][0]["class"] == "sky" for row in found[:12]) > 6
+    with pytest.raises(RocLabError, match="no such photo"):
+        predict(run, [photos / "nowhere.jpg"])
+
+
+def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(photos, tmp_path):
+    run = train(config(photos), tmp_path / "run")
+    path = run.checkpoints / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(RocLabError, match="damaged"):
+        load_model(run)
+
+
+def test_layer_groups_learn_less_towards_the_photo_and_decay_spares_norms():
+    model = build_model(MODEL, "none", 3)
+    settings = config("x", strategy="finetune").with_defaults(64)
+    groups = parameter_groups(model, settings)
+    assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in model.module.parameters())
+    scales = [g["scale"] for g in groups]
+    assert scales == sorted(scales)
+    assert scales[-1] == 1.0
+    for group in groups:
+        for p in group["params"]:
+            assert (group["weight_decay"] > 0) == (p.ndim > 1)
+
+
+def test_early_layers_rest_and_wake(photos, tmp_path):
+    settings = FINETUNE | {"epochs": 2, "gradual": 0.5, "ema": 0.0}
+    one = train_until(photos, tmp_path / "run", settings, 1)
+    state, _ = load_tensors(one / "checkpoints" / "last.safetensors")
+    seed_everything(0)
+    fresh = build_model(MODEL, "none", 3)
+    names = {id(p): name for name, p in fresh.module.named_parameters()}
+    layers = fresh.layer_groups()
+    moved = [[not torch.equal(p, state[f"model.{names[id(p)]}"]) for p in layer] for layer in layers]
+    half = len(layers) // 2
+    assert half
+    assert not any(any(layer) for layer in moved[:half])
+    assert all(any(layer) for layer in moved[half:])
+    resume(one)
+    state, _ = load_tensors(one / "checkpoints" / "last.safetensors")
+    assert any(not torch.equal(p, state[f"model.{names[id(p)]}"]) for p in layers[0])
+
+
+def test_random_weights_have_nothing_to_keep():
+    from roclab.vision.config import TrainConfig
+
+    fresh = TrainConfig(model="resnet50", weights="none", strategy="finetune").with_defaults(224)
+    trained = TrainConfig(model="resnet50", strategy="finetune").with_defaults(224)
+    assert (fresh.lp_ft, fresh.layer_decay, fresh.batch_norm) == (False, 1.0, "train")
+    assert (trained.lp_ft, trained.batch_norm) == (True, "frozen")
+    assert trained.layer_decay < 1
+    assert TrainConfig(model="resnet50", strategy="finetune", lp_ft=False).with_defaults(224).lp_ft is False
+
+
+def test_rate_warms_up_and_comes_down():
+    settings = config("x", strategy="finetune", lr=1.0).with_defaults(64)
+    long = config("x", strategy="finetune", epochs=10, image_size=224, progressive=True).with_defaults(224)
+    rates = [rate(i, 100, settings) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[-1] < 0.001
+    assert [size_at(e, long) for e in (0, 3, 5, 6, 9)] == [
+        128, 192, 192, 224, 224,
+    ]  # fmt: skip
+
+
+def test_mixing_keeps_the_share_of_each_label():
+    images = torch.stack([torch.full((3, 32, 32), float(i)) for i in range(4)])
+    for name in ("mixup", "cutmix"):
+        settings = config("x", **{"mixup": 0.0, "cutmix": 0.0, name: 1.0}).with_defaults(64)
+        mixed, lam = mix(images, settings, torch.Generator().manual_seed(1))
+        assert 0 < lam < 1
+        for i, j in enumerate(neighbours(4)):
+            assert mixed[i].mean().item() == pytest.approx(lam * i + (1 - lam) * j, abs=1e-5)
+    assert neighbours(5) == [1, 0, 3, 2, 4]
+
+
+def test_frozen_statistics_do_not_move():
+    module = build_model(MODEL, "none", 3).module
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    module.train()
+    freeze_statistics(module)
+    module(torch.randn(4, 3, 64, 64))
+    assert all(torch.equal(before[name], value) for name, value in module.named_buffers())
+
+
+def test_batches_are_a_partition_that_another_seed_or_epoch_shuffles():
+    one = epoch_batches(20, 8, seed=0, epoch=0)
+    assert [len(b) for b in one] == [8, 8]
+    assert len({i for b in one for i in b}) == 16
+    assert one != epoch_batches(20, 8, 0, 1)
+    assert one != epoch_batches(20, 8, 1, 0)
+    assert epoch_batches(3, 8, 0, 0, processes=2) == [epoch_batches(3, 8, 0, 0, processes=2)[0]]
+    assert len(epoch_batches(3, 8, 0, 0, processes=2)[0]) == 2
