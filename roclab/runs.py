@@ -69,7 +69,7 @@ def read_json(path: str | os.PathLike) -> Any:
         raise RocLabError(f"{path} is missing") from None
     except OSError as error:
         raise RocLabError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RocLabError(f"{path} is damaged, not valid JSON ({error}): restore it, or run again") from None
 
 

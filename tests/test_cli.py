@@ -11,10 +11,17 @@ import pytest
 
 from tests.lm.test_engine import ANSWER, GRAVITY
 
+ROOT = Path(__file__).parent.parent
+
 
 def roclab(*arguments, stdin=""):
     return subprocess.run(
-        [sys.executable, "-m", "roclab", *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "roclab", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
     )
 
 
@@ -116,7 +123,18 @@ def test_pull_says_where_the_weights_are(smollm_path):
         (("generate", "-p", "x", "--dtype", "int3"), "--dtype int3"),
         (("generate", "-p", "x", "--device", "gpu9"), "--device gpu9"),
         (("generate", "-p", "x", "--thinking", "maybe"), "choose on, off or auto"),
-        (("generate", "-p", "x", "--chat", "--thinking", "on"), "no thinking mode"),
+        (("generate", "-p", "x", "--chat", "--thinking", "on"), "no switch for thinking"),
+        (("generate", "-p", "x", "--thinking", "on"), "--thinking needs --chat"),
+        (("generate", "-p", "x", "--system", "x"), "--system needs --chat"),
+        (("generate", "-p", "x", "--logprobs", "2"), "--logprobs needs --json"),
+        (("generate", "-p", "x", "--top-k", "abc"), "--top-k"),
+        (("generate", "-p", "x", "--device", "meta"), "--device meta"),
+        (("generate", "-p", "x", "--model", ""), "name is empty"),
+        (("generate", "-p", "x", "--model", "README.md"), "README.md: neither a GGUF nor a .pth file"),
+        (("generate", "-p", "x", "--tokenizer", "no/such"), "tokenizer.json"),
+        (("evaluate", "--text", "README.md", "--max-bytes", "-5"), "--max-bytes"),
+        (("evaluate", "--text", "README.md", "--window", "0"), "window of 0"),
+        (("nonsense",), "nonsense"),
         (("generate", "-p", "x", "-n", "9000"), "the model's context has 8192"),
         (("generate", "--prompt-file", "no/such/file.txt"), "no/such/file.txt: cannot be read"),
         (("evaluate", "--text", "no/such/file.txt"), "no/such/file.txt: cannot be read"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -43,18 +44,38 @@ def options(
         os.environ["ROCLAB_DEBUG"] = "1"
 
 
+# typer's base class of a user's mistake in the words of the command itself: it exports only this child of it.
+_UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
 def main() -> None:
-    """Run the command line: a `RocLabError` becomes one line on stderr and exit code 2."""
+    """Run the command line: a user's mistake becomes one line on stderr and exit code 2."""
+    for name in ("stdin", "stdout", "stderr"):
+        if (text_stream := getattr(sys, name)) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  (open to the end)
+        elif hasattr(text_stream, "reconfigure"):  # a character that a terminal lacks, or a byte that is no text
+            text_stream.reconfigure(errors="replace")
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except RocLabError as error:
-        if os.environ.get("ROCLAB_DEBUG"):
-            raise
-        print(f"roclab: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error, str(error))
+    except _UsageError as error:
+        _fail(error, error.format_message())
+    except typer.Abort:  # ctrl-c
+        sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as in `roclab … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, a file that went away
+        _fail(error, f"{error.filename or 'writing'}: {error.strerror or error}")
+
+
+def _fail(error: Exception, message: str) -> None:
+    if os.environ.get("ROCLAB_DEBUG"):
+        raise error
+    if message:  # without one the help was printed
+        print(f"roclab: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

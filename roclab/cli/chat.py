@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
 
 from roclab.errors import RocLabError
 from roclab.lm.chat import Conversation
+from roclab.runs import read_json, write_json
 
 HELP = """\
 /help             this list
 /think on|off|auto  thinking mode, where the model has one
-/system [TEXT]    show or set the system message
+/system [TEXT]    show or set the system message; /system none removes it
 /reset            forget the conversation
 /save FILE        write it as JSON (take it up with --load FILE)
 /stats            tokens and speed of the last reply
@@ -49,17 +49,13 @@ class ChatLoop:
             try:
                 if text.startswith("/"):
                     self._command(*text[1:].split(maxsplit=1))
-                elif text:
+                elif text.strip():
                     self._answer(text)
             except RocLabError as error:  # a mistake ends nothing: the conversation goes on
                 print(f"roclab: {error}", file=sys.stderr)
 
     def load(self, path: Path) -> None:
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RocLabError(f"{path}: cannot be read as a saved conversation: {error}") from None
-        self.conversation.load(saved, str(path))
+        self.conversation.load(read_json(path), str(path))
         print(f"{len(self.conversation.turns)} messages from {path}")
 
     def _read(self) -> str:
@@ -67,7 +63,7 @@ class ChatLoop:
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
             lines.append(input("… " if self.interactive else ""))
-        return "\n".join(lines).strip()
+        return "\n".join(lines).rstrip()
 
     def _answer(self, text: str) -> None:
         part_before = "content"
@@ -107,20 +103,18 @@ class ChatLoop:
     def _save(self, argument: str) -> None:
         if not argument:
             raise RocLabError("/save FILE: name a file")
-        path = Path(argument).expanduser()
-        temporary = path.with_name(path.name + ".part")
+        path = Path(os.path.expanduser(argument))
+        if path.is_dir():
+            raise RocLabError(f"/save {path}: this is a folder; name a file")
         try:
-            temporary.write_text(
-                json.dumps(self.conversation.to_dict(), ensure_ascii=False, indent=2), encoding="utf-8"
-            )
-            temporary.replace(path)
-        except OSError as error:
-            raise RocLabError(f"/save {path}: {error.strerror}") from None
+            write_json(path, self.conversation.to_dict())
+        except (OSError, ValueError) as error:  # ValueError: a name or text that no file can hold
+            raise RocLabError(f"/save {path}: {getattr(error, 'strerror', None) or error}") from None
         print(f"{len(self.conversation.turns)} messages in {path}")
 
     def _system(self, argument: str) -> None:
         if argument:
-            self.conversation.system = argument
+            self.conversation.set_system(None if argument == "none" else argument)
         print(f"system: {self.conversation.system or '(none of yours; the template may have its own)'}")
 
     def _stats(self, _: str) -> None:
@@ -139,6 +133,6 @@ class ChatLoop:
         if argument not in _THINKING:
             raise RocLabError("/think: choose on, off or auto")
         if argument != "auto" and not self.conversation.tokenizer.has_thinking:
-            raise RocLabError("/think: this model's chat template has no thinking mode")
+            raise RocLabError("/think: this model's chat template has no switch for thinking")
         self.conversation.thinking = _THINKING[argument]
         print(f"thinking: {argument}")

@@ -21,6 +21,9 @@ DEFAULT_MODEL = "smollm2-135m"
 MODEL = typer.Option(
     DEFAULT_MODEL, "--model", "-m", help="A short name, a path (GGUF file or model folder), or owner/name on a Hub."
 )
+TOKENIZER = typer.Option(
+    None, "--tokenizer", help="A folder with tokenizer.json, if it does not lie beside the weights."
+)
 DTYPE = typer.Option("float32", "--dtype", help="float32, bfloat16 or float16.")
 DEVICE = typer.Option("auto", "--device", help="cpu, cuda, cuda:1, mps, …; auto takes a GPU where there is one.")
 TEMPERATURE = typer.Option(0.0, "--temperature", "-t", help="0 takes the most likely token.")
@@ -42,10 +45,10 @@ def pull(name: str = typer.Argument(..., help="A short name such as smollm2-135m
 
     Example: roclab pull smollm2-135m
     """
-    from roclab.lm.sources import locate
+    from roclab.lm.checkpoints import open_checkpoint
 
-    path = locate(name, say)
-    typer.echo(f"{name}: {path}")
+    checkpoint = open_checkpoint(name, say)  # opened, so that what is fetched is known to be a model
+    typer.echo(f"{name}: {checkpoint.path}")
 
 
 @app.command()
@@ -53,6 +56,7 @@ def generate(
     prompt: list[str] = typer.Option(None, "--prompt", "-p", help="The text to continue; repeat it for a batch."),
     prompt_file: Path = typer.Option(None, "--prompt-file", help="Read the prompt from a file; - is standard input."),
     model: str = MODEL,
+    tokenizer_path: Path = TOKENIZER,
     chat: bool = typer.Option(False, "--chat", help="Ask the prompt as a user's message, through the chat template."),
     system: str = SYSTEM,
     thinking: str = THINKING,
@@ -82,7 +86,14 @@ def generate(
     )  # fmt: skip
     texts = _prompts(prompt, prompt_file)
     enable_thinking = _thinking(thinking)
-    language_model, tokenizer, load_seconds = _load(model, dtype, device)
+    for flag, given, needs, there in (
+        ("--system", system is not None, "--chat", chat),
+        ("--thinking", enable_thinking is not None, "--chat", chat),
+        ("--logprobs", logprobs is not None, "--json", as_json),
+    ):
+        if given and not there:
+            raise RocLabError(f"{flag} needs {needs}")
+    language_model, tokenizer, load_seconds = _load(model, tokenizer_path, dtype, device)
     if chat:
         _check_thinking(tokenizer, enable_thinking)
         start = [{"role": "system", "content": system}] if system else []
@@ -95,12 +106,15 @@ def generate(
 
     timings = Timings()
     if not as_json and len(prompts) == 1:
+        begun = False
         for event in stream(language_model, tokenizer, prompts, params, timings):
-            print(event.text, end="", flush=True)
+            print(event.thinking, end="", flush=True, file=sys.stderr)  # a thought is not the answer
+            begun = begun or bool(event.text.strip())
+            print(event.text if begun or not chat else "", end="", flush=True)
         print()
         return
     results = complete(language_model, tokenizer, prompts, params, timings)
-    for text, result in zip(texts, results, strict=True):
+    for row, (text, result) in enumerate(zip(texts, results, strict=True)):
         if not as_json:
             print(f"> {text}\n{result.text}\n")
             continue
@@ -109,11 +123,13 @@ def generate(
             "prompt_tokens": result.prompt_tokens,
             "new_tokens": len(result.token_ids),
             "finish_reason": result.finish_reason,
-            "seed": seed,
+            "seed": seed + row,  # each row of a batch draws from a seed of its own
             "load_seconds": round(load_seconds, 3),
             "prefill_tokens_per_second": round(timings.prefill_tokens_per_second, 2),
             "decode_tokens_per_second": round(timings.decode_tokens_per_second, 2),
         }
+        if result.thinking:
+            answer["thinking_content"] = result.thinking
         if logprobs is not None:
             answer["logprobs"] = [
                 {
@@ -130,6 +146,7 @@ def generate(
 @app.command()
 def chat(
     model: str = MODEL,
+    tokenizer_path: Path = TOKENIZER,
     system: str = SYSTEM,
     thinking: str = THINKING,
     load: Path = typer.Option(None, "--load", help="Take up a conversation that /save wrote."),
@@ -156,7 +173,7 @@ def chat(
         seed=seed, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     enable_thinking = _thinking(thinking)
-    language_model, tokenizer, _ = _load(model, dtype, device)
+    language_model, tokenizer, _ = _load(model, tokenizer_path, dtype, device)
     _check_thinking(tokenizer, enable_thinking)
     conversation = Conversation(language_model, tokenizer, params, system=system, thinking=enable_thinking)
     loop = ChatLoop(conversation, model)
@@ -169,11 +186,14 @@ def chat(
 def evaluate(
     text: Path = typer.Option(..., "--text", help="A UTF-8 text file."),
     model: str = MODEL,
+    tokenizer_path: Path = TOKENIZER,
     window: int = typer.Option(None, "--window", help="Tokens a window; 1024 or the model's context if not given."),
     stride: int = typer.Option(
         None, "--stride", help="Tokens from one window to the next; half a window if not given."
     ),
-    max_bytes: int = typer.Option(None, "--max-bytes", help="Only the first bytes of the file (whole characters)."),
+    max_bytes: int = typer.Option(
+        None, "--max-bytes", min=1, help="Only the first bytes of the file (whole characters)."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
     dtype: str = DTYPE,
     device: str = DEVICE,
@@ -183,11 +203,14 @@ def evaluate(
     Example: roclab lm evaluate --model smollm2-135m --text wikitext-2/test.txt --max-bytes 50000
     """
     from roclab.lm.evaluate import evaluate_text
+    from roclab.runs import track
 
-    content = _read_text(text, max_bytes)
-    language_model, tokenizer, _ = _load(model, dtype, device)
+    content = read_text(text, max_bytes)
+    language_model, tokenizer, _ = _load(model, tokenizer_path, dtype, device)
     started = time.perf_counter()
-    score = evaluate_text(language_model, tokenizer, content, window=window, stride=stride, progress=_progress)
+    score = evaluate_text(
+        language_model, tokenizer, content, window=window, stride=stride, progress=lambda w: track(w, "windows")
+    )
     seconds = time.perf_counter() - started
     if as_json:
         _print_json({"model": model, "text": text.name, **score.to_dict(), "seconds": round(seconds, 2)})
@@ -198,7 +221,7 @@ def evaluate(
         typer.echo(f"protocol       {score.protocol}")
 
 
-def _load(name: str, dtype: str, device: str) -> tuple[RocLMForCausalLM, Tokenizer, float]:
+def _load(name: str, tokenizer_path: Path | None, dtype: str, device: str) -> tuple[RocLMForCausalLM, Tokenizer, float]:
     """Model, tokenizer and the seconds it took to open them; importing torch is not counted."""
     import torch
 
@@ -210,12 +233,12 @@ def _load(name: str, dtype: str, device: str) -> tuple[RocLMForCausalLM, Tokeniz
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise RocLabError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from None
     started = time.perf_counter()
     checkpoint = open_checkpoint(name, say)
-    tokenizer = checkpoint.load_tokenizer()
+    tokenizer = checkpoint.load_tokenizer(tokenizer_path)
     model = checkpoint.load_model(dtypes[dtype], device)
     return model, tokenizer, time.perf_counter() - started
 
@@ -229,7 +252,7 @@ def _thinking(word: str) -> bool | None:
 
 def _check_thinking(tokenizer: Tokenizer, enable_thinking: bool | None) -> None:
     if enable_thinking is not None and not tokenizer.has_thinking:
-        raise RocLabError("--thinking: this model's chat template has no thinking mode; leave it at auto")
+        raise RocLabError("--thinking: this model's chat template has no switch for thinking; leave it at auto")
 
 
 def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
@@ -237,10 +260,10 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
         raise RocLabError("give the prompt with --prompt or with --prompt-file")
     if file is None:
         return list(prompts or [])
-    return [sys.stdin.read() if str(file) == "-" else _read_text(file)]
+    return [sys.stdin.read() if str(file) == "-" else read_text(file)]
 
 
-def _read_text(path: Path, max_bytes: int | None = None) -> str:
+def read_text(path: Path, max_bytes: int | None = None) -> str:
     """A file's text; a character that `max_bytes` would cut in half is left out."""
     try:
         data = path.read_bytes()
@@ -256,17 +279,7 @@ def _read_text(path: Path, max_bytes: int | None = None) -> str:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
-def _progress(items: Any) -> Any:
-    """A bar on stderr for a person who waits; nothing in a log."""
-    if not sys.stderr.isatty():
-        return items
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, description="windows", console=Console(stderr=True), transient=True)
-
-
 def _print_json(value: Any) -> None:
     import json
 
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))

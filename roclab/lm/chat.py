@@ -11,7 +11,7 @@ chat template decides how much of it the next turn still sees (Qwen3's drops it)
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roclab.errors import RocLabError
@@ -19,8 +19,6 @@ from roclab.lm.engine import Timings, stream
 from roclab.lm.model import RocLMForCausalLM
 from roclab.lm.sampling import SamplingParams
 from roclab.lm.tokenizer import Tokenizer
-
-THINK, END_THINK = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -34,38 +32,6 @@ class Reply:
     finish_reason: str
     prompt_tokens: int
     new_tokens: int
-
-
-class ThinkingSplit:
-    """Sorts generated tokens into "thinking" and "content" by the ids of `<think>` and `</think>`.
-
-    Thinking has begun if the prompt ends inside an open `<think>`, as some templates do, or once the model writes one
-    before anything else; it ends at the first `</think>`, after which further marks mean nothing.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
-        self._open, self._close = tokenizer.control.get(THINK), tokenizer.control.get(END_THINK)
-        last = next((i for i in reversed(prompt) if i in (self._open, self._close)), None)
-        self.part = "thinking" if last is not None and last == self._open else "content"
-        self._may_open = self.part == "content"
-
-    def feed(self, token_id: int) -> str:
-        """The part this token belongs to."""
-        if self._may_open and token_id == self._open:
-            self.part = "thinking"
-        elif token_id == self._close:
-            self.part = "content"
-        self._may_open = False
-        return self.part
-
-
-def split_thinking(tokenizer: Tokenizer, prompt: Sequence[int], token_ids: Sequence[int]) -> tuple[str, str]:
-    """Generated ids → (thinking, content), each without the blank lines at its ends."""
-    split = ThinkingSplit(tokenizer, prompt)
-    parts: dict[str, list[int]] = {"thinking": [], "content": []}
-    for token_id in token_ids:
-        parts[split.feed(token_id)].append(token_id)
-    return tokenizer.decode(parts["thinking"]).strip("\n"), tokenizer.decode(parts["content"]).strip("\n")
 
 
 class Conversation:
@@ -84,15 +50,25 @@ class Conversation:
         self.params = params or SamplingParams()
         self.thinking = thinking
         self.turns: list[dict[str, Any]] = []
-        self.system = system
+        self.system: str | None = None
         self.timings = Timings()  # of the last reply
         self.last: Reply | None = None
-        self.prompt_ids([])  # a model without a usable chat template is refused now, not at the first question
+        self.set_system(system)  # also refuses a model without a usable chat template now, not at the first question
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The system message, if there is one, and every turn so far."""
         return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
+
+    def set_system(self, text: str | None) -> None:
+        """Set the system message, or remove it with None. Raises RocLabError, and leaves it as it was, if the chat
+        template does not take it."""
+        before, self.system = self.system, text
+        try:
+            self.prompt_ids([{"role": "user", "content": "?"}])
+        except RocLabError:
+            self.system = before
+            raise
 
     def reset(self) -> None:
         """Forget the turns; the system message stays."""
@@ -100,34 +76,32 @@ class Conversation:
 
     def prompt_ids(self, new: Sequence[Mapping[str, Any]]) -> list[int]:
         """The ids the model reads for the conversation so far and these messages."""
-        messages = [*self.messages, *new] or [{"role": "user", "content": ""}]
-        return self.tokenizer.encode_chat(messages, enable_thinking=self.thinking)
+        return self.tokenizer.encode_chat([*self.messages, *new], enable_thinking=self.thinking)
 
     def reply(self, text: str) -> Generator[tuple[str, str], None, None]:
         """Answer a user's message, as pieces (part, text). Both enter the history once the answer ends, and also when
         the reader stops listening (`close()`, ctrl-c): a reply cut short stays, marked by `last.finish_reason`.
 
-        Raises RocLabError, and keeps the history as it was, if the conversation no longer fits the context.
+        A reply is no longer than the context has room for. Raises RocLabError, and keeps the history as it was, if
+        the message itself does not fit.
         """
         question = {"role": "user", "content": text}
         prompt = self.prompt_ids([question])
-        self._check_room(prompt)
-        split = ThinkingSplit(self.tokenizer, prompt)
+        params = replace(self.params, max_new_tokens=self._room(prompt))
         self.timings = Timings()
         token_ids: list[int] = []
-        shown = dict.fromkeys(("thinking", "content"), False)
+        parts = {"thinking": "", "content": ""}
         finish_reason = "cut"
         try:
-            for event in stream(self.model, self.tokenizer, [prompt], self.params, self.timings):
+            for event in stream(self.model, self.tokenizer, [prompt], params, self.timings):
                 token_ids.append(event.token_id)
                 finish_reason = event.finish_reason or finish_reason
-                part = split.feed(event.token_id)
-                piece = event.text if shown[part] else event.text.lstrip("\n")
-                if piece:
-                    shown[part] = True
-                    yield part, piece
+                for part, piece in (("thinking", event.thinking), ("content", event.text)):
+                    if piece := piece if parts[part] else piece.lstrip():
+                        parts[part] += piece
+                        yield part, piece
         finally:
-            thinking, content = split_thinking(self.tokenizer, prompt, token_ids)
+            thinking, content = parts["thinking"].strip(), parts["content"].strip()
             full = self.tokenizer.decode(token_ids, control=True)
             self.last = Reply(thinking, content, full, finish_reason, len(prompt), len(token_ids))
             if token_ids:
@@ -136,24 +110,44 @@ class Conversation:
                     answer["reasoning_content"] = thinking
                 self.turns += [question, answer]
 
-    def _check_room(self, prompt: Sequence[int]) -> None:
+    def _room(self, prompt: Sequence[int]) -> int:
+        """How many tokens the reply may have."""
         context = self.model.config.max_position_embeddings
-        if len(prompt) + (self.params.max_new_tokens or 1) > context:
+        if len(prompt) >= context:
             raise RocLabError(
-                f"the conversation has grown to {len(prompt)} tokens and leaves no room for "
-                f"{self.params.max_new_tokens or 1} more in the model's context of {context}; /reset begins a new one"
+                f"the conversation with this message has {len(prompt)} tokens, and the model's context holds "
+                f"{context}; shorten the message, or begin a new conversation with /reset"
             )
+        room = context - len(prompt)
+        return min(self.params.max_new_tokens or room, room)
 
     def to_dict(self) -> dict[str, Any]:
         """What /save writes and `load` reads."""
         return {"system": self.system, "thinking": self.thinking, "messages": self.turns}
 
-    def load(self, saved: Mapping[str, Any], origin: str) -> None:
-        """Take up a saved conversation. Raises RocLabError if it is not one; then nothing has changed."""
-        turns = saved.get("messages") if isinstance(saved, Mapping) else None
-        if not isinstance(turns, list) or not all(
-            isinstance(m, dict) and m.get("role") in ("user", "assistant") and isinstance(m.get("content"), str)
-            for m in turns
-        ):
+    def load(self, saved: Any, origin: str) -> None:
+        """Take up a saved conversation; a system message or thinking mode chosen already stays. Raises RocLabError if
+        it is not one; then nothing has changed."""
+        if not _is_saved_conversation(saved):
             raise RocLabError(f"{origin}: not a saved conversation")
-        self.system, self.thinking, self.turns = saved.get("system"), saved.get("thinking"), list(turns)
+        self.turns = list(saved["messages"])
+        if self.system is None:
+            self.set_system(saved.get("system"))
+        if self.thinking is None:
+            self.thinking = saved.get("thinking")
+
+
+def _is_saved_conversation(saved: Any) -> bool:
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("messages"), list):
+        return False
+    return (
+        all(
+            isinstance(message, dict)
+            and message.get("role") in ("user", "assistant")
+            and all(isinstance(value, str) for value in message.values())
+            for message in saved["messages"]
+        )
+        and all("content" in message for message in saved["messages"])
+        and isinstance(saved.get("system"), (str, type(None)))
+        and saved.get("thinking") in (True, False, None)
+    )

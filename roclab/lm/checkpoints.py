@@ -16,7 +16,6 @@ from __future__ import annotations
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from roclab.errors import CheckpointError
 from roclab.lm.gguf import GGUFFile
 from roclab.lm.model import RocLMConfig, RocLMForCausalLM, rope_frequencies
 from roclab.lm.sources import locate
-from roclab.lm.tokenizer import Tokenizer, _read_json
+from roclab.lm.tokenizer import Tokenizer, read_json_object
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SUPPORTED = ("qwen3", "qwen2", "llama", "mistral")
@@ -40,11 +39,15 @@ def open_checkpoint(name: str | Path, say: Callable[[str], None] = lambda _: Non
     Raises CheckpointError if it is damaged, incomplete or of an unsupported architecture.
     """
     path = locate(str(name), say)
-    if path.is_file() and path.suffix == ".gguf":
-        return GGUFCheckpoint(path)
-    folder = path if path.is_dir() else path.parent
-    if path.suffix == ".pth" or (folder / CourseCheckpoint.WEIGHTS).exists():
-        return CourseCheckpoint(path if path.is_file() else folder / CourseCheckpoint.WEIGHTS)
+    if path.is_file():
+        if path.suffix == ".pth":
+            return CourseCheckpoint(path)
+        if path.suffix == ".gguf" or _begins_as_gguf(path):  # some programs keep them under a hash, with no suffix
+            return GGUFCheckpoint(path)
+        raise CheckpointError(f"{path}: neither a GGUF nor a .pth file; of a model in several files name the folder")
+    folder = path
+    if (folder / CourseCheckpoint.WEIGHTS).exists():
+        return CourseCheckpoint(folder / CourseCheckpoint.WEIGHTS)
     if (folder / "config.json").exists():
         return HuggingFaceCheckpoint(folder)
     gguf_files = sorted(folder.glob("*.gguf"))
@@ -58,6 +61,14 @@ def open_checkpoint(name: str | Path, say: Callable[[str], None] = lambda _: Non
         f"{path}: no model here (looked for a .gguf file, config.json, or {CourseCheckpoint.WEIGHTS}); of a Hub "
         "repository that holds GGUF files name one, as owner/name/file.gguf"
     )
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 class Checkpoint(ABC):
@@ -121,9 +132,9 @@ class Checkpoint(ABC):
                 raise CheckpointError(f"{self.path}: tensor {name} has shape {found}, the configuration needs {shape}")
         return stored
 
-    def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises CheckpointError if it has ids that the embedding lacks."""
-        tokenizer = self._tokenizer()
+    def load_tokenizer(self, folder: Path | None = None) -> Tokenizer:
+        """The tokenizer, or another folder's. Raises CheckpointError if it has ids that the embedding lacks."""
+        tokenizer = Tokenizer.from_directory(folder) if folder else self._tokenizer()
         if tokenizer.vocab_size > self.config.vocab_size:
             raise CheckpointError(
                 f"{tokenizer.origin}: the vocabulary has {tokenizer.vocab_size} tokens, but the model's embedding has "
@@ -154,9 +165,9 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def __init__(self, path: Path):
         self.path = path
-        self.config = config_from_hugging_face(_read_json(path / "config.json"), str(path / "config.json"))
+        self.config = config_from_hugging_face(read_json_object(path / "config.json"), str(path / "config.json"))
         if (path / "generation_config.json").exists():  # often names more end tokens than config.json
-            eos = _read_json(path / "generation_config.json").get("eos_token_id")
+            eos = read_json_object(path / "generation_config.json").get("eos_token_id")
             also = RocLMConfig(eos_token_id=eos).eos_token_ids
             self.config.eos_token_id = list(dict.fromkeys([*self.config.eos_token_ids, *also])) or None
         self._files = self._open_safetensors()
@@ -167,7 +178,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
         index = self.path / "model.safetensors.index.json"
         if index.exists():
-            listed = _read_json(index).get("weight_map")
+            listed = read_json_object(index).get("weight_map")
             if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
                 raise CheckpointError(f"{index}: weight_map, which tells the file of each tensor, is missing")
             files = sorted({self.path / file for file in listed.values()})
@@ -249,7 +260,6 @@ def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMCon
             qk_norm=kind == "qwen3",
             **optional,
         )
-        rope_frequencies(replace(config, head_dim=2))  # an unsupported rope_scaling shows before any weight is read
     except KeyError as error:
         raise CheckpointError(f"{origin}: {error.args[0]} is missing") from None
     except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -408,7 +418,7 @@ class CourseCheckpoint(Checkpoint):
 
     def __init__(self, path: Path):
         self.path = path
-        values = _read_json(path.parent / self.CONFIG)
+        values = read_json_object(path.parent / self.CONFIG)
         if "model_type" in values:  # a config.json under the course's name
             self.config = config_from_hugging_face(values, str(path.parent / self.CONFIG))
         else:

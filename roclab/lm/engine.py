@@ -28,13 +28,41 @@ from roclab.lm.tokenizer import TextStream, Tokenizer
 NEAR_TIE = 1e-3
 
 
+THINK, END_THINK = "<think>", "</think>"
+
+
+class ThinkingSplit:
+    """Sorts generated tokens into "thinking" and "content" by the ids of `<think>` and `</think>`.
+
+    Thinking has begun if the prompt ends inside an open `<think>`, as some templates do, or once the model writes one
+    before anything else; it ends at the first `</think>`, after which further marks mean nothing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
+        self._open, self._close = tokenizer.control.get(THINK), tokenizer.control.get(END_THINK)
+        last = next((i for i in reversed(prompt) if i in (self._open, self._close)), None)
+        self.part = "thinking" if last is not None and last == self._open else "content"
+        self._may_open = self.part == "content"
+
+    def feed(self, token_id: int) -> str:
+        """The part this token belongs to."""
+        if self._may_open and token_id == self._open:
+            self.part = "thinking"
+        elif token_id == self._close:
+            self.part = "content"
+        self._may_open = False
+        return self.part
+
+
 @dataclass(frozen=True)
 class TokenEvent:
-    """One new token of one row. `text` is what may be shown now: whole characters only, so it can lag behind."""
+    """One new token of one row. `text` is what the answer and `thinking` what the thought before it gains for the
+    reader: whole characters only, so they can lag behind."""
 
     row: int
     token_id: int
     text: str
+    thinking: str = ""
     finish_reason: str | None = None  # "stop": end token or stop string; "length": max_new_tokens
     logprob: float | None = None  # natural logarithm
     top_logprobs: tuple[tuple[int, float], ...] = ()
@@ -61,11 +89,12 @@ class Timings:
 @dataclass
 class Completion:
     """What one prompt became. `token_ids` are the new ones, an end token included; `text` holds neither the end token
-    nor anything from a stop string on."""
+    nor anything from a stop string on, nor the `thinking` before it."""
 
     prompt_tokens: int
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
+    thinking: str = ""
     finish_reason: str = "length"
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -84,22 +113,27 @@ def complete(
         result = results[event.row]
         result.token_ids.append(event.token_id)
         result.text += event.text
+        result.thinking += event.thinking
         if event.logprob is not None:
             result.logprobs.append(event.logprob)
             result.top_logprobs.append(event.top_logprobs)
         if event.finish_reason:
             result.finish_reason = event.finish_reason
+    for result in results:
+        if result.thinking:  # the blank lines around a thought belong to neither part
+            result.thinking, result.text = result.thinking.strip(), result.text.strip()
     return results
 
 
 class _Row:
     """One prompt on its way: its ids so far, its text, its own random numbers."""
 
-    def __init__(self, index: int, prompt: Sequence[int], params: SamplingParams):
+    def __init__(self, index: int, prompt: Sequence[int], params: SamplingParams, tokenizer: Tokenizer):
         self.index = index
+        self.split = ThinkingSplit(tokenizer, prompt)
         self.ids = list(prompt)
         self.new_tokens = 0
-        self.text = TextStream(params.stop)
+        self.text, self.thinking = TextStream(params.stop), TextStream()  # stop strings end answers, not thoughts
         self.generator = torch.Generator().manual_seed(params.seed + index)
 
 
@@ -116,7 +150,7 @@ def stream(
     timings = timings if timings is not None else Timings()
     max_new_tokens = _room(model.config.max_position_embeddings, prompts, params)
     end_tokens = set() if params.ignore_eos else {*model.config.eos_token_ids, *tokenizer.eos_token_ids}
-    rows = [_Row(i, prompt, params) for i, prompt in enumerate(prompts)]
+    rows = [_Row(i, prompt, params, tokenizer) for i, prompt in enumerate(prompts)]
 
     started = time.perf_counter()
     input_ids, attention_mask = _left_pad(prompts, model.model.embed_tokens.weight.device)
@@ -138,13 +172,17 @@ def stream(
             row.ids.append(token_id)
             row.new_tokens += 1
             ended = token_id in end_tokens
-            text = row.text.feed(b"" if ended else tokenizer.token_bytes(token_id))
+            data = b"" if ended else tokenizer.token_bytes(token_id)
+            in_thought = row.split.feed(token_id) == "thinking"
+            thinking = row.thinking.feed(data if in_thought else b"", final=not in_thought)
+            text = row.text.feed(b"" if in_thought else data)
             reason = "stop" if ended or row.text.stopped else "length" if row.new_tokens == max_new_tokens else None
             if reason:
-                text += row.text.finish()
+                text, thinking = text + row.text.finish(), thinking + row.thinking.finish()
             else:
                 going_on.append(at)
-            yield TokenEvent(row.index, token_id, text, reason, *_logprobs(distribution, at, token_id, params))
+            logprobs = _logprobs(distribution, at, token_id, params)
+            yield TokenEvent(row.index, token_id, text, thinking, reason, *logprobs)
         if not going_on:
             return
 
@@ -193,6 +231,8 @@ def _choose(model: RocLMForCausalLM, rows: list[_Row], logits: Tensor, params: S
             seen[at, row.ids] = True
         return penalize_repetition(logits, seen, params.repetition_penalty)
 
+    if not torch.isfinite(logits.amax(-1)).all():
+        raise RocLabError("the model's output is not a number: damaged weights, or a --dtype too narrow for them")
     scores = penalized(logits, rows)
     if params.temperature > 0:
         return [draw(scores[at].cpu(), params, row.generator) for at, row in enumerate(rows)]

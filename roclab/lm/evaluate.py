@@ -66,8 +66,8 @@ def evaluate_text(
     Raises DataError for a text of fewer than two tokens, or a window or stride that does not fit.
     """
     context = model.config.max_position_embeddings
-    window = window or min(DEFAULT_WINDOW, context)
-    stride = stride or max(window // 2, 1)
+    window = min(DEFAULT_WINDOW, context) if window is None else window
+    stride = max(window // 2, 1) if stride is None else stride
     if not 2 <= window <= context:
         raise DataError(f"a window of {window} tokens does not fit the model's context of {context}")
     if not 1 <= stride < window:
@@ -85,6 +85,8 @@ def evaluate_text(
         total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
         count += len(targets)
 
+    if not total / count < 700:  # NaN, or more than exp can hold: no language model of this text
+        raise DataError(f"the model gives this text {total / count:.3g} nats a token, which is no perplexity")
     size = len(text.encode("utf-8"))
     first_token = "scored after the BOS" if tokenizer.adds_bos else "not scored"
     return TextScore(

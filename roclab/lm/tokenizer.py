@@ -5,6 +5,9 @@ The one rule that everything below serves: **text typed by somebody never become
 template may write the public names; whatever a message contains is ordinary text, spelled out in ordinary tokens.
 
     message texts → masked → template renders → public names become inner names → unmasked → token ids
+
+Masked: every character that begins a control token's name stands as a noncharacter while the template runs. (A template
+that itself put a name together out of fixed text and a message's, such as `</{{ word }}>`, would defeat that.)
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from roclab.errors import CheckpointError, RocLabError
 
 # Unicode's noncharacters, reserved for use inside a program. In text that comes from outside they are replaced.
-_OPEN, _CLOSE, _MASK = "\ufdd0", "\ufdd1", "\ufdd2"
-_NOT_TEXT = re.compile(f"[{_OPEN}{_CLOSE}{_MASK}\ud800-\udfff]")  # lone surrogates too: bytes that were no UTF-8
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_STAND_INS = [chr(i) for i in range(0xFDD2, 0xFDF0)]
+_NOT_TEXT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")  # lone surrogates too: bytes that were no UTF-8
 
 
 def _bytes_to_unicode() -> dict[int, str]:
@@ -122,8 +126,8 @@ class Tokenizer:
         """From tokenizer.json, tokenizer_config.json and chat_template.jinja, as Hugging Face directories hold them.
         Raises CheckpointError if tokenizer.json is missing or damaged."""
         path = Path(path)
-        definition = _read_json(path / "tokenizer.json")
-        config = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+        definition = read_json_object(path / "tokenizer.json")
+        config = read_json_object(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
         template: Any = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
             try:
@@ -222,7 +226,9 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             **{name: self._masked(value) for name, value in variables.items()},
         )
-        text = self._public_names.sub(lambda m: f"{_OPEN}{self.control[m.group()]}{_CLOSE}", text).replace(_MASK, "")
+        text = self._public_names.sub(lambda m: f"{_OPEN}{self.control[m.group()]}{_CLOSE}", text)
+        for first, stand_in in self._mask.items():
+            text = text.replace(stand_in, first)
         return self._library.encode(text, add_special_tokens=False).ids
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
@@ -230,9 +236,12 @@ class Tokenizer:
         return self._render(list(messages), **{"add_generation_prompt": True, **variables})
 
     def _masked(self, value: Any) -> Any:
-        """A copy in which no string holds a control token: a mask stands behind every character that begins one."""
+        """A copy in which no string holds a control token: a stand-in takes the place of characters that begin one."""
         if isinstance(value, str):
-            return self._first_chars.sub(lambda m: m.group() + _MASK, _NOT_TEXT.sub("\ufffd", value))
+            value = _NOT_TEXT.sub("\ufffd", value)
+            for first, stand_in in self._mask.items():
+                value = value.replace(first, stand_in)
+            return value
         if isinstance(value, Mapping):
             return {self._masked(key): self._masked(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
@@ -246,8 +255,12 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True))) or "(?!)")
 
     @cached_property
-    def _first_chars(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted({name[0] for name in self.control}))) or "(?!)")
+    def _mask(self) -> dict[str, str]:
+        """First character of a control token's name → its stand-in."""
+        first = sorted({name[0] for name in self.control})
+        if len(first) > len(_STAND_INS):
+            raise CheckpointError(f"{self.origin}: control tokens begin with {len(first)} different characters")
+        return dict(zip(first, _STAND_INS, strict=False))
 
     def _render(self, messages: list[Any], **variables: Any) -> str:
         if not self.chat_template:
@@ -373,7 +386,12 @@ _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "llama-bpe": {"normalizer": None, "pre_tokenizer": _split_then_bytes(r"\p{N}{1,3}")},
     "gpt2": {"normalizer": None, "pre_tokenizer": {**_BYTE_LEVEL, "use_regex": True}},
 }
-_OTHER_NAMES = {"gpt-2": "gpt2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}  # that llama.cpp uses for the same
+_OTHER_NAMES = {
+    "gpt-2": "gpt2",
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "deepseek-r1-qwen": "qwen2",
+}  # that llama.cpp uses for the same
 
 
 def _sandbox() -> Any:
@@ -395,8 +413,8 @@ def _sandbox() -> Any:
         text = json.dumps(value, ensure_ascii=False, **options)
         if not ensure_ascii:
             return text
-        # Character by character: an escaped mask would no longer be found and taken away.
-        return re.sub(f"[^\x00-\x7f{_MASK}]", lambda m: json.dumps(m.group())[1:-1], text)
+        # Character by character: an escaped stand-in would no longer be found and taken back.
+        return re.sub("[^\x00-\x7f\ufdd2-\ufdef]", lambda m: json.dumps(m.group())[1:-1], text)
 
     class Generation(Extension):
         """{% generation %} … {% endgeneration %} marks what a model wrote, for training; here it changes nothing."""
@@ -432,7 +450,7 @@ def _has_part(part: Any, kind: str) -> bool:
     return part.get("type") == kind or any(_has_part(p, kind) for p in part.get("decoders", []))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_model
 
 from roclab.errors import RocLabError
-from roclab.lm.chat import Conversation, ThinkingSplit, split_thinking
+from roclab.lm.chat import Conversation
+from roclab.lm.engine import ThinkingSplit, complete
 from roclab.lm.model import create_roclm_model
 from roclab.lm.sampling import SamplingParams
 from roclab.lm.tokenizer import Tokenizer
@@ -133,20 +134,35 @@ def test_the_split_knows_the_handout_s_token(qwen_tokenizer):
     assert t.control["</think>"] == 151668
     think, end = t.control["<think>"], t.control["</think>"]
     spoken = t.encode("</think> and <think> are marks")
-    assert split_thinking(t, [], [think, *t.encode("\na\n"), end, *t.encode("\n\nb")]) == ("a", "b")
-    assert split_thinking(t, [think], [*t.encode("a"), end, *t.encode("b")]) == ("a", "b")  # opened by the prompt
-    assert split_thinking(t, [think, end], t.encode("b")) == ("", "b")
-    assert split_thinking(t, [], spoken) == ("", "</think> and <think> are marks")
-    assert split_thinking(t, [], [think, *t.encode("never ends")]) == ("never ends", "")
-    late = ThinkingSplit(t, [])
-    assert [late.feed(i) for i in (*t.encode("b"), think)] == ["content", "content"]
+    a, b = t.encode("a")[0], t.encode("b")[0]
+
+    def parts(prompt, ids):
+        split = ThinkingSplit(t, prompt)
+        return "".join(split.feed(i)[0] for i in ids)  # t: thinking, c: content
+
+    assert parts([], [think, a, end, b]) == "ttcc"
+    assert parts([think], [a, end, b]) == "tcc"  # opened by the prompt, as some templates do
+    assert parts([think, end], [b]) == "c"  # thinking off: an empty thought stands in the prompt
+    assert set(parts([], spoken)) == {"c"}
+    assert parts([], [think, a, a]) == "ttt"  # never ends
+    assert parts([], [b, think, a]) == "ccc"  # too late to be a thought
+    assert parts([], [think, a, end, b, think, b, end]) == "ttccccc"
+
+
+def test_generate_keeps_thought_and_answer_apart(thinker, qwen_tokenizer):
+    prompt = qwen_tokenizer.encode_chat([{"role": "user", "content": QUESTION}])
+    result = complete(thinker, qwen_tokenizer, [prompt], SamplingParams(max_new_tokens=60))[0]
+    assert (result.thinking, result.text) == (THOUGHT, ANSWER)
+    # A stop string ends the answer and not the thought; what it held back of the thought is not lost.
+    stopped = complete(thinker, qwen_tokenizer, [prompt], SamplingParams(max_new_tokens=60, stop=("is", "🙂!")))[0]
+    assert (stopped.thinking, stopped.text) == (THOUGHT, "It")
 
 
 def test_a_conversation_that_outgrows_the_context_is_refused_and_kept(thinker, qwen_tokenizer):
     conversation = Conversation(thinker, qwen_tokenizer, SamplingParams(max_new_tokens=60), thinking=False)
     collect(conversation, QUESTION)
     turns = list(conversation.turns)
-    with pytest.raises(RocLabError, match="context of 256; /reset"):
+    with pytest.raises(RocLabError, match="context holds 256; shorten the message, or begin"):
         collect(conversation, "word " * 250)
     assert conversation.turns == turns
 
@@ -157,7 +173,10 @@ def test_saved_conversations_come_back_and_others_are_refused(smollm):
     other = Conversation(*smollm)
     other.load(json.loads(json.dumps(conversation.to_dict())), "x.json")
     assert other.messages == conversation.messages
-    for wrong in ([], {}, {"messages": [{"role": "system", "content": "x"}]}, {"messages": [{"role": "user"}]}):
+    for wrong in (
+        [], {}, {"messages": [{"role": "system", "content": "x"}]}, {"messages": [{"role": "user"}]},
+        {"messages": [], "system": 5}, {"messages": [], "thinking": "banana"},
+    ):  # fmt: skip
         with pytest.raises(RocLabError, match=r"x\.json: not a saved conversation"):
             other.load(wrong, "x.json")
     assert other.messages == conversation.messages
@@ -194,7 +213,15 @@ def command(*arguments):
 def test_chat_through_pipes(thinker_folder, tmp_path):
     saved = tmp_path / "talk.json"
     lines = ["/help", QUESTION, "/stats", "/think off", "/reset", QUESTION, "/system Be kind.", "/think maybe"]
-    lines += ["/nonsense", f"/save {saved}", f"/save {tmp_path}/no/such/folder.json"]
+    lines += ["/nonsense", f"/save {saved}", f"/save {saved}/below-a-file.json"]
+    lines += [
+        f"/save {tmp_path}",
+        "/save /",
+        "/save ~nobody-here/x",
+        "/save a\0b",
+        " /etc is a folder?",
+        "/system none",
+    ]
     done = subprocess.run(
         command("--model", thinker_folder, "-n", "60"),
         input="\n".join(lines),
@@ -211,7 +238,11 @@ def test_chat_through_pipes(thinker_folder, tmp_path):
     assert "system: Be kind." in out
     assert "choose on, off or auto" in done.stderr
     assert "/nonsense: no such command" in done.stderr
-    assert "No such file or directory" in done.stderr
+    assert "/etc: no such command" not in done.stderr  # a space first: it is text
+    assert "this is a folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["talk.json"]
+    assert "Not a directory" in done.stderr or "File exists" in done.stderr
     assert json.loads(saved.read_text()) == {
         "system": "Be kind.", "thinking": False,
         "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}],

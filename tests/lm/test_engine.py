@@ -10,6 +10,7 @@ import torch
 from roclab.errors import RocLabError
 from roclab.lm import engine
 from roclab.lm.engine import Timings, complete, stream
+from roclab.lm.model import create_roclm_model
 from roclab.lm.sampling import SamplingParams, draw, filter_min_p, penalize_repetition
 
 GRAVITY = "What is gravity? Explain in two sentences."
@@ -161,6 +162,20 @@ def test_draws_follow_the_probabilities():
     for _ in range(4000):
         counts[draw(logits, SamplingParams(temperature=0.7), generator)] += 1
     assert torch.allclose(counts / 4000, (logits / 0.7).softmax(-1), atol=0.03)
+
+
+def test_a_tiny_temperature_is_as_good_as_none():
+    logits = torch.randn(50) * 10
+    assert draw(logits, SamplingParams(temperature=1e-40), torch.Generator()) == int(logits.argmax())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_damaged_weights_are_named_and_not_spoken(temperature, smollm):
+    _, tokenizer = smollm
+    small = create_roclm_model({"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16})
+    small.model.norm.weight.data[3] = float("nan")
+    with pytest.raises(RocLabError, match="not a number"):
+        complete(small, tokenizer, [[1, 2]], SamplingParams(temperature=temperature, max_new_tokens=3))
 
 
 def test_timings_count_tokens(smollm):

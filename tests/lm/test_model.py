@@ -170,6 +170,14 @@ def test_without_qk_norm_the_modules_are_absent():
         ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "sliding_attention"),
         ({"hidden_size": "64"}, "hidden_size must be a positive whole number"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling needs a positive factor: got None"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "positive factor: got 0"),
+        ({"rope_scaling": "x"}, "rope_scaling must be a dict"),
+        ({"rope_theta": -3}, "rope_theta must be a positive number"),
+        ({"rope_theta": "y"}, "rope_theta must be a positive number"),
+        ({"rms_norm_eps": None}, "rms_norm_eps must be a positive number"),
+        ({"eos_token_id": [[1]]}, "eos_token_id must be"),
+        ({"eos_token_id": "x"}, "eos_token_id must be"),
     ],
 )
 def test_a_wrong_config_says_what_is_wrong(change, message):
