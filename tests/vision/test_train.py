@@ -377,7 +377,7 @@ def test_mixing_keeps_the_share_of_each_label():
     images = torch.stack([torch.full((3, 32, 32), float(i)) for i in range(4)])
     for name in ("mixup", "cutmix"):
         settings = config("x", **{"mixup": 0.0, "cutmix": 0.0, name: 1.0}).with_defaults(64)
-        mixed, lam = mix(images, settings, torch.Generator().manual_seed(1))
+        mixed, lam = mix(images, settings, seed=1)
         assert 0 < lam < 1
         for i, j in enumerate(neighbours(4)):
             assert mixed[i].mean().item() == pytest.approx(lam * i + (1 - lam) * j, abs=1e-5)
