@@ -92,8 +92,8 @@ def test_folded_head_is_scikit_learns_regression():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 200)
     x = (rng.normal(size=(4, 30))[y] + rng.normal(size=(200, 30))) * np.linspace(1, 3, 30) + 5
-    head = features.fit_head(x, y, 4, c=0.05, epochs=500)
     z = StandardScaler().fit_transform(x)
+    head = features.fit_head(x, y, 4, c=0.05, epochs=500, space=features.Space(x.mean(0), x.std(0), z, None))
     peer = LogisticRegression(C=0.05, max_iter=5000, tol=1e-10).fit(z, y)
     assert np.allclose(head.probs(x), peer.predict_proba(z), atol=1e-4)
 
