@@ -42,9 +42,9 @@ LINES: dict[str, tuple[int, float | None, dict[str, Any]]] = {
 
 def main() -> None:
     from roclab.runs import Run, read_json
-    from roclab.vision.compare import finish
     from roclab.vision.config import TrainConfig
     from roclab.vision.evaluate import evaluate
+    from roclab.vision.train import finish
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)

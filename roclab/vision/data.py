@@ -18,9 +18,10 @@ from typing import Any
 
 from roclab.errors import DataError, RocLabError
 from roclab.runs import file_sha256
+from roclab.vision.download import PETS_FOLDER
 from roclab.vision.duplicates import near_duplicates
 from roclab.vision.photos import Inspection, in_threads, inspect_photos, open_photo
-from roclab.vision.sources import PETS_FOLDER, Entry, Listing, elpv_folder, list_photos
+from roclab.vision.sources import Entry, Listing, elpv_folder, list_photos
 
 __all__ = ["TEST_SEED", "Dataset", "Photo", "load_data", "open_photo"]
 

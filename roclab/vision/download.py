@@ -13,7 +13,8 @@ import urllib.request
 from pathlib import Path
 
 from roclab.errors import DataError
-from roclab.vision.sources import PETS_FOLDER
+
+PETS_FOLDER = "oxford-iiit-pet"  # torchvision's name for the folder inside its root
 
 
 def get_pets(root: Path, mirror: str | None = None) -> Path:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roclab.errors import DataError
+from roclab.vision.download import PETS_FOLDER, get_pets
 from roclab.vision.photos import EXTENSIONS
 
-PETS_FOLDER = "oxford-iiit-pet"  # torchvision's name for the folder inside its root
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
@@ -45,8 +45,6 @@ def list_photos(spec: str, data_root: str | os.PathLike | None = None, mirror: s
     Raises `DataError` naming what is wrong with the source as a whole; single photos are not opened here.
     """
     if spec == "pets":
-        from roclab.vision.download import get_pets
-
         return list_pets(get_pets(Path(data_root or "data"), mirror))
     if spec == "elpv":
         return list_elpv(Path(data_root) if data_root else None)

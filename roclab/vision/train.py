@@ -75,6 +75,14 @@ def resume(path: str | Path, data_root: str | None = None) -> Run:
     return _carry_on(run, config, model, dataset, world)
 
 
+def finish(path: Path, config: TrainConfig) -> None:
+    """Train the run in `path`, from the start or from where it was cut."""
+    if (path / "config.json").exists():
+        resume(path)
+    else:
+        train(config, path)
+
+
 def _carry_on(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, world: World) -> Run:
     from roclab.vision.budget import expected_seconds, spoken
     from roclab.vision.evaluate import evaluate, to_device
@@ -120,8 +128,9 @@ def train_features(run: Run, config: FullConfig, model: Classifier, dataset: Dat
 
     begin = time.perf_counter()
     head = choose_head(x, y, x_val, y_val, len(dataset.classes), config.epochs)
+    tried, epochs = head.tried, len(head.history)
     head_seconds = time.perf_counter() - begin
-    for row in head.tried:
+    for row in tried:
         run.log(f"C = {row['c']:g}: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}")
     run.log(f"chosen on validation: C = {head.c:g}")
     rewrite_metrics(run, [{"epoch": i, **row} for i, row in enumerate(head.history, start=1)])
@@ -139,10 +148,10 @@ def train_features(run: Run, config: FullConfig, model: Classifier, dataset: Dat
     last.symlink_to("best.safetensors")  # a convex problem: its last step is its best
     return {
         "c": head.c,
-        "regularisation": head.tried,
+        "regularisation": tried,
         "feature_seconds": seconds,
         "head_seconds": head_seconds,
-        "mean_train_seconds_per_epoch": (seconds + head_seconds) / max(1, len(head.history)),
+        "mean_train_seconds_per_epoch": (seconds + head_seconds) / max(1, epochs),
         "images_per_second": (len(y_train) + len(y_val)) * config.views / seconds if seconds else None,
     }
 
