@@ -122,6 +122,8 @@ def test_refit_keeps_the_validation_figures_honest(photos, tmp_path):
     plain = train(config(photos, refit=False), tmp_path / "plain")
     refit = train(config(photos, refit=True), tmp_path / "refit")
     figures = [json.loads((run.path / "results-val.json").read_text())["nll"] for run in (plain, refit)]
+    timing = [json.loads((run.path / "training.json").read_text()) for run in (plain, refit)]
+    assert timing[0]["regularisation"] == timing[1]["regularisation"] != []
     assert figures[0] == figures[1]  # val is judged by the head that had not seen it
     assert not same_weights(plain, refit)  # test and prediction by the one that has
 
@@ -246,6 +248,7 @@ def train_until(photos, path, settings, epoch):
     return path
 
 
+@pytest.mark.slow  # eight processes that import torch; the test above covers each cut in one process
 @pytest.mark.parametrize("strategy", ["features", "finetune"])
 def test_resume_after_kill_9_at_several_moments(photos, tmp_path, strategy):
     """A process killed again and again, each time a little later, ends with the bits of one never interrupted."""
