@@ -37,9 +37,15 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     path = Path(out)
     if (path / "config.json").exists():
         raise RocLabError(f"{path} already holds a run: go on with --resume {path}, or choose another folder")
-    dataset = load_data(config.data, config.data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror)
-    seed_everything(config.seed)  # a head without trained weights is drawn from it
-    model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
+
+    def prepare() -> tuple[Dataset, Classifier]:
+        dataset = load_data(
+            config.data, config.data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror
+        )
+        seed_everything(config.seed)  # a head without trained weights is drawn from it
+        return dataset, build_model(config.model, config.weights, len(dataset.classes), config.image_size)
+
+    dataset, model = world.main_first(prepare)
     full = config.with_defaults(model.image_size or model.recipe.crop, model.any_size)
     notes = list(dataset.notes)
     if full.budget:

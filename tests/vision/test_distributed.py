@@ -66,6 +66,9 @@ def test_two_gloo_processes_train_what_one_does(tmp_path, monkeypatch, batch_nor
 def test_a_world_of_one_is_no_ceremony():
     assert World().gather(5) == [5]
     assert World().from_main("x") == "x"
+    calls: list[int] = []
+    assert World().main_first(lambda: calls.append(1) or "done") == "done"
+    assert calls == [1]
 
 
 @pytest.mark.slow
