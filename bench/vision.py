@@ -3,12 +3,12 @@
     python bench/vision.py                     # both regimes, all contenders in turn; ends in one JSON line
     python bench/vision.py --regime frozen
 
-Each contender is a process of its own (so that its peak memory is its own), told the same thing: photos, epochs,
-batch, image size. The usual way is what tutorials do: NCHW, the backbone recomputed in every epoch, one learning rate
-(SGD, momentum 0.9, cosine; 1e-2 for a frozen backbone, 1e-3 for all parameters, the better of the two optimisers'
-common settings here is not searched). timm's is its loader, transforms, optimiser and scheduler as a user of the
-package would put them together. Time is training time: reading, augmenting, forward, backward, and for ours also the
-extraction of features and the head that fine-tuning starts from; judging and saving are not counted for anyone.
+Each contender is a process of its own (so that its peak memory is its own), told the same thing: photos, epochs, batch,
+image size. The usual way is what tutorials do: NCHW, the backbone recomputed in every epoch, one learning rate (SGD,
+momentum 0.9, cosine; 1e-2 for a frozen backbone, 1e-3 for all parameters, the handout's rates). timm's is its loader,
+transforms, optimiser and scheduler as a user of the package would put them together. Time is training time: reading,
+augmenting, forward, backward, and for ours also the extraction of features and the head that fine-tuning starts from;
+judging and saving are not counted for anyone.
 """
 
 from __future__ import annotations

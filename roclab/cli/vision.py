@@ -40,10 +40,8 @@ def train(
     out: Path | None = typer.Option(None, help="Folder of the run."),
     resume: Path | None = typer.Option(None, help="Go on with the interrupted run in this folder."),
     val_fraction: float = typer.Option(0.2, help="Share of the training part that validates."),
-    full_frame: bool | None = typer.Option(
-        None,
-        "--full-frame/--centre",
-        help="Judge the whole photo (default for elpv), or its centre as ImageNet's recipes.",
+    full_frame: bool = typer.Option(
+        False, "--full-frame", help="Judge the whole photo, not its centre as ImageNet does."
     ),
     views: int = typer.Option(
         1, help="features: 2 adds each photo's mirror image, more add symmetries and random crops."

@@ -19,7 +19,7 @@ from roclab.runs import Run, read_json, write_json, write_whole
 from roclab.vision.config import TrainConfig
 from roclab.vision.evaluate import evaluate, read_predictions
 from roclab.vision.metrics import mcnemar, paired_bootstrap
-from roclab.vision.train import resume, train
+from roclab.vision.train import finish
 
 
 def compare(
@@ -78,14 +78,6 @@ def compare(
 
     comparison_figures(arms, split, out / "figures")
     return found
-
-
-def finish(path: Path, config: TrainConfig) -> None:
-    """Train the run in `path`, from the start or from where it was cut."""
-    if (path / "config.json").exists():
-        resume(path)
-    else:
-        train(config, path)
 
 
 def _same_question(path: Path, config: TrainConfig) -> None:

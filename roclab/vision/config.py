@@ -31,7 +31,7 @@ class TrainConfig:
     image_size: int | None = None  # px; the weights' own size if not given
     epochs: int | None = None  # features: steps of L-BFGS; finetune: passes over the photos
     budget: str | None = None  # "20m": epochs and resolution chosen to fit
-    full_frame: bool | None = None  # judge the whole photo, not the centre that ImageNet's recipes cut out
+    full_frame: bool = False  # judge the whole photo, not the centre that ImageNet's recipes cut out
     # features
     views: int = 1  # 1: the photo; 2: and its mirror image; more: the other symmetries if it has any, random crops
     refit: bool | None = None  # once the regularisation is chosen on val, train the head again on train + val
@@ -94,9 +94,6 @@ class TrainConfig:
             if filled[name] is None:
                 filled[name] = value
         filled["image_size"] = filled["image_size"] or recipe_size
-        if filled["full_frame"] is None:
-            # a photo of elpv is one cell, cut to its edges: around it there is nothing to leave out
-            filled["full_frame"] = self.data == "elpv"
         filled["progressive"] = bool(filled["progressive"] and any_size)
         return FullConfig(**filled)
 
@@ -106,7 +103,6 @@ class FullConfig(TrainConfig):
     """A `TrainConfig` in which nothing is left open: what a run is made with, and what its config.json holds."""
 
     image_size: int = 224
-    full_frame: bool = False
     epochs: int = 12
     refit: bool = False
     lp_ft: bool = True

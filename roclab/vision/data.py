@@ -18,9 +18,10 @@ from typing import Any
 
 from roclab.errors import DataError, RocLabError
 from roclab.runs import file_sha256
+from roclab.vision.download import PETS_FOLDER
 from roclab.vision.duplicates import near_duplicates
 from roclab.vision.photos import Inspection, in_threads, inspect_photos, open_photo
-from roclab.vision.sources import Entry, Listing, list_photos
+from roclab.vision.sources import Entry, Listing, elpv_folder, list_photos
 
 __all__ = ["TEST_SEED", "Dataset", "Photo", "load_data", "open_photo"]
 
@@ -111,10 +112,10 @@ class Dataset:
     def from_manifest(cls, manifest: dict[str, Any], root: str | os.PathLike | None = None) -> Dataset:
         """The dataset of a run, exactly: every file is hashed again, and one that changed raises `DataError`.
 
-        `root` says where the photos are now, if they have moved.
+        `root` says where the photos are now, if they have moved; it may be what `load_data` took as `data_root`.
         """
         try:
-            base = Path(root if root is not None else manifest["root"])
+            base = _find_root(manifest, root)
             photos = [Photo(base / p["path"], p["label"], p["split"], p["sha256"]) for p in manifest["photos"]]
             dataset = cls(
                 name=manifest["name"],
@@ -140,6 +141,19 @@ class Dataset:
             if found != photo.sha256:
                 raise DataError(f"{photo.path} has changed since the run was made")
         return dataset
+
+
+def _find_root(manifest: dict[str, Any], root: str | os.PathLike | None) -> Path:
+    """The folder the manifest's paths are relative to: where it was, or where the user or the package says it is."""
+    base = Path(root if root is not None else manifest["root"])
+    first = next((p["path"] for p in manifest["photos"] if not Path(p["path"]).is_absolute()), None)
+    if first is None or (base / first).exists():
+        return base
+    if (base / PETS_FOLDER / first).exists():
+        return base / PETS_FOLDER
+    if root is None and manifest["name"] == "elpv":  # the run was made on another machine, or in another environment
+        return elpv_folder()
+    return base
 
 
 def _hash_or_none(photo: Photo) -> str | None:

@@ -8,15 +8,17 @@ writes the run folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from roclab.errors import RocLabError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """`work()` in every process, in rank 0 before the others: what it downloads or installs is there for them."""
+        found = work() if self.main else None
+        self.from_main(None)
+        return found if found is not None else work()
 
 
 def join() -> World:

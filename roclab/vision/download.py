@@ -14,7 +14,7 @@ from pathlib import Path
 
 from roclab.errors import DataError
 
-FOLDER = "oxford-iiit-pet"
+PETS_FOLDER = "oxford-iiit-pet"  # torchvision's name for the folder inside its root
 
 
 def get_pets(root: Path, mirror: str | None = None) -> Path:
@@ -23,12 +23,12 @@ def get_pets(root: Path, mirror: str | None = None) -> Path:
     The archives and their hashes are torchvision's; `mirror` is the address of a folder that holds archives of the
     same names and takes the place of theirs.
     """
-    for folder in (root / FOLDER, root):
+    for folder in (root / PETS_FOLDER, root):
         if (folder / "annotations" / "trainval.txt").is_file() and (folder / "images").is_dir():
             return folder
     from torchvision.datasets import OxfordIIITPet
 
-    return fetch_archives(root / FOLDER, OxfordIIITPet._RESOURCES, mirror)
+    return fetch_archives(root / PETS_FOLDER, OxfordIIITPet._RESOURCES, mirror)
 
 
 def fetch_archives(folder: Path, resources: tuple[tuple[str, str], ...], mirror: str | None = None) -> Path:

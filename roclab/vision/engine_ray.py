@@ -49,7 +49,7 @@ def train_over_cluster(runs: Mapping[Path, TrainConfig]) -> None:
     def task(path: str, values: dict[str, Any]) -> str | None:
         import torch
 
-        from roclab.vision.compare import finish
+        from roclab.vision.train import finish
 
         os.chdir(here)
         torch.set_num_threads(threads)

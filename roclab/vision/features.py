@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from roclab.vision.data import Dataset, Photo
     from roclab.vision.models import Classifier
 
-CHUNK = 64  # photos; also the batch of the backbone, so the same photos meet in the same batch whatever was cached
+CHUNK = 32  # photos; also the batch of the backbone, so the same photos meet in the same batch whatever was cached
 FORMAT = 2  # raise it when the way features are computed changes
 
 
@@ -48,7 +48,7 @@ def cached_features(
     from safetensors.torch import load_file, save
 
     key = {
-        "format": FORMAT,
+        "format": [FORMAT, CHUNK],
         "model": model.name,
         "weights": model.weights_id,
         "recipe": asdict(model.recipe),
@@ -200,13 +200,11 @@ def choose_head(
 
 
 def standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale per feature. The scale has a floor, the median: a unit that ImageNet's photos switch on and
-    these never do has a deviation near nothing, and dividing by it would make the head hang on its noise."""
+    """Mean and scale per feature. The scale is the deviation, but at least its median over the features: a unit that
+    ImageNet's photos switch on and these hardly do has a deviation near nothing, and dividing by it would make the
+    head hang on its noise."""
     scale = x.std(0, dtype=np.float64)
-    return x.mean(0, dtype=np.float64), np.maximum(scale, max(float(np.median(scale)), 1e-8) * SCALE_FLOOR)
-
-
-SCALE_FLOOR = 0.1
+    return x.mean(0, dtype=np.float64), np.maximum(scale, max(float(np.median(scale)), 1e-8))
 
 
 @dataclass

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,26 +102,24 @@ def rest_early_layers(model: Classifier, epoch: int, config: FullConfig) -> bool
     return before != [p.requires_grad for layer in layers for p in layer]
 
 
-def mix(images: torch.Tensor, config: FullConfig, generator: torch.Generator) -> tuple[torch.Tensor, float]:
+def mix(images: torch.Tensor, config: FullConfig, seed: int) -> tuple[torch.Tensor, float]:
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of each photo with its neighbour in the batch.
 
     Neighbours are pairs (0, 1), (2, 3) …: the batch is shuffled already, and a pair never spans two processes.
     Returns the images and the share of the photo's own label.
     """
-    import torch
-
     kinds = [(name, alpha) for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)) if alpha]
     if not kinds:
         return images, 1.0
-    kind, alpha = kinds[int(torch.randint(len(kinds), (), generator=generator))]
-    numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    lam = float(numbers.beta(alpha, alpha))
+    draw = np.random.default_rng(seed)
+    kind, alpha = kinds[int(draw.integers(len(kinds)))]
+    lam = float(draw.beta(alpha, alpha))
     other = images[neighbours(len(images))]
     if kind == "mixup":
         return images.lerp(other, 1 - lam), lam
     height, width = images.shape[-2:]
     cut_h, cut_w = (round(side * math.sqrt(1 - lam)) for side in (height, width))
-    top, left = int(numbers.integers(0, height - cut_h + 1)), int(numbers.integers(0, width - cut_w + 1))
+    top, left = int(draw.integers(0, height - cut_h + 1)), int(draw.integers(0, width - cut_w + 1))
     images = images.clone()
     images[..., top : top + cut_h, left : left + cut_w] = other[..., top : top + cut_h, left : left + cut_w]
     return images, 1 - cut_h * cut_w / (height * width)
@@ -167,122 +166,153 @@ def start_from_trained_head(
     return took
 
 
+@dataclass
+class Trainer:
+    """What one step of training changes, and what it needs for that."""
+
+    config: FullConfig
+    world: World
+    module: nn.Module  # the network
+    trained: nn.Module  # the network, or the network under DistributedDataParallel
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    steps: int  # of the whole training
+    step: int = 0  # done
+
+    def train_epoch(self, loader: Iterable[tuple[torch.Tensor, torch.Tensor]], length: int, epoch: int) -> list[float]:
+        """Learn from `length` batches; returns the summed cross-entropy (no smoothing) and the number of photos."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        config, accumulate = self.config, self.config.accumulate
+        device = next(self.module.parameters()).device
+        cast = autocast(device, config)
+        self.module.train()
+        if config.batch_norm == "frozen":
+            freeze_statistics(self.module)
+        total, seen = 0.0, 0
+        for number, (images, labels) in enumerate(loader):
+            images, labels = images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
+            images, lam = mix(images, config, derived_seed(config.seed, "mix", epoch, number))
+            last_of_step = (number + 1) % accumulate == 0 or number + 1 == length
+            begun = number - number % accumulate
+            share = 1 / min(accumulate, length - begun)  # the last step of an epoch may have fewer batches
+            alone = last_of_step or self.world.size == 1
+            with nullcontext() if alone else self.trained.no_sync():  # type: ignore[operator]
+                with cast():
+                    logits = self.trained(images).float()
+                    loss = cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                    if lam < 1:
+                        partner = labels[neighbours(len(labels))]
+                        other = cross_entropy(logits, partner, label_smoothing=config.label_smoothing)
+                        loss = lam * loss + (1 - lam) * other
+                (loss * share).backward()
+            total += cross_entropy(logits.detach(), labels).item() * len(labels)
+            seen += len(labels)
+            if last_of_step:
+                self.update()
+        return [total, seen]
+
+    def update(self) -> None:
+        """One step of the optimiser, and of the average of the weights."""
+        import torch
+
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
+        now = rate(self.step, self.steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = now * group["scale"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.module, self.step)
+        self.step += 1
+
+
 def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, world: World) -> dict[str, Any]:
     """Train all parameters; leaves `last` and `best` in the run and returns the timing for training.json."""
     import torch
-    import torch.nn.functional as functional
 
     say = run.log if world.main else lambda message: None
     module = model.module
     device = next(module.parameters()).device
     train, val = dataset.split("train"), dataset.split("val")
-    val_labels = labels_of(val)
     last = run.checkpoints / "last.safetensors"
-
-    state, about = (
-        load_tensors(last) if last.exists() else ({}, {"epoch": 0, "rows": [], "step": 0, "head_seconds": 0.0})
-    )
-    if not state and config.lp_ft:
+    state: dict[str, torch.Tensor] = {}
+    about: dict[str, Any] = {"epoch": 0, "rows": [], "step": 0, "head_seconds": 0.0}
+    if last.exists():
+        state, about = load_tensors(last)
+    elif config.lp_ft:
         if world.main:
             about["head_seconds"] = start_from_trained_head(model, dataset, config, say)
         module.load_state_dict(world.from_main(module.state_dict()))
+
     if world.size > 1 and config.batch_norm == "train":
         synced_batch_norm(module)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), fused=True)
-    ema = Ema(module, config.ema) if config.ema else None
+    batches_each = len(epoch_batches(len(train), config.batch_size, config.seed, 0, world.size))
+    trainer = Trainer(
+        config,
+        world,
+        module,
+        trained=wrap(module, device) if world.size > 1 else module,
+        optimizer=torch.optim.AdamW(parameter_groups(model, config), fused=True),
+        ema=Ema(module, config.ema) if config.ema else None,
+        steps=-(-batches_each // config.accumulate) * config.epochs,
+        step=about["step"],
+    )
     rows: list[dict[str, Any]] = about["rows"]
-    step: int = about["step"]
     if state:
-        restore(state, module, ema, optimizer)
+        restore(state, module, trainer.ema, trainer.optimizer)
         say(f"goes on after epoch {about['epoch']}")
     if world.main:
         rewrite_metrics(run, rows)
-
     photos = TrainPhotos(
         train,
         side=round(1.5 * config.image_size),
         transform=lambda size: train_transform(model.recipe, size, config.randaugment, config.min_area, dataset.flips),
         seed=config.seed,
     )
-    trained = wrap(module, device) if world.size > 1 else module
-    cast = autocast(device, config)
-    per_epoch = len(epoch_batches(len(train), config.batch_size, config.seed, 0, world.size))
-    updates = -(-per_epoch // config.accumulate)
+
     for epoch in range(about["epoch"], config.epochs):
         if stopped_early(rows, config):
             break
         torch.manual_seed(derived_seed(config.seed, "epoch", epoch))  # dropout and stochastic depth
         size = size_at(epoch, config)
         if rest_early_layers(model, epoch, config) and world.size > 1:
-            trained = wrap(module, device)  # its buckets hold the gradients of what learns
+            trainer.trained = wrap(module, device)  # its buckets hold the gradients of what learns
         order = epoch_batches(len(train), config.batch_size, config.seed, epoch, world.size)
-        module.train()
-        if config.batch_norm == "frozen":
-            freeze_statistics(module)
-        begin = time.perf_counter()
-        total, seen = 0.0, 0
-        loader = batches(photos, [world.share(batch) for batch in order], epoch, size, config.workers or 0)
+        loader = batches(photos, [world.share(batch) for batch in order], epoch, size, config.workers)
         shown = track(loader, f"epoch {epoch + 1}/{config.epochs}", len(order)) if world.main else loader
-        for number, (images, labels) in enumerate(shown):
-            generator = torch.Generator().manual_seed(derived_seed(config.seed, "mix", epoch, number))
-            images, labels = images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
-            images, lam = mix(images, config, generator)
-            first, full = number - number % config.accumulate, config.accumulate
-            share = 1 / min(full, len(order) - first)  # the last step of an epoch may have fewer batches
-            step_now = (number + 1) % full == 0 or number + 1 == len(order)
-            with nullcontext() if step_now or world.size == 1 else trained.no_sync():  # type: ignore[operator]
-                with cast():
-                    logits = trained(images).float()
-                    partner = labels[neighbours(len(labels))]
-                    loss = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-                    if lam < 1:
-                        other = functional.cross_entropy(logits, partner, label_smoothing=config.label_smoothing)
-                        loss = lam * loss + (1 - lam) * other
-                (loss * share).backward()
-            with torch.no_grad():
-                plain = functional.cross_entropy(logits, labels)
-            total, seen = total + plain.item() * len(labels), seen + len(labels)
-            if not step_now:
-                continue
-            if config.clip:
-                torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            now = rate(step, updates * config.epochs, config)
-            for group in optimizer.param_groups:
-                group["lr"] = now * group["scale"]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if ema:
-                ema.update(module, step)
-            step += 1
+        begin = time.perf_counter()
+        summed = trainer.train_epoch(shown, len(order), epoch)
         seconds = time.perf_counter() - begin
-        sums = np.sum(world.gather([total, seen]), axis=0)
-        if not math.isfinite(sums[0]):
-            raise RocLabError(f"the training diverged in epoch {epoch + 1} (its loss is {sums[0]}): use a lower --lr")
+        total, seen = np.sum(world.gather(summed), axis=0)
+        if not math.isfinite(total):
+            raise RocLabError(f"the training diverged in epoch {epoch + 1} (its loss is {total}): use a lower --lr")
 
-        judged = ema.module if ema else module
+        judged = trainer.ema.module if trainer.ema else module
         probs = shared_probs(model, judged, val, config.image_size, world)
-        val_loss, val_top1 = loss_and_accuracy(probs, val_labels)
-        rows.append(
-            {
-                "epoch": epoch + 1,
-                "train_loss": sums[0] / sums[1],
-                "val_loss": val_loss,
-                "val_top1": val_top1,
-                "lr": now,
-                "image_size": size,
-                "train_seconds": seconds,
-                "images_per_second": sums[1] / seconds,
-            }
-        )
+        val_loss, val_top1 = loss_and_accuracy(probs, labels_of(val))
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": total / seen,
+            "val_loss": val_loss,
+            "val_top1": val_top1,
+            "lr": rate(trainer.step - 1, trainer.steps, config),
+            "image_size": size,
+            "train_seconds": seconds,
+            "images_per_second": seen / seconds,
+        }
+        rows.append(row)
         if world.main:
             if best_epoch(rows) == epoch + 1:
-                save_model(
-                    run.checkpoints / "best.safetensors", model, dataset.classes, config.image_size, judged.state_dict()
-                )
-            save_state(last, module, ema, optimizer, {**about, "epoch": epoch + 1, "step": step, "rows": rows})
-            run.log_metrics(rows[-1])
+                best = run.checkpoints / "best.safetensors"
+                save_model(best, model, dataset.classes, config.image_size, judged.state_dict())
+            about |= {"epoch": epoch + 1, "step": trainer.step, "rows": rows}
+            save_state(last, module, trainer.ema, trainer.optimizer, about)
+            run.log_metrics(row)
             say(
-                f"epoch {epoch + 1}/{config.epochs} at {size} px: train loss {rows[-1]['train_loss']:.4f}, "
+                f"epoch {epoch + 1}/{config.epochs} at {size} px: train loss {row['train_loss']:.4f}, "
                 f"val loss {val_loss:.4f}, val top-1 {val_top1:.4f}, {seconds:.0f} s"
             )
     return {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roclab.errors import DataError
+from roclab.vision.download import PETS_FOLDER, get_pets
 from roclab.vision.photos import EXTENSIONS
 
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
@@ -44,8 +45,6 @@ def list_photos(spec: str, data_root: str | os.PathLike | None = None, mirror: s
     Raises `DataError` naming what is wrong with the source as a whole; single photos are not opened here.
     """
     if spec == "pets":
-        from roclab.vision.download import get_pets
-
         return list_pets(get_pets(Path(data_root or "data"), mirror))
     if spec == "elpv":
         return list_elpv(Path(data_root) if data_root else None)
@@ -53,7 +52,7 @@ def list_photos(spec: str, data_root: str | os.PathLike | None = None, mirror: s
     if data_root and not path.exists() and (Path(data_root) / spec).exists():
         path = Path(data_root) / spec
     if path.is_dir():
-        for folder in (path, path / "oxford-iiit-pet"):
+        for folder in (path, path / PETS_FOLDER):
             if (folder / "annotations" / "trainval.txt").is_file():
                 return list_pets(folder)
         return list_folder(path)
@@ -96,10 +95,7 @@ def list_elpv(folder: Path | None = None) -> Listing:
     polycrystalline. A probability above 0.5 is "defective". The published protocol keeps a quarter for the test;
     which quarter is not published, so ours is stratified by probability and cell type.
     """
-    if folder is None:
-        from roclab.vision.packages import package_folder
-
-        folder = package_folder("elpv-dataset") / "data"
+    folder = folder or elpv_folder()
     table = folder / "labels.csv"
     if not table.is_file():
         raise DataError(f"{table} is missing: {folder} does not hold the elpv data")
@@ -115,6 +111,13 @@ def list_elpv(folder: Path | None = None) -> Listing:
             raise DataError(f"{table}, line {number}: not a line of path, probability, type") from None
         entries.append(Entry(folder / name, label, stratum=f"{float(probability):.2f} {kind}"))
     return Listing("elpv", folder, entries, classes, test_fraction=0.25, flips="dihedral")
+
+
+def elpv_folder() -> Path:
+    """The data folder of the package `elpv-dataset`, which is installed if it is not there."""
+    from roclab.vision.packages import package_folder
+
+    return package_folder("elpv-dataset") / "data"
 
 
 def list_folder(root: Path) -> Listing:

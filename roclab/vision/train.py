@@ -37,9 +37,15 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     path = Path(out)
     if (path / "config.json").exists():
         raise RocLabError(f"{path} already holds a run: go on with --resume {path}, or choose another folder")
-    dataset = load_data(config.data, config.data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror)
-    seed_everything(config.seed)  # a head without trained weights is drawn from it
-    model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
+
+    def prepare() -> tuple[Dataset, Classifier]:
+        dataset = load_data(
+            config.data, config.data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror
+        )
+        seed_everything(config.seed)  # a head without trained weights is drawn from it
+        return dataset, build_model(config.model, config.weights, len(dataset.classes), config.image_size)
+
+    dataset, model = world.main_first(prepare)
     full = config.with_defaults(model.image_size or model.recipe.crop, model.any_size)
     notes = list(dataset.notes)
     if full.budget:
@@ -73,6 +79,14 @@ def resume(path: str | Path, data_root: str | None = None) -> Run:
     if recorded != model.weights_id:
         raise RocLabError(f"{run.path} began from the weights {recorded}, now {config.weights} is {model.weights_id}")
     return _carry_on(run, config, model, dataset, world)
+
+
+def finish(path: Path, config: TrainConfig) -> None:
+    """Train the run in `path`, from the start or from where it was cut."""
+    if (path / "config.json").exists():
+        resume(path)
+    else:
+        train(config, path)
 
 
 def _carry_on(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, world: World) -> Run:
@@ -120,8 +134,9 @@ def train_features(run: Run, config: FullConfig, model: Classifier, dataset: Dat
 
     begin = time.perf_counter()
     head = choose_head(x, y, x_val, y_val, len(dataset.classes), config.epochs)
+    tried, epochs = head.tried, len(head.history)
     head_seconds = time.perf_counter() - begin
-    for row in head.tried:
+    for row in tried:
         run.log(f"C = {row['c']:g}: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}")
     run.log(f"chosen on validation: C = {head.c:g}")
     rewrite_metrics(run, [{"epoch": i, **row} for i, row in enumerate(head.history, start=1)])
@@ -139,10 +154,10 @@ def train_features(run: Run, config: FullConfig, model: Classifier, dataset: Dat
     last.symlink_to("best.safetensors")  # a convex problem: its last step is its best
     return {
         "c": head.c,
-        "regularisation": head.tried,
+        "regularisation": tried,
         "feature_seconds": seconds,
         "head_seconds": head_seconds,
-        "mean_train_seconds_per_epoch": (seconds + head_seconds) / max(1, len(head.history)),
+        "mean_train_seconds_per_epoch": (seconds + head_seconds) / max(1, epochs),
         "images_per_second": (len(y_train) + len(y_val)) * config.views / seconds if seconds else None,
     }
 

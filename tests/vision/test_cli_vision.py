@@ -81,6 +81,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, said, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_csv_with_its_own_split_goes_all_the_way(world, tmp_path):
     _, photos, cache, _ = world
     table = tmp_path / "photos.csv"

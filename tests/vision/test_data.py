@@ -283,6 +283,13 @@ def test_a_manifest_brings_back_the_very_same_split(folder: Path, tmp_path: Path
     assert moved.fingerprint() == dataset.fingerprint()
 
 
+def test_a_run_made_elsewhere_finds_the_package_and_the_pets(tmp_path: Path, shared: Path):
+    pytest.importorskip("elpv_dataset", reason="the package elpv-dataset is not installed")
+    for dataset, root in ((load_data("elpv"), None), (load_data("pets", shared / "pets3"), shared / "pets3")):
+        manifest = dataset.manifest() | {"root": str(tmp_path / "on" / "another" / "machine")}
+        assert Dataset.from_manifest(manifest, root).fingerprint() == dataset.fingerprint()
+
+
 def test_a_changed_photo_or_record_is_noticed(folder: Path):
     dataset = load_data(str(folder))
     manifest = dataset.manifest()

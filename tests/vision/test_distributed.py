@@ -34,7 +34,7 @@ def test_shares_cover_a_batch_once_and_keep_neighbours_together():
     assert [list(World(rank, 3).share(batch)) for rank in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
-@pytest.mark.parametrize("batch_norm", ["train", "frozen"])
+@pytest.mark.parametrize("batch_norm", ["train", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_two_gloo_processes_train_what_one_does(tmp_path, monkeypatch, batch_norm):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
     photos = make_photos(tmp_path / "photos")
@@ -66,8 +66,12 @@ def test_two_gloo_processes_train_what_one_does(tmp_path, monkeypatch, batch_nor
 def test_a_world_of_one_is_no_ceremony():
     assert World().gather(5) == [5]
     assert World().from_main("x") == "x"
+    calls: list[int] = []
+    assert World().main_first(lambda: calls.append(1) or "done") == "done"
+    assert calls == [1]
 
 
+@pytest.mark.slow
 def test_training_and_prediction_over_a_local_ray(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     from roclab.vision.compare import compare

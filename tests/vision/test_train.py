@@ -92,8 +92,8 @@ def test_folded_head_is_scikit_learns_regression():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 200)
     x = (rng.normal(size=(4, 30))[y] + rng.normal(size=(200, 30))) * np.linspace(1, 3, 30) + 5
-    head = features.fit_head(x, y, 4, c=0.05, epochs=500)
     z = StandardScaler().fit_transform(x)
+    head = features.fit_head(x, y, 4, c=0.05, epochs=500, space=features.Space(x.mean(0), x.std(0), z, None))
     peer = LogisticRegression(C=0.05, max_iter=5000, tol=1e-10).fit(z, y)
     assert np.allclose(head.probs(x), peer.predict_proba(z), atol=1e-4)
 
@@ -122,6 +122,8 @@ def test_refit_keeps_the_validation_figures_honest(photos, tmp_path):
     plain = train(config(photos, refit=False), tmp_path / "plain")
     refit = train(config(photos, refit=True), tmp_path / "refit")
     figures = [json.loads((run.path / "results-val.json").read_text())["nll"] for run in (plain, refit)]
+    timing = [json.loads((run.path / "training.json").read_text()) for run in (plain, refit)]
+    assert timing[0]["regularisation"] == timing[1]["regularisation"] != []
     assert figures[0] == figures[1]  # val is judged by the head that had not seen it
     assert not same_weights(plain, refit)  # test and prediction by the one that has
 
@@ -246,6 +248,7 @@ def train_until(photos, path, settings, epoch):
     return path
 
 
+@pytest.mark.slow  # eight processes that import torch; the test above covers each cut in one process
 @pytest.mark.parametrize("strategy", ["features", "finetune"])
 def test_resume_after_kill_9_at_several_moments(photos, tmp_path, strategy):
     """A process killed again and again, each time a little later, ends with the bits of one never interrupted."""
@@ -377,7 +380,7 @@ def test_mixing_keeps_the_share_of_each_label():
     images = torch.stack([torch.full((3, 32, 32), float(i)) for i in range(4)])
     for name in ("mixup", "cutmix"):
         settings = config("x", **{"mixup": 0.0, "cutmix": 0.0, name: 1.0}).with_defaults(64)
-        mixed, lam = mix(images, settings, torch.Generator().manual_seed(1))
+        mixed, lam = mix(images, settings, seed=1)
         assert 0 < lam < 1
         for i, j in enumerate(neighbours(4)):
             assert mixed[i].mean().item() == pytest.approx(lam * i + (1 - lam) * j, abs=1e-5)
