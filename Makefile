@@ -4,9 +4,10 @@ BIN := .venv/bin
 WEIGHTS := $(BIN)/roclab pull smollm2-135m
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo demo-vision demo-lm test test-slow lint bench clean
 help:
-	@echo "make demo       RocLM answers a question with real weights"
+	@echo "make demo       both parts on real data and weights: photos classified, a question answered"
+	@echo "make demo-lm, demo-vision   one of them"
 	@echo "make test       the tests, under ten minutes on two cores"
 	@echo "make test-slow  the long checks"
 	@echo "make lint       ruff and mypy"
@@ -28,7 +29,21 @@ help:
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
-demo: .venv/.run
+.venv/.vision: pyproject.toml | .venv/.run
+	@echo "installing the vision part into .venv"
+	$(BIN)/python -m pip install --quiet -e '.[vision]'
+	@touch $@
+
+demo: demo-vision demo-lm
+
+# Solar cells, sound or defective: EfficientNet-Lite0 with its backbone frozen. A cut run goes on, a finished one stays.
+demo-vision: .venv/.vision
+	@if [ -f runs/demo-elpv/config.json ]; then $(BIN)/roclab vision train --resume runs/demo-elpv; else \
+	  $(BIN)/roclab vision train --data elpv --model efficientnet_lite0 --strategy features --out runs/demo-elpv; fi
+	$(BIN)/roclab vision evaluate runs/demo-elpv --split test
+	@echo "pictures:" runs/demo-elpv/figures/*.png
+
+demo-lm: .venv/.run
 	$(BIN)/roclab lm generate --model smollm2-135m --chat --max-new-tokens 80 \
 	  --prompt "What is gravity? Explain in two sentences."
 
@@ -45,6 +60,7 @@ lint: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python bench/lm_load.py
+	$(BIN)/python bench/vision.py
 
 clean:
 	rm -rf .venv build dist *.egg-info
