@@ -288,23 +288,22 @@ def fit_head(
     head = Head(np.zeros((classes, x.shape[1])), np.zeros(classes), c, history)
 
     def keep(flat: np.ndarray) -> None:
+        assert val is not None
         head.weight, head.bias = space.raw(*unpack(flat))
-        if val is not None:
-            row: dict[str, float] = {}
-            for name, (features, labels) in (("train", (x, y)), ("val", val)):
-                row[f"{name}_loss"], row[f"{name}_top1"] = loss_and_accuracy(head.probs(features), labels)
-            history.append(row)
+        row: dict[str, float] = {}
+        for name, (features, labels) in (("train", (x, y)), ("val", val)):
+            row[f"{name}_loss"], row[f"{name}_top1"] = loss_and_accuracy(head.probs(features), labels)
+        history.append(row)
 
     done = minimize(
         objective,
         np.zeros(classes * d + classes),
         jac=True,
         method="L-BFGS-B",
-        callback=keep,
+        callback=keep if val is not None else None,  # the curves cost more than the steps themselves
         options={"maxiter": epochs, "gtol": 1e-6, "ftol": 1e-10},
     )
-    if not history:
-        keep(done.x)
+    head.weight, head.bias = space.raw(*unpack(done.x))
     return head
 
 
