@@ -266,6 +266,7 @@ def fit_head(
     `history` holds the losses and accuracies after each.
     """
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     space = space or Space.of(x)
     z = space.z
@@ -295,14 +296,16 @@ def fit_head(
             row[f"{name}_loss"], row[f"{name}_top1"] = loss_and_accuracy(head.probs(features), labels)
         history.append(row)
 
-    done = minimize(
-        objective,
-        np.zeros(classes * d + classes),
-        jac=True,
-        method="L-BFGS-B",
-        callback=keep if val is not None else None,  # the curves cost more than the steps themselves
-        options={"maxiter": epochs, "gtol": 1e-6, "ftol": 1e-10},
-    )
+    # one thread: the products are small, and threads that wait for each other made it up to fifteen times slower
+    with threadpool_limits(1, user_api="blas"):
+        done = minimize(
+            objective,
+            np.zeros(classes * d + classes),
+            jac=True,
+            method="L-BFGS-B",
+            callback=keep if val is not None else None,  # the curves cost more than the steps themselves
+            options={"maxiter": epochs, "gtol": 1e-6, "ftol": 1e-10},
+        )
     head.weight, head.bias = space.raw(*unpack(done.x))
     return head
 
