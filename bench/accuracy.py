@@ -30,12 +30,12 @@ FINETUNE = {"strategy": "finetune"}
 
 # name: (seeds, the figure to reach, settings). A defect may be small and at the edge, so elpv's crops are large.
 LINES: dict[str, tuple[int, float | None, dict[str, Any]]] = {
-    "elpv": (5, 0.845, ELPV | LITE0 | {"views": 4}),
+    "elpv": (5, 0.845, ELPV | LITE0),
     "pets3-lite0": (5, 0.93, PETS3 | LITE0),
     "pets37-lite0": (5, 0.785, PETS37 | LITE0),
     "pets3-resnet50": (5, 0.965, PETS3 | RESNET),
     "pets37-resnet50": (5, 0.855, PETS37 | RESNET),
-    "elpv-finetune": (3, 0.8842, ELPV | LITE0 | FINETUNE | {"image_size": 256, "gradual": 0.3, "min_area": 0.6}),
+    "elpv-finetune": (3, 0.8842, ELPV | LITE0 | FINETUNE | {"image_size": 256, "epochs": 8, "min_area": 0.6}),
     "pets3-resnet50-finetune": (3, None, PETS3 | RESNET | FINETUNE | {"epochs": 6, "lr": 1e-4, "min_area": 0.6}),
 }
 

@@ -170,33 +170,48 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 CS = tuple(float(c) for c in np.round(10.0 ** np.arange(-5, 1.01, 0.5), 8))
 
 
-def choose_head(
-    x: np.ndarray,
-    y: np.ndarray,
-    x_val: np.ndarray,
-    y_val: np.ndarray,
-    classes: int,
-    epochs: int,
-    cs: Sequence[float] = CS,
-) -> Head:
-    """Fit the head on (x, y) for each C, keep the one with the lowest loss on the validation photos.
+Cut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x (N, D), y (N,), x_val (M, D), y_val (M,)
 
-    The loss and not the accuracy: on fifty validation photos several C tie in accuracy, and the loss still tells
-    them apart.
+
+def choose_head(cut: Cut, classes: int, epochs: int, more: Sequence[Cut] = (), cs: Sequence[float] = CS) -> Head:
+    """The head fitted to the cut's training photos with the C whose loss on validation photos is lowest.
+
+    The loss and not the accuracy: on fifty validation photos several C tie in accuracy, and the loss still tells them
+    apart. `more` are further cuts of the same photos (cross-validation), over which the loss is averaged.
     """
-    space = Space.of(x)
+    spaces = [Space.of(x) for x, *_ in (cut, *more)]
     tried: list[dict[str, float]] = []
     for c in sorted(cs):  # from strong to weak: once the loss has risen twice in a row, weaker ones only overfit more
-        loss, accuracy = loss_and_accuracy(fit_head(x, y, classes, c, epochs, space=space).probs(x_val), y_val)
-        tried.append({"c": c, "val_loss": loss, "val_top1": accuracy})
+        scores = []
+        for (x, y, x_val, y_val), space in zip((cut, *more), spaces, strict=True):
+            scores.append(loss_and_accuracy(fit_head(x, y, classes, c, epochs, space=space).probs(x_val), y_val))
+        loss, accuracy = np.mean(scores, axis=0)
+        tried.append({"c": c, "val_loss": float(loss), "val_top1": float(accuracy)})
         if len(tried) > 2 and tried[-3]["val_loss"] < tried[-2]["val_loss"] < loss:
             break
     chosen = min(tried, key=lambda row: row["val_loss"])
     if not np.isfinite(chosen["val_loss"]):
         raise RocLabError("the head's training diverged at every regularisation: are there NaN among the features?")
-    head = fit_head(x, y, classes, chosen["c"], epochs, (x_val, y_val), space)
+    x, y, x_val, y_val = cut
+    head = fit_head(x, y, classes, chosen["c"], epochs, (x_val, y_val), spaces[0])
     head.tried = tried
     return head
+
+
+FEW = 500  # validation photos; with fewer, one cut's loss says little about C
+
+
+def further_cuts(views: Sequence[np.ndarray], y: np.ndarray, seed: int, folds: int = 5) -> list[Cut]:
+    """`folds` cuts of the photos, each photo validating in one of them. `views` are (N, D) features under each view:
+    all of them train, the first validates."""
+    from sklearn.model_selection import KFold
+
+    if len(y) < 2 * folds:
+        return []
+    return [
+        (np.concatenate([view[rows] for view in views]), np.tile(y[rows], len(views)), views[0][out], y[out])
+        for rows, out in KFold(folds, shuffle=True, random_state=seed).split(y)
+    ]
 
 
 def standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -251,6 +266,7 @@ def fit_head(
     `history` holds the losses and accuracies after each.
     """
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     space = space or Space.of(x)
     z = space.z
@@ -273,23 +289,24 @@ def fit_head(
     head = Head(np.zeros((classes, x.shape[1])), np.zeros(classes), c, history)
 
     def keep(flat: np.ndarray) -> None:
+        assert val is not None
         head.weight, head.bias = space.raw(*unpack(flat))
-        if val is not None:
-            row: dict[str, float] = {}
-            for name, (features, labels) in (("train", (x, y)), ("val", val)):
-                row[f"{name}_loss"], row[f"{name}_top1"] = loss_and_accuracy(head.probs(features), labels)
-            history.append(row)
+        row: dict[str, float] = {}
+        for name, (features, labels) in (("train", (x, y)), ("val", val)):
+            row[f"{name}_loss"], row[f"{name}_top1"] = loss_and_accuracy(head.probs(features), labels)
+        history.append(row)
 
-    done = minimize(
-        objective,
-        np.zeros(classes * d + classes),
-        jac=True,
-        method="L-BFGS-B",
-        callback=keep,
-        options={"maxiter": epochs, "gtol": 1e-6, "ftol": 1e-10},
-    )
-    if not history:
-        keep(done.x)
+    # one thread: the products are small, and threads that wait for each other made it up to fifteen times slower
+    with threadpool_limits(1, user_api="blas"):
+        done = minimize(
+            objective,
+            np.zeros(classes * d + classes),
+            jac=True,
+            method="L-BFGS-B",
+            callback=keep if val is not None else None,  # the curves cost more than the steps themselves
+            options={"maxiter": epochs, "gtol": 1e-6, "ftol": 1e-10},
+        )
+    head.weight, head.bias = space.raw(*unpack(done.x))
     return head
 
 

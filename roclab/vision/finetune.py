@@ -158,7 +158,7 @@ def start_from_trained_head(
     begin = time.perf_counter()
     x, _ = dataset_features(model, dataset, config.image_size, say=say)
     y = {split: labels_of(dataset.split(split)) for split in ("train", "val")}
-    head = choose_head(x["train"], y["train"], x["val"], y["val"], len(dataset.classes), 100)
+    head = choose_head((x["train"], y["train"], x["val"], y["val"]), len(dataset.classes), 100)
     put_head(model, head)
     loss, accuracy = loss_and_accuracy(head.probs(x["val"]), y["val"])
     took = time.perf_counter() - begin

@@ -123,29 +123,41 @@ def _carry_on(run: Run, config: FullConfig, model: Classifier, dataset: Dataset,
 
 def train_features(run: Run, config: FullConfig, model: Classifier, dataset: Dataset) -> dict[str, Any]:
     """Train the head on the frozen backbone's features; leaves the whole model in the run."""
-    from roclab.vision.features import choose_head, dataset_features, fit_head, labels_of, put_head
+    from roclab.vision.features import (
+        FEW,
+        choose_head,
+        dataset_features,
+        fit_head,
+        further_cuts,
+        labels_of,
+        put_head,
+    )
     from roclab.vision.finetune import rewrite_metrics
 
     found = [dataset_features(model, dataset, config.image_size, view, run.log) for view in range(config.views)]
     views, seconds = [features for features, _ in found], sum(took for _, took in found)
     y_train, y_val = labels_of(dataset.split("train")), labels_of(dataset.split("val"))
-    x, y = np.concatenate([view["train"] for view in views]), np.tile(y_train, len(views))
-    x_val = views[0]["val"]
+    everything = [np.concatenate([view["train"], view["val"]]) for view in views]
+    labels = np.concatenate([y_train, y_val])
+    cut = (np.concatenate([view["train"] for view in views]), np.tile(y_train, len(views)), views[0]["val"], y_val)
+    # the final head learns from the validation photos too, so all of them may help to choose its C
+    crossed = config.refit and len(y_val) < FEW
+    more = further_cuts(everything, labels, config.seed) if crossed else []
 
     begin = time.perf_counter()
-    head = choose_head(x, y, x_val, y_val, len(dataset.classes), config.epochs)
+    head = choose_head(cut, len(dataset.classes), config.epochs, more)
     tried, epochs = head.tried, len(head.history)
     head_seconds = time.perf_counter() - begin
     for row in tried:
         run.log(f"C = {row['c']:g}: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}")
-    run.log(f"chosen on validation: C = {head.c:g}")
+    run.log(f"chosen on {'cross-' if more else ''}validation: C = {head.c:g}")
     rewrite_metrics(run, [{"epoch": i, **row} for i, row in enumerate(head.history, start=1)])
     if config.refit:
         selected = {"weight": head.weight, "bias": head.bias}
         save_tensors(run.checkpoints / "head-before-refit.safetensors", _tensors(selected), {"c": head.c})
-        x = np.concatenate([view[split] for view in views for split in ("train", "val")])
-        y = np.tile(np.concatenate([y_train, y_val]), len(views))
-        head = fit_head(x, y, len(dataset.classes), head.c, config.epochs)
+        head = fit_head(
+            np.concatenate(everything), np.tile(labels, len(views)), len(dataset.classes), head.c, config.epochs
+        )
         run.log("the head was trained again on train + val with the C chosen; val figures are of the head before that")
     put_head(model, head)
     save_model(run.checkpoints / "best.safetensors", model, dataset.classes, config.image_size)
