@@ -23,6 +23,7 @@ from typing import Any
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from roclab.errors import CheckpointError, RocLabError
+from roclab.runs import read_json
 
 # Unicode's noncharacters, reserved for use inside a program. In text that comes from outside they are replaced.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -451,13 +452,11 @@ def _has_part(part: Any, kind: str) -> bool:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object."""
+    """A JSON file of a model. Raises CheckpointError if it is missing, damaged or holds no object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("an object was expected")
-        return value
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; a model directory holds it beside the weights") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
+        value = read_json(path)
+    except RocLabError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return value
