@@ -30,7 +30,7 @@ FINETUNE = {"strategy": "finetune"}
 
 # name: (seeds, the figure to reach, settings). A defect may be small and at the edge, so elpv's crops are large.
 LINES: dict[str, tuple[int, float | None, dict[str, Any]]] = {
-    "elpv": (5, 0.845, ELPV | LITE0),
+    "elpv": (5, 0.845, ELPV | LITE0 | {"image_size": 256}),
     "pets3-lite0": (5, 0.93, PETS3 | LITE0),
     "pets37-lite0": (5, 0.785, PETS37 | LITE0),
     "pets3-resnet50": (5, 0.965, PETS3 | RESNET),
