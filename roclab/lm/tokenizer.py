@@ -28,7 +28,8 @@ from roclab.runs import read_json
 # Unicode's noncharacters, reserved for use inside a program. In text that comes from outside they are replaced.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _STAND_INS = [chr(i) for i in range(0xFDD2, 0xFDF0)]
-_NOT_TEXT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")  # lone surrogates too: bytes that were no UTF-8
+_NOT_TEXT = re.compile("[\ufdd0\ufdd1\ud800-\udfff]")  # lone surrogates too: bytes that were no UTF-8
+_NOT_CHAT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")  # the stand-ins are in use while a template runs
 
 
 def _bytes_to_unicode() -> dict[int, str]:
@@ -239,7 +240,7 @@ class Tokenizer:
     def _masked(self, value: Any) -> Any:
         """A copy in which no string holds a control token: a stand-in takes the place of characters that begin one."""
         if isinstance(value, str):
-            value = _NOT_TEXT.sub("\ufffd", value)
+            value = _NOT_CHAT.sub("\ufffd", value)
             for first, stand_in in self._mask.items():
                 value = value.replace(first, stand_in)
             return value

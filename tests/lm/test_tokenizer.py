@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from pathlib import Path
 
 import pytest
 import regex
@@ -26,23 +25,10 @@ ODD_TEXTS = [
     "ZA̡͊͠͝LGO", "مرحبا بالعالم", "नमस्ते दुनिया", "\ufeffBOM", "\U0010fffd", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢",
 ]  # fmt: skip
 # Ordinary characters: no surrogates, and none of the noncharacters that stand for control tokens inside.
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0\ufdd1\ufdd2"), max_size=60)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0\ufdd1"), max_size=60)
 MIXED = st.lists(st.one_of(TEXT, st.sampled_from([*ODD_TEXTS, " ", "\n", "'s", "the", "1", "é", "…"])), max_size=8).map(
     "".join
 )
-
-
-@pytest.fixture(scope="session")
-def qwen_folder(shared_data) -> Path:
-    folder = shared_data / "qwen3-tokenizer"
-    if not folder.is_dir():
-        pytest.skip("Qwen3's tokenizer is not on this machine")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def qwen(qwen_folder) -> Tokenizer:
-    return Tokenizer.from_directory(qwen_folder)
 
 
 @pytest.fixture(scope="session")
@@ -319,3 +305,8 @@ def test_a_special_token_that_is_nowhere_is_named(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|nowhere|>"}}')
     with pytest.raises(CheckpointError, match=r"<\|nowhere\|>"):
         Tokenizer.from_directory(tmp_path)
+
+
+def test_a_stand_in_typed_as_plain_text_is_kept(qwen):
+    """The noncharacters that stand for a control token's first letter are in use only while a template runs."""
+    assert qwen.decode(qwen.encode("a\ufdd2b\ufdd5\ufdef")) == "a\ufdd2b\ufdd5\ufdef"
