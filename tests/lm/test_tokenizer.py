@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 
@@ -89,6 +89,7 @@ def test_real_and_odd_texts_have_the_librarys_ids_from_both_sources(qwen, qwen_f
 @quick
 @given(text=MIXED)
 def test_any_text_has_the_librarys_ids_and_comes_back(qwen, qwen_from_gguf, qwen_library, text):
+    assume(not any(name in text for name in qwen.control))  # there the library sees control tokens, and we text
     expected = library_ids(qwen_library, text)
     assert qwen.encode(text) == expected
     assert qwen_from_gguf.encode(text) == expected
