@@ -92,10 +92,13 @@ def activation(model: Classifier, image_size: int) -> Activation:
     return found[-1]
 
 
-def grad_cam(model: Classifier, images: Tensor, classes: Sequence[int], where: Activation) -> tuple[Tensor, Tensor]:
+def grad_cam(
+    model: Classifier, images: Tensor, classes: Sequence[int], where: Activation, rectify: bool = True
+) -> tuple[Tensor, Tensor]:
     """Grad-CAM maps (B, H, W) at the activation's own resolution, not scaled, and the logits (B, num_classes).
 
-    `images` (B, 3, S, S) normalised; `classes` (B) the class whose logit is explained in each.
+    `images` (B, 3, S, S) normalised; `classes` (B) the class whose logit is explained in each. `rectify` False leaves
+    the ReLU out: where the head is linear on the mean over places, such a map sums to the logit without its bias.
     """
     import torch
 
@@ -116,7 +119,8 @@ def grad_cam(model: Classifier, images: Tensor, classes: Sequence[int], where: A
         handle.remove()
     values, slope = where.places(caught[-1].detach()), where.places(gradient)
     weights = slope.mean((2, 3), keepdim=True)  # α (B, C, 1, 1)
-    return (weights * values).sum(1).clamp(min=0), logits.detach()
+    maps = (weights * values).sum(1)
+    return maps.clamp(min=0) if rectify else maps, logits.detach()
 
 
 def covered(images: Tensor, cells: np.ndarray) -> Tensor:
