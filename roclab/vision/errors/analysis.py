@@ -84,6 +84,7 @@ def _accuracy(facts: dict[str, Any]) -> Sentences:
             arm["n"],
             100 * arm["share"],
             *(100 * x for x in arm["ci95"]),
+            runs,
         )
 
 

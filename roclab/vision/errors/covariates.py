@@ -85,14 +85,12 @@ def _measure_all(judged: Judged) -> tuple[list[dict[str, float | None]], list[st
 
     def look(i: int) -> dict[str, float | None] | None:
         path = judged.root / judged.paths[i]
-        seen = known.get(judged.sha256[i])
-        if seen is None:
-            try:
-                if file_sha256(path) != judged.sha256[i]:
-                    return None  # another photo than the one that was judged
-                seen = measure(path)
-            except (OSError, DataError):
-                return None
+        try:
+            if file_sha256(path) != judged.sha256[i]:
+                return None  # another photo than the one that was judged
+            seen = known.get(judged.sha256[i]) or measure(path)
+        except (OSError, DataError):
+            return None
         return seen | annotated(judged.root, path)
 
     rows = in_threads(look, range(len(judged.paths)), "measuring photos")

@@ -6,6 +6,7 @@ Photos are named by their number in the split (0 … N-1); `photos` tells what i
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import combinations
@@ -307,7 +308,9 @@ def _label_errors(judged: Judged) -> dict[str, Any]:
     from cleanlab.rank import get_label_quality_scores
 
     probs = probs / probs.sum(1, keepdims=True)
-    ranked = find_label_issues(judged.labels, probs, return_indices_ranked_by="self_confidence", n_jobs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with few photos: the page says how many each has
+        ranked = find_label_issues(judged.labels, probs, return_indices_ranked_by="self_confidence", n_jobs=1)
     quality = get_label_quality_scores(judged.labels, probs)
     best = probs.argmax(1)
     doubtful = [int(i) for i in ranked if best[i] != judged.labels[i]]
