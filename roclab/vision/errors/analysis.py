@@ -337,9 +337,9 @@ def _decided(facts: dict[str, Any]) -> Sentences:
             else "the photos do not show that the heat maps point to what decides"
         )
         yield _say(
-            f"{name}: covering the hottest quarter of the heat map takes {100 * row['drop_hot']:.0f} points of "
-            f"probability from the class called, covering as much elsewhere {100 * row['drop_elsewhere']:.0f} "
-            f"(difference {100 * row['difference']:.0f}, {interval(row['ci95'], digits=0)}, {_photos(row['photos'])} "
+            f"{name}: covering the hottest quarter of the heat map takes {100 * row['drop_hot']:.1f} points of "
+            f"probability from the class called, covering as much elsewhere {100 * row['drop_elsewhere']:.1f} "
+            f"(difference {100 * row['difference']:.1f}, {interval(row['ci95'])}, {_photos(row['photos'])} "
             f"drawn at random): {end}.",
             pointer("decided", "arms", name),
             "moderate" if shows else "none",  # a bootstrap over a handful of photos is never strong evidence

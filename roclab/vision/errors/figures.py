@@ -125,7 +125,7 @@ def _calibration(facts: dict[str, Any]) -> tuple[Any, str, str]:
     arms = list(facts["calibration"].items())[:ARMS]
     columns = min(3, len(arms))
     lines = -(-len(arms) // columns)
-    figure = _figure(4.2 * columns, 4.4 * lines)
+    figure = _figure(3.2 * columns + 0.6, 3.7 * lines)
     grid = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
     for axes, (name, row) in zip(grid, arms, strict=False):
         axes.plot([0, 100], [0, 100], "--", color="0.5", lw=1)
@@ -163,7 +163,7 @@ def _covariates(facts: dict[str, Any]) -> tuple[Any, str, str]:
         return None, "", ""
     columns = min(3, len(measures))
     lines = -(-len(measures) // columns)
-    figure = _figure(4.2 * columns, 3.6 * lines)
+    figure = _figure(3.2 * columns + 0.6, 3.2 * lines)
     grid = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
     for axes, row in zip(grid, measures.values(), strict=False):
         for at, group in enumerate(row["groups"]):
@@ -173,7 +173,7 @@ def _covariates(facts: dict[str, Any]) -> tuple[Any, str, str]:
         axes.set_xlim(-0.5, max(1, len(names)) - 0.5)
         axes.set_ylim(0, 103)
         axes.set_ylabel("right (%)")
-        axes.set_title(row["says"], fontsize=9)
+        axes.set_title(row["says"].replace(" (", "\n("), fontsize=9)
         axes.grid(axis="y", alpha=0.3)
     for axes in grid[len(measures) :]:
         axes.set_visible(False)

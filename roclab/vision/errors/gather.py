@@ -167,7 +167,7 @@ def _arms(runs: Sequence[Run]) -> dict[str, list[int]]:
                 break
         else:
             groups.append([i])
-    short = [f"{runs[g[0]].config.get('model', '?')} {runs[g[0]].config.get('strategy', '?')}" for g in groups]
+    short = [_name(runs[g[0]].config) for g in groups]
     named: dict[str, list[int]] = {}
     for name, group in zip(short, groups, strict=True):
         twins = [settings[g[0]] for n, g in zip(short, groups, strict=True) if n == name]
@@ -179,3 +179,9 @@ def _arms(runs: Sequence[Run]) -> dict[str, list[int]]:
             full += f" [{runs[group[0]].path.name}]"
         named[full] = group
     return named
+
+
+def _name(config: dict[str, Any]) -> str:
+    """Model and strategy; weights that were never trained are said, for such a run says nothing of the architecture."""
+    name = f"{config.get('model', '?')} {config.get('strategy', '?')}"
+    return f"{name}, random weights" if config.get("weights") == "none" else name

@@ -322,7 +322,7 @@ class _Page:
         each = "both" if len(units) == 2 else f"all {len(units)}"
         out = f"{self.sentences('shared')}{self.figure('shared')}<h3>Wrong with {each} ({count}{some})</h3>"
         out += self.gallery(shared["by_all"])
-        pairs = sorted(facts["pairs"], key=lambda p: -(p["a_wrong_b_right"] + p["b_wrong_a_right"]))
+        pairs = sorted(facts["pairs"], key=lambda p: -sum(facts["arms"][p[side]]["share"] for side in "ab"))
         for pair in pairs[:PAIRS]:
             both = [pair["a"], pair["b"]]
             for side, (loser, winner) in (("a", both), ("b", both[::-1])):
@@ -332,7 +332,7 @@ class _Page:
                 out += f"<h3>{escape(loser)} wrong, {escape(winner)} right ({total}{some})</h3>"
                 out += self.gallery(photos, both)
         if len(pairs) > PAIRS:
-            out += f'<p class="note">The {PAIRS} of {len(pairs)} pairs that differ on most photos.</p>'
+            out += f'<p class="note">The {PAIRS} of {len(pairs)} pairs with the best accuracy.</p>'
         if not pairs:
             for name, photos in shared["only"].items():
                 out += f"<h3>{escape(name)} alone wrong ({shared['only_counts'][name]})</h3>{self.gallery(photos)}"
