@@ -1,6 +1,6 @@
 """The page of the error analysis: one folder that opens from the disk, with nothing fetched from anywhere.
 
-index.html, errors.json (all facts), figures/*.png, thumbs/*.jpg (of the photos shown alone, made one at a time)
+index.html, errors.json (all facts, captions of the figures), figures/*.png, thumbs/*.jpg (of the photos shown alone, made one at a time)
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def write_page(facts: dict[str, Any], out: str | os.PathLike) -> Path:
     """
     out = Path(out)
     try:
-        write_json(out / "errors.json", facts)
         figures = draw(facts, out / "figures")
+        captions = {made["file"]: made["caption"] for made in figures.values()}
+        write_json(out / "errors.json", facts | {"captions": captions})
         pictures = _thumbnails(facts, out / "thumbs")
         page = _Page(facts, figures, pictures).html()
         write_whole(out / "index.html", page)
