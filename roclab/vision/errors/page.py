@@ -1,6 +1,7 @@
 """The page of the error analysis: one folder that opens from the disk, with nothing fetched from anywhere.
 
-index.html, errors.json (all facts, captions of the figures), figures/*.png, thumbs/*.jpg (of the photos shown alone, made one at a time)
+index.html, errors.json (all facts, and the figures' captions), figures/*.png,
+thumbs/*.jpg (of the photos shown alone, made one at a time)
 """
 
 from __future__ import annotations
