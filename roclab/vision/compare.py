@@ -156,7 +156,8 @@ def verdict(pair: dict[str, Any]) -> str:
     """One sentence on a pair: which is better, by how much, how sure.
 
     One is called better only if the interval leaves out zero and the median of the seeds' McNemar tests is below
-    0.05: over a handful of photos the bootstrap alone is too sure of itself.
+    0.05: over a handful of photos the bootstrap alone is too sure of itself. Where many pairs are asked about at once,
+    `pair["p"]` is that median after Holm's correction, and decides in its place.
     """
     low, high = (100 * value for value in pair["ci95"])
     difference = 100 * pair["difference"]
@@ -164,10 +165,11 @@ def verdict(pair: dict[str, Any]) -> str:
     if difference < 0:
         a, b, difference, low, high = b, a, -difference, -high, -low
     values = [test["p"] for test in pair["mcnemar"]]
-    shown = f"[{low:+.1f}, {high:+.1f}] (McNemar p per seed: {', '.join(f'{p:.3g}' for p in values)})"
+    adjusted = f"; {pair['p']:.3g} after Holm's correction" if "p" in pair else ""
+    shown = f"[{low:+.1f}, {high:+.1f}] (McNemar p per seed: {', '.join(f'{p:.3g}' for p in values)}{adjusted})"
     if difference == 0:
         return f"{a} and {b} are level {shown}."
-    if low > 0 and np.median(values) < 0.05:
+    if low > 0 and pair.get("p", np.median(values)) < 0.05:
         return f"{a} is better than {b} by {difference:.1f} points {shown}."
     return f"{a} leads {b} by {difference:.1f} points {shown}: these photos do not show which is better."
 
