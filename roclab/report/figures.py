@@ -117,7 +117,7 @@ def f1_by_class(scores: Mapping[str, Mapping[str, dict[str, Any]]], path: Path) 
 def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """Share of each true class (row) that was called each class (column); counts where they can be read."""
     many = len(classes) > 12
-    side = WIDTH if many else min(WIDTH, 2.2 + 0.45 * len(classes))
+    side = 0.65 * WIDTH  # two of them fill a page
     figure = _page_figure(side * (0.98 if many else 0.92), side)
     axes = figure.subplots()
     totals = counts.sum(1, keepdims=True)
@@ -126,14 +126,14 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
     for i, j in np.argwhere(counts > 0):
         if not many or len(classes) <= 40:
             axes.text(
-                j, i, str(counts[i, j]), ha="center", va="center", fontsize=4.5 if many else 8,
+                j, i, str(counts[i, j]), ha="center", va="center", fontsize=3.5 if many else 8,
                 color="white" if share[i, j] > 0.5 else "black",
             )  # fmt: skip
     names = [plain(c) for c in classes]
-    small = 9 if not many else max(2.5, min(6, 220 / len(classes)))
+    small = 8 if not many else max(2.5, min(6, 180 / len(classes)))
     axes.set_xticks(range(len(classes)), names, rotation=90 if many else 45, ha="center" if many else "right")
     axes.set_yticks(range(len(classes)), names)
     axes.tick_params(labelsize=small, length=1.5)
-    axes.set_xlabel("called", fontsize=9)
-    axes.set_ylabel("true", fontsize=9)
+    axes.set_xlabel("called", fontsize=8)
+    axes.set_ylabel("true", fontsize=8)
     _save(figure, path)

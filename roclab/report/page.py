@@ -70,21 +70,37 @@ class Page:
         self.blocks.append(f"![{name}. {caption} *{esc(source)}.*]({file}){{width={width}%}}")
 
     def table(
-        self, head: Sequence[str], align: str, rows: Sequence[Sequence[str]], caption: str, source: str
+        self,
+        head: Sequence[str],
+        align: str,
+        rows: Sequence[Sequence[str]],
+        caption: str,
+        source: str,
+        even: bool = False,
     ) -> None:
-        """A pipe table; `align` has l, r or c for each column. Widths follow the longest cell, within reason."""
+        """A pipe table; `align` has l, r or c for each column. Columns are as wide as their longest cell asks for, long
+        ones less than that; with `even` the centred ones are all alike."""
         self.tables += 1
         name = f"Table {self.tables}"
         self.sources.append((name, caption, source))
-        widths = [min(42, max(len(re.sub(r"\\(.)", r"\1", cell)) for cell in column)) for column in zip(head, *rows, strict=True)]
-        widths = [max(3, width) for width in widths]
-        rules = [
-            {"l": ":" + "-" * w, "r": "-" * w + ":", "c": ":" + "-" * (w - 1) + ":"}[a]
-            for w, a in zip(widths, align, strict=True)
-        ]
+        lengths = [max(len(re.sub(r"\\(.)", r"\1", cell)) for cell in column) for column in zip(head, *rows, strict=True)]
+        widths = [round(min(n, 24) + min(max(n - 24, 0) / 4, 40)) + 2 for n in lengths]
+        if even and "c" in align:
+            middle = min(20, max(w for w, a in zip(widths, align, strict=True) if a == "c"))
+            widths = [middle if a == "c" else w for w, a in zip(widths, align, strict=True)]
+        rule = {"l": ":{}-", "r": "-{}:", "c": ":{}:"}
+        rules = [rule[a].format("-" * (w - 2)) for w, a in zip(widths, align, strict=True)]
         lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
         lines.insert(1, "|" + "|".join(rules) + "|")
         self.blocks.append("\n".join([*lines, "", f": {name}. {caption} *{esc(source)}.*"]))
+
+    @property
+    def next_figure(self) -> str:
+        return f"Figure {self.figures + 1}"
+
+    def raw(self, **formats: str) -> None:
+        """Lines for one format alone: latex=…, typst=…; never foreign text."""
+        self.blocks += [f"```{{={name}}}\n{text}\n```" for name, text in formats.items()]
 
     def code(self, lines: Iterable[str]) -> None:
         text = "\n".join(lines)

@@ -43,7 +43,7 @@ def render(folder: Path) -> list[str]:
     """
     source = (folder / "report.md").read_text(encoding="utf-8")
     html = _pandoc(source, "html5", folder, "--standalone", "--embed-resources", "--toc", "--toc-depth=1",
-                   "--section-divs", "--variable=document-css=false", f"--css={TEMPLATES / 'report.css'}")  # fmt: skip
+                   "--section-divs", "--number-sections", "--variable=document-css=false", f"--css={TEMPLATES / 'report.css'}")  # fmt: skip
     html = html.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
     write_whole(folder / "report.html", html)
 

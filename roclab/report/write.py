@@ -3,7 +3,9 @@ test in them. Figures and tables name the run folders (R1, R2 …) and the file 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +35,24 @@ def write(facts: dict[str, Any], commands: Sequence[Sequence[str]]) -> str:
     _lab(page, facts)
     _study(page, facts)
     _people(page, facts)
+    _class_tables(page, facts)
+    _confusion(page, facts)
     _provenance(page, facts)
     return metadata(facts) + page.text()
 
 
 def metadata(facts: dict[str, Any]) -> str:
     """Pandoc's YAML block. A JSON string is a YAML string, so nothing a name holds can end it."""
-    import json
-
     settings = facts["settings"]
     author = esc(settings["author"]) if settings["author"] else "(author not filled in)"
     if settings["student_id"]:
         author += f" (student ID {esc(settings['student_id'])})"
-    last = max((run["time"] or "" for run in facts["runs"]), default="")[:10]
+    last = max((run["time"] or "" for run in facts["runs"]), default="")
+    day = f"{datetime.fromisoformat(last):%d %B %Y}".lstrip("0") if last else ""
     values = {
         "title": esc(settings["title"] or f"Transfer learning on {data_name(facts)}, and RocLM"),
         "author": author,
-        "date": esc(settings["date"] or (f"Results as of {last}" if last else "")),
+        "date": esc(settings["date"] or (f"Results as of {day}" if day else "")),
         "subtitle": esc(settings["course"]) if settings["course"] else None,
         "lang": "en-GB",
     }
@@ -109,7 +112,7 @@ def _setup(page: Page, facts: dict[str, Any], commands: Sequence[Sequence[str]])
         "every run: config.json, metrics.jsonl, training.json",
     )  # fmt: skip
     machines = distinct(
-        f"{m.get('cpu', 'unknown')}, {m.get('cores')} cores, {m.get('threads')} threads, "
+        f"{m.get('cpu', 'unknown')}, {m.get('cores')} cores, threads used: {m.get('threads')}, "
         + (", ".join(m.get("gpus") or []) or "no GPU")
         for m in (run["machine"] for run in facts["runs"])
     )
@@ -128,7 +131,7 @@ def _setup(page: Page, facts: dict[str, Any], commands: Sequence[Sequence[str]])
 def _data(page: Page, facts: dict[str, Any]) -> None:
     data = facts["data"]
     page.heading("Data and split")
-    species = ", ".join(f"{n} of {kind}s" for kind, n in data["species"].items())
+    species = ", ".join(f"{n} {kind}s" for kind, n in data["species"].items())
     page.say(
         f"{esc(data_name(facts))}: {data['photos']} photos of {len(data['classes'])} classes"
         + (f" ({esc(species)})." if species else ".")
@@ -230,6 +233,7 @@ def how(run: dict[str, Any], members: Sequence[dict[str, Any]]) -> str:
 
 def _curves(page: Page, facts: dict[str, Any]) -> None:
     page.heading("Training curves and convergence")
+    page.say(f"{page.next_figure} shows the losses of every run, epoch by epoch; the table says when each converged and what it cost.")
     page.figure(
         "figures/loss.png",
         "Training and validation loss of all runs. The training loss of a fine-tuned network is measured under "
@@ -327,9 +331,17 @@ def _classes(page: Page, facts: dict[str, Any]) -> None:
             f"The smallest class that has {_split(split)} photos has {few}: a single photo moves its recall by {100 / max(few, 1):.0f} points, "
             "so single classes are not ranked by these figures alone."
         )
-    names = list(scores)
-    for start in range(0, len(names), 3):
-        part = names[start : start + 3]
+    page.say(f"Figure {page.figures} shows F1 class by class. Precision, recall and F1 of every class and the confusion matrices stand in the appendices.")
+
+
+def _class_tables(page: Page, facts: dict[str, Any]) -> None:
+    page.heading("Appendix: every class")
+    split, scores = facts["split"], facts["per_class"]
+    first, names = next(iter(scores.values())), list(scores)
+    tables = -(-len(names) // 4)
+    size = -(-len(names) // tables)  # as many columns in each
+    for start in range(0, len(names), size):
+        part = names[start : start + size]
         page.table(
             ["class", "photos", *map(esc, part)],
             "lr" + "c" * len(part),
@@ -337,18 +349,27 @@ def _classes(page: Page, facts: dict[str, Any]) -> None:
                 [esc(c), str(first[c]["support"]), *(_prf(scores[name][c]) for name in part)]
                 for c in first
             ],
-            f"Precision · recall · F1 of each class (%), mean over the runs{f', part {start // 3 + 1}' if len(names) > 3 else ''}. "
+            f"Precision · recall · F1 of each class (%), mean over the runs{f', part {start // size + 1} of {tables}' if tables > 1 else ''}. "
             "A dash: nothing to measure (a class that was never called, or has no photos).",
             f"results-{split}.json of {refs(r for name in part for r in facts['arms'][name])}",
+            even=True,
         )
-    page.heading("Confusion matrices", 2)
+
+
+def _confusion(page: Page, facts: dict[str, Any]) -> None:
+    page.heading("Appendix: confusion matrices")
+    # here each picture stays where it stands
+    page.raw(
+        latex="\\floatplacement{figure}{H}", typst="#show figure.where(kind: image): set figure(placement: none)"
+    )
+    split = facts["split"]
     for i, (name, members) in enumerate(facts["arms"].items(), start=1):
         page.figure(
             f"figures/confusion-{i}.png",
             f"{esc(name)}: photos of each true class (row) called each class (column), "
             f"{'added over the seeds' if len(members) > 1 else 'one run'}; the colour is the share of the row.",
             f"{refs(members)}: results-{split}.json",
-            width=100 if len(facts["data"]["classes"]) > 12 else 70,
+            width=65,
         )
 
 
@@ -379,13 +400,14 @@ def _discussion(page: Page, facts: dict[str, Any]) -> None:
         if not pairs:
             page.say(f"*No two of the runs differ in this alone (the same {words} on both sides), so nothing can be said.*")
             continue
-        page.bullets(f"{esc(pair['sentence'])} {_cost(found['arms'], pair)}" for pair in pairs)
-        shown = sum(pair["shown"] for pair in pairs)
-        page.say(
-            f"Of these {len(pairs)} comparisons {shown} {'shows' if shown == 1 else 'show'} a difference."
-            if len(pairs) > 1
-            else f"This comparison {'shows' if shown else 'does not show'} a difference."
+        page.bullets(
+            f"{esc(pair['sentence'])} {_cost(found['arms'], pair)}{_also_differ(facts, pair)}" for pair in pairs
         )
+        shown = sum(pair["shown"] for pair in pairs)
+        if len(pairs) == 1:
+            page.say(f"This comparison {'shows' if shown else 'does not show'} a difference.")
+        else:
+            page.say(f"Of these {len(pairs)} comparisons, {shown or 'none'} {'shows' if shown < 2 else 'show'} a difference.")
 
 
 def _cost(arms: dict[str, Any], pair: dict[str, Any]) -> str:
@@ -395,6 +417,18 @@ def _cost(arms: dict[str, Any], pair: dict[str, Any]) -> str:
         f"convergence {_range(a['epochs_to_convergence'])} against {_range(b['epochs_to_convergence'])} "
         f"({esc(pair['a'])} first)."
     )
+
+
+def _also_differ(facts: dict[str, Any], pair: dict[str, Any]) -> str:
+    """What else sets the two apart and may have made the difference: image size, pretrained weights."""
+    a, b = (_config(facts, pair[side]) for side in "ab")
+    found = []
+    if a["image_size"] != b["image_size"]:
+        found.append(f"in image size ({a['image_size']} against {b['image_size']} px)")
+    if (a.get("weights") == "none") != (b.get("weights") == "none"):
+        one = pair["a"] if a.get("weights") == "none" else pair["b"]
+        found.append(f"in what they began from ({esc(one)} from random weights, the other from pretrained ones)")
+    return f" The two also differ {_and(found)}, so the difference is not of one thing alone." if found else ""
 
 
 def _roclm(page: Page, facts: dict[str, Any]) -> None:
@@ -530,8 +564,12 @@ def _revision(git: str | None) -> str:
 
 def _kind(facts: dict[str, Any], arm: str) -> tuple[str, str]:
     """Model and strategy of an arm."""
-    config = next(run["config"] for run in facts["runs"] if run["ref"] == facts["arms"][arm][0])
+    config = _config(facts, arm)
     return config["model"], config["strategy"]
+
+
+def _config(facts: dict[str, Any], arm: str) -> dict[str, Any]:
+    return next(run["config"] for run in facts["runs"] if run["ref"] == facts["arms"][arm][0])
 
 
 def distinct(values: Iterable[str]) -> list[str]:
