@@ -16,6 +16,8 @@ from roclab.report.privacy import Relative
 from roclab.report.settings import Settings
 from roclab.runs import file_sha256, read_json
 
+# of a tool's JSON; the rest (photos, transcripts) stays in its own folder
+KEPT = ("sentences", "captions", "split", "n", "runs", "notes", "student_id", "model", "kinds", "seeds", "thinking")
 FIGURE_FORMATS = (".png", ".jpg", ".jpeg")
 
 
@@ -95,7 +97,7 @@ def _folder(path: Path, name: str, command: str) -> dict[str, Any]:
         "file": name,
         "sha256": file_sha256(path / name),
         "figures": [figure.name for figure in figures],
-        "found": found,
+        "found": {key: found[key] for key in KEPT if key in found},
     }
 
 
@@ -107,7 +109,9 @@ def sentences(found: dict[str, Any]) -> list[dict[str, Any]]:
 def _about_these_runs(facts: dict[str, Any], folder: Path) -> None:
     """An error analysis of other runs, or of another split, has no place in this report."""
     found = facts["errors"]["found"]
-    names = {Path(str(run.get("path") or run.get("name"))).name for run in found.get("runs", []) if isinstance(run, dict)}
+    names = {
+        Path(str(run.get("path") or run.get("name"))).name for run in found.get("runs", []) if isinstance(run, dict)
+    }
     here = {Path(run["name"]).name for run in facts["runs"] if run["finished"]}
     if found.get("split") not in (None, facts["split"]):
         raise RocLabError(f"{folder} explains errors on {found['split']}, the report is about {facts['split']}")
@@ -118,7 +122,12 @@ def _about_these_runs(facts: dict[str, Any], folder: Path) -> None:
 def _warnings(facts: dict[str, Any]) -> list[str]:
     """What the reader of the console should know before the reader of the report finds it."""
     settings, found = facts["settings"], []
-    spoken = {"author": "the author", "student_id": "the student ID", "consulted": "people consulted", "ai_tools": "AI tools"}
+    spoken = {
+        "author": "the author",
+        "student_id": "the student ID",
+        "consulted": "people consulted",
+        "ai_tools": "AI tools",
+    }
     if unfilled := [words for key, words in spoken.items() if settings[key] is None]:
         found.append(f"not filled in: {', '.join(unfilled)} (--settings FILE.toml, or options)")
     for run in facts["runs"]:

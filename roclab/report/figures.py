@@ -100,7 +100,12 @@ def f1_by_class(scores: Mapping[str, Mapping[str, dict[str, Any]]], path: Path) 
     for number, (name, rows) in enumerate(scores.items()):
         values = [rows[c]["f1"] for c in shown]
         axes.plot(
-            values, np.arange(len(shown)) + offsets[number], "o", ms=4, color=COLOURS[number % len(COLOURS)], label=plain(name)
+            values,
+            np.arange(len(shown)) + offsets[number],
+            "o",
+            ms=4,
+            color=COLOURS[number % len(COLOURS)],
+            label=plain(name),
         )
     for row, c in enumerate(shown):
         axes.plot([min(known[c]), max(known[c])], [row, row], color="#999999", lw=0.6, zorder=0)

@@ -94,7 +94,9 @@ def read_run(path: Path, ref: str = "") -> RunFolder:
     if missing := sorted({"model", "strategy", "seed"} - set(run.config)):
         raise RocLabError(f"{path} is not a run of `roclab vision train`: its config.json lacks {', '.join(missing)}")
     training = path / "training.json"
-    results = {s: read_json(path / f"results-{s}.json") for s in ("val", "test") if (path / f"results-{s}.json").exists()}
+    results = {
+        s: read_json(path / f"results-{s}.json") for s in ("val", "test") if (path / f"results-{s}.json").exists()
+    }
     return RunFolder(
         ref,
         path.resolve().name,
@@ -278,7 +280,9 @@ def describe_run(run: RunFolder, relative: Relative) -> dict[str, Any]:
 def weights_name(weights: str, provenance: dict[str, Any]) -> str:
     """The weights a run began from in words, with the beginning of their hash."""
     digest = str(provenance.get("hashes", {}).get("weights", "")).rsplit(":", 1)[-1]
-    spoken = {"none": "random (no pretrained weights)", "default": "ImageNet (default)"}.get(weights, Path(weights).name)
+    spoken = {"none": "random (no pretrained weights)", "default": "ImageNet (default)"}.get(
+        weights, Path(weights).name
+    )
     return f"{spoken}, {digest[:12]}" if weights != "none" and len(digest) == 64 else spoken
 
 
@@ -290,7 +294,9 @@ def parameters(checkpoint: Path) -> int | None:
     except (OSError, ValueError, struct.error):
         return None
     statistics = ("running_mean", "running_var", "num_batches_tracked", "relative_position_index", "attn_mask")
-    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__" and not name.endswith(statistics)]
+    shapes = [
+        entry["shape"] for name, entry in header.items() if name != "__metadata__" and not name.endswith(statistics)
+    ]
     return int(sum(np.prod(shape, dtype=np.int64) for shape in shapes))
 
 
@@ -309,7 +315,8 @@ def describe_data(runs: Sequence[RunFolder]) -> dict[str, Any]:
         splits = [photo["split"] for photo in run.manifest["photos"]]
         cuts.setdefault(
             str(run.manifest["seed"]),
-            {name: splits.count(name) for name in ("train", "val", "test")} | {"fingerprint": run.manifest["fingerprint"]},
+            {name: splits.count(name) for name in ("train", "val", "test")}
+            | {"fingerprint": run.manifest["fingerprint"]},
         )
     labels = [photo["label"] for photo in first["photos"] if photo["split"] == "test"]
     absent = [name for i, name in enumerate(first["classes"]) if i not in set(labels)] if labels else []

@@ -83,7 +83,9 @@ class Page:
         self.tables += 1
         name = f"Table {self.tables}"
         self.sources.append((name, caption, source))
-        lengths = [max(len(re.sub(r"\\(.)", r"\1", cell)) for cell in column) for column in zip(head, *rows, strict=True)]
+        lengths = [
+            max(len(re.sub(r"\\(.)", r"\1", cell)) for cell in column) for column in zip(head, *rows, strict=True)
+        ]
         widths = [round(min(n, 24) + min(max(n - 24, 0) / 4, 40)) + 2 for n in lengths]
         if even and "c" in align:
             middle = min(20, max(w for w, a in zip(widths, align, strict=True) if a == "c"))

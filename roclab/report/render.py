@@ -110,9 +110,13 @@ def _letters_without_glyph(source: str) -> list[str]:
     found = []
     if foreign:
         shown = "".join(sorted(foreign)[:20])
-        found.append(f"pdflatex shows boxes for {shown}: compile report.tex with xelatex or lualatex and a font that has them")
+        found.append(
+            f"pdflatex shows boxes for {shown}: compile report.tex with xelatex or lualatex and a font that has them"
+        )
     if without := sorted(c for c in foreign if ord(c) > 0x5FF and not _has_glyph(c)):
-        found.append(f"report.pdf shows boxes for {''.join(without[:20])}: install a font that has them, such as Noto Sans CJK")
+        found.append(
+            f"report.pdf shows boxes for {''.join(without[:20])}: install a font that has them, such as Noto Sans CJK"
+        )
     return found
 
 

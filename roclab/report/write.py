@@ -156,7 +156,9 @@ def _data(page: Page, facts: dict[str, Any]) -> None:
             f"{data['near_duplicates_with_test']} of them with the test split (perceptual hash); they were left where they are."
         )
     if data["skipped"]:
-        notes.append(f"{_count(data['skipped'], 'photo or class', 'photos or classes')} could not be used and were left out of everything.")
+        notes.append(
+            f"{_count(data['skipped'], 'photo or class', 'photos or classes')} could not be used and were left out of everything."
+        )
     if data["without_test_photos"]:
         notes.append(
             f"The test split has no photo of {', '.join(map(esc, data['without_test_photos']))}: "
@@ -199,7 +201,9 @@ def _models(page: Page, facts: dict[str, Any]) -> None:
         "Weights are counted in millions, the new head included, BatchNorm’s statistics not.",
         "config.json, provenance.json, training.json and the checkpoint’s header",
     )
-    random = [esc(name) for name, members in facts["arms"].items() if by_ref[members[0]]["config"].get("weights") == "none"]
+    random = [
+        esc(name) for name, members in facts["arms"].items() if by_ref[members[0]]["config"].get("weights") == "none"
+    ]
     if random:
         page.say(
             f"{_and(random)} began from random weights: what {'it reaches' if len(random) == 1 else 'they reach'} says nothing "
@@ -220,12 +224,22 @@ def how(run: dict[str, Any], members: Sequence[dict[str, Any]]) -> str:
     parts += [
         f"learning rate {c['lr']:g} for the head, × {c['layer_decay']:g} for each earlier group of layers",
         f"weight decay {c['weight_decay']:g}",
-        f"{c['epochs']} epochs, batches of {c['batch_size']}" + (f" × {c['accumulate']}" if c.get("accumulate", 1) > 1 else ""),
+        f"{c['epochs']} epochs, batches of {c['batch_size']}"
+        + (f" × {c['accumulate']}" if c.get("accumulate", 1) > 1 else ""),
     ]
-    wishes = (("label_smoothing", "label smoothing"), ("mixup", "mixup"), ("cutmix", "CutMix"), ("ema", "average of weights, decay"))
+    wishes = (
+        ("label_smoothing", "label smoothing"),
+        ("mixup", "mixup"),
+        ("cutmix", "CutMix"),
+        ("ema", "average of weights, decay"),
+    )
     parts += [f"{words} {c[key]:g}" for key, words in wishes if c.get(key)]
     parts += ["starts from the trained head"] if c.get("lp_ft") else []
-    parts += [f"BatchNorm {'at rest' if c.get('batch_norm') == 'frozen' else 'with batch statistics'}"] if "resnet" in c["model"] or "efficientnet" in c["model"] else []
+    parts += (
+        [f"BatchNorm {'at rest' if c.get('batch_norm') == 'frozen' else 'with batch statistics'}"]
+        if "resnet" in c["model"] or "efficientnet" in c["model"]
+        else []
+    )
     parts += ["early epochs at lower resolution"] if c.get("progressive") else []
     parts += [f"early layers rest for {100 * c['gradual']:.0f} % of the epochs"] if c.get("gradual") else []
     return esc("; ".join(parts))
@@ -233,7 +247,9 @@ def how(run: dict[str, Any], members: Sequence[dict[str, Any]]) -> str:
 
 def _curves(page: Page, facts: dict[str, Any]) -> None:
     page.heading("Training curves and convergence")
-    page.say(f"{page.next_figure} shows the losses of every run, epoch by epoch; the table says when each converged and what it cost.")
+    page.say(
+        f"{page.next_figure} shows the losses of every run, epoch by epoch; the table says when each converged and what it cost."
+    )
     page.figure(
         "figures/loss.png",
         "Training and validation loss of all runs. The training loss of a fine-tuned network is measured under "
@@ -331,7 +347,9 @@ def _classes(page: Page, facts: dict[str, Any]) -> None:
             f"The smallest class that has {_split(split)} photos has {few}: a single photo moves its recall by {100 / max(few, 1):.0f} points, "
             "so single classes are not ranked by these figures alone."
         )
-    page.say(f"Figure {page.figures} shows F1 class by class. Precision, recall and F1 of every class and the confusion matrices stand in the appendices.")
+    page.say(
+        f"Figure {page.figures} shows F1 class by class. Precision, recall and F1 of every class and the confusion matrices stand in the appendices."
+    )
 
 
 def _class_tables(page: Page, facts: dict[str, Any]) -> None:
@@ -345,10 +363,7 @@ def _class_tables(page: Page, facts: dict[str, Any]) -> None:
         page.table(
             ["class", "photos", *map(esc, part)],
             "lr" + "c" * len(part),
-            [
-                [esc(c), str(first[c]["support"]), *(_prf(scores[name][c]) for name in part)]
-                for c in first
-            ],
+            [[esc(c), str(first[c]["support"]), *(_prf(scores[name][c]) for name in part)] for c in first],
             f"Precision · recall · F1 of each class (%), mean over the runs{f', part {start // size + 1} of {tables}' if tables > 1 else ''}. "
             "A dash: nothing to measure (a class that was never called, or has no photos).",
             f"results-{split}.json of {refs(r for name in part for r in facts['arms'][name])}",
@@ -359,9 +374,7 @@ def _class_tables(page: Page, facts: dict[str, Any]) -> None:
 def _confusion(page: Page, facts: dict[str, Any]) -> None:
     page.heading("Appendix: confusion matrices")
     # here each picture stays where it stands
-    page.raw(
-        latex="\\floatplacement{figure}{H}", typst="#show figure.where(kind: image): set figure(placement: none)"
-    )
+    page.raw(latex="\\floatplacement{figure}{H}", typst="#show figure.where(kind: image): set figure(placement: none)")
     split = facts["split"]
     for i, (name, members) in enumerate(facts["arms"].items(), start=1):
         page.figure(
@@ -398,7 +411,9 @@ def _discussion(page: Page, facts: dict[str, Any]) -> None:
             if _kind(facts, pair["a"])[same] == _kind(facts, pair["b"])[same] and _kind(facts, pair["a"]) != _kind(facts, pair["b"])
         ]  # fmt: skip
         if not pairs:
-            page.say(f"*No two of the runs differ in this alone (the same {words} on both sides), so nothing can be said.*")
+            page.say(
+                f"*No two of the runs differ in this alone (the same {words} on both sides), so nothing can be said.*"
+            )
             continue
         page.bullets(
             f"{esc(pair['sentence'])} {_cost(found['arms'], pair)}{_also_differ(facts, pair)}" for pair in pairs
@@ -407,7 +422,9 @@ def _discussion(page: Page, facts: dict[str, Any]) -> None:
         if len(pairs) == 1:
             page.say(f"This comparison {'shows' if shown else 'does not show'} a difference.")
         else:
-            page.say(f"Of these {len(pairs)} comparisons, {shown or 'none'} {'shows' if shown < 2 else 'show'} a difference.")
+            page.say(
+                f"Of these {len(pairs)} comparisons, {shown or 'none'} {'shows' if shown < 2 else 'show'} a difference."
+            )
 
 
 def _cost(arms: dict[str, Any], pair: dict[str, Any]) -> str:
@@ -467,7 +484,9 @@ def _lab(page: Page, facts: dict[str, Any]) -> None:
     if not facts["lab"]:
         page.say("*No tokenizer lab was given to this report, so nothing is said here.*")
         return
-    page.say(f"Student ID {esc(facts['lab']['found'].get('student_id', 'unknown'))}; the executed notebook is Tokenizer_Lab.ipynb.")
+    page.say(
+        f"Student ID {esc(facts['lab']['found'].get('student_id', 'unknown'))}; the executed notebook is Tokenizer_Lab.ipynb."
+    )
     _tool(page, facts, "lab", "lab")
 
 
