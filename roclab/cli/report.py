@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import typer
+
+from roclab.errors import RocLabError
 
 RUNS = typer.Option(..., "--runs", help="Run folders, or folders of runs; more may follow: --runs A B C.")
 MORE = typer.Argument(None, metavar="[RUN]...", help="More run folders.")
@@ -19,6 +22,9 @@ def report(
     out: Path = typer.Option(..., help="Folder of the report; an older report in it is replaced."),
     split: str | None = typer.Option(None, help="test or val; test where the photos have one, if not given."),
     errors: Path | None = typer.Option(None, help="Folder of `roclab vision errors`."),
+    explain: bool = typer.Option(
+        True, "--explain/--no-explain", help="Without --errors: analyse the errors here, without heat maps."
+    ),
     lab: Path | None = typer.Option(None, help="Folder of `roclab tokenizer lab`."),
     study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
     verify: bool = typer.Option(True, "--verify/--no-verify", help="Check RocLM's implementation for the report."),
@@ -44,7 +50,11 @@ def report(
     said = Settings.read(settings).with_given(
         author=author, student_id=student_id, title=title, consulted=_lines(consulted), ai_tools=_lines(ai_tools)
     )
-    facts = build([*runs, *(more or [])], out, said, split, errors, lab, study, _verified() if verify else None)
+    paths = [*runs, *(more or [])]
+    with tempfile.TemporaryDirectory() as folder:
+        if errors is None and explain:
+            errors = _explained(paths, split, Path(folder) / "errors")
+        facts = build(paths, out, said, split, errors, lab, study, _verified() if verify else None)
     for warning in facts["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     if as_json:
@@ -57,6 +67,24 @@ def report(
 
 def _lines(values: list[str] | None) -> tuple[str, ...] | None:
     return None if not values else tuple(value for value in values if value.strip())
+
+
+def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | None:
+    """The error analysis of the finished runs, made into `folder`; None where there is none to be had."""
+    from roclab.report.gather import pick_split, read_runs
+
+    try:
+        from roclab.vision.errors import analyse, write_page
+    except ImportError:
+        return None
+    found = read_runs(paths)
+    split = pick_split(found, split)
+    try:
+        write_page(analyse([run.run for run in found if run.finished], split, decided=False), folder)
+    except RocLabError as error:
+        print(f"warning: no error analysis: {error}", file=sys.stderr)
+        return None
+    return folder
 
 
 def _verified() -> dict[str, Any] | None:

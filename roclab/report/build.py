@@ -71,8 +71,9 @@ def commands_of(runs: Sequence[gather.RunFolder]) -> list[list[str]]:
     for run in runs:
         words = [str(word) for word in run.provenance.get("command", [])]
         if words:
-            found[("roclab", *map(relative.text, words[1:]))] = None
-    return [list(command) for command in found]
+            command = ("roclab", *map(relative.text, words[1:]))
+            found[command] = None
+    return [list(words) for words in found]
 
 
 def _figures(runs: list[gather.RunFolder], facts: dict[str, Any], folder: Path) -> None:

@@ -5,6 +5,7 @@ A part that was not given is None in the facts, and the report says so; nothing 
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def collect(
 
 def run_paths(runs: list[RunFolder]) -> Relative:
     """How the paths that the runs know are called in a report and in the hand-in."""
-    known: dict[str, str] = {}
+    known: dict[str | os.PathLike, str] = {}
     for run in runs:
         root = run.config.get("data_root")
         if root:

@@ -42,6 +42,7 @@ def curves(runs: Sequence[RunFolder], arms: Mapping[str, Sequence[RunFolder]], p
     steps of L-BFGS: with them the axis is logarithmic.
     """
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     figure = _page_figure(4.0)
     axes = figure.subplots()
@@ -61,7 +62,7 @@ def curves(runs: Sequence[RunFolder], arms: Mapping[str, Sequence[RunFolder]], p
     if longest > 30:
         axes.set_xscale("log")
     else:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch (frozen backbone: step of L-BFGS)", fontsize=9)
     axes.set_ylabel("cross-entropy (nats)", fontsize=9)

@@ -87,7 +87,8 @@ def _runs(paths: Sequence[str | Path]) -> tuple[list[RunFolder], str | None]:
 
 
 def _relative(runs: list[RunFolder], report: Path, lab: Path, study: Path | None) -> Relative:
-    known: dict[str | os.PathLike, str] = dict(run_paths(runs).names)
+    known: dict[str | os.PathLike, str] = {}
+    known.update((path, called) for path, called in run_paths(runs).names.items())
     known |= {run.run.path: f"Code/part1/results/{run.name}" for run in runs}
     known |= {report: "latex", lab: "evaluation/tokenizer-lab"}
     if study:
@@ -185,8 +186,8 @@ def _readme(
         "    cd Code", "    python -m pip install -r requirements.txt", "    python part2/roclm_model.py",
         "    python part2/roc_demo.py", "    python part1/main.py --help", "",
         "`latex/` is the write-up, `evaluation/` what the code wrote, `Code/` all code with `part1/results/`.", "",
-        "Absolute paths in configurations, logs and tables were made relative when this was packed; the photos themselves "
-        "are not included (`--data-root` says where they are).", "",
+        "Absolute paths in configurations, logs and tables were made relative when this was packed; the photos "
+        "themselves are not included (`--data-root` says where they are).", "",
     ]  # fmt: skip
     if with_checkpoints:
         lines.append("Checkpoints: `checkpoints/best.safetensors` of every run is included.")

@@ -1,4 +1,4 @@
-"""Pandoc's Markdown, piece by piece: escaped text, tables and figures that are numbered and say where they come from."""
+"""Pandoc's Markdown, piece by piece: escaped text, and tables and figures with a number and a source."""
 
 from __future__ import annotations
 

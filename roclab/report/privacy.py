@@ -28,13 +28,14 @@ _SECRETS = {
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "a password in a URL": r"\bhttps?://[^\s/:@\"'{}<>]+:[^\s/@\"'{}<>]+@",
-    "a key": r"(?i)\b(?:api[_-]?key|auth[_-]?token|access[_-]?token|password|passwd)[\"']?\s*[=:]\s*[\"'][^\"'\s{}<>$]{12,}[\"']",
+    "a key": r"(?i)\b(?:api[_-]?key|(?:auth|access)[_-]?token|passw(?:or)?d)[\"']?\s*[=:]\s*"
+    r"[\"'][^\"'\s{}<>$]{12,}[\"']",
 }  # fmt: skip
 
 
 @lru_cache(1)
 def _absolute() -> re.Pattern[str]:
-    """Absolute paths of a person's machine: POSIX ones below this machine's own or the usual folders, Windows' homes."""
+    """Absolute paths of a person's machine: POSIX ones below the usual or its own folders, Windows' homes."""
     here = {name for name in os.listdir(os.sep) if os.path.isdir(os.sep + name)} if os.sep == "/" else set()
     roots = "|".join(sorted(map(re.escape, (here | PERSONAL) - SYSTEM), key=len, reverse=True))
     return re.compile(

@@ -1,4 +1,4 @@
-"""A hand-in is proven, not believed: unzipped elsewhere, run without the installed RocLab, searched for what is private."""
+"""A hand-in is proven, not believed: unzipped elsewhere, run without the installed RocLab, and searched."""
 
 from __future__ import annotations
 

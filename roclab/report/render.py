@@ -43,7 +43,8 @@ def render(folder: Path) -> list[str]:
     """
     source = (folder / "report.md").read_text(encoding="utf-8")
     html = _pandoc(source, "html5", folder, "--standalone", "--embed-resources", "--toc", "--toc-depth=1",
-                   "--section-divs", "--number-sections", "--variable=document-css=false", f"--css={TEMPLATES / 'report.css'}")  # fmt: skip
+                   "--section-divs", "--number-sections", "--variable=document-css=false",
+                   f"--css={TEMPLATES / 'report.css'}")  # fmt: skip
     html = html.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
     write_whole(folder / "report.html", html)
 
@@ -86,8 +87,8 @@ def _pdf(typ: str, folder: Path) -> list[str]:
 
 
 def _unknown_letters(tex: str) -> str:
-    """Definitions for pdflatex of the characters beyond Latin that the text holds: mathematics where there is a sign for
-    it, else the code point in a small box. (xelatex and lualatex, with a font that has them, show the letters.)"""
+    """Definitions for pdflatex of the characters beyond Latin that the text holds: mathematics where there is a sign,
+    else the code point in a small box. (xelatex and lualatex, with a font that has them, show the letters.)"""
     letters = sorted({c for c in tex if ord(c) > 0xFF})
     if not letters:
         return ""
