@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from roclab.report import sections
 from roclab.report.gather import MODELS, STRATEGIES
 from roclab.report.page import Page, command_lines, esc, interval, number, percent, refs
 from roclab.report.words import (
