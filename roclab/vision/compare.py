@@ -157,9 +157,11 @@ def _paired(a: list[dict[str, bool]], b: list[dict[str, bool]]) -> dict[str, Any
 
 def is_shown(pair: dict[str, Any]) -> bool:
     """Whether the photos show that one of the pair is better: the interval leaves out zero, and the median of the
-    seeds' McNemar tests is below 0.05. Over a handful of photos the bootstrap alone is too sure of itself."""
+    seeds' McNemar tests is below 0.05. Over a handful of photos the bootstrap alone is too sure of itself. Where many
+    pairs are asked about at once, `pair["p"]` is that median after Holm's correction, and decides in its place."""
     low, high = pair["ci95"]
-    return (low > 0 or high < 0) and float(np.median([test["p"] for test in pair["mcnemar"]])) < 0.05
+    p = pair.get("p", float(np.median([test["p"] for test in pair["mcnemar"]])))
+    return (low > 0 or high < 0) and p < 0.05
 
 
 def verdict(pair: dict[str, Any]) -> str:
@@ -170,7 +172,8 @@ def verdict(pair: dict[str, Any]) -> str:
     if difference < 0:
         a, b, difference, low, high = b, a, -difference, -high, -low
     values = [test["p"] for test in pair["mcnemar"]]
-    shown = f"[{low:+.1f}, {high:+.1f}] (McNemar p per seed: {', '.join(f'{p:.3g}' for p in values)})"
+    adjusted = f"; {pair['p']:.3g} after Holm's correction" if "p" in pair else ""
+    shown = f"[{low:+.1f}, {high:+.1f}] (McNemar p per seed: {', '.join(f'{p:.3g}' for p in values)}{adjusted})"
     if difference == 0:
         return f"{a} and {b} are level {shown}."
     if is_shown(pair):
