@@ -57,6 +57,7 @@ def collect(
     }
     if errors:
         _about_these_runs(facts, errors)
+        _our_names(facts["errors"]["found"], runs)
     facts["warnings"] = _warnings(facts)
     return relative.data(facts)
 
@@ -97,9 +98,23 @@ def _folder(path: Path, name: str, command: str) -> dict[str, Any]:
         "folder": path.resolve().name,
         "file": name,
         "sha256": file_sha256(path / name),
-        "figures": [figure.name for figure in figures],
+        "figures": {figure.name: shown_width(figure) for figure in figures},
         "found": {key: found[key] for key in KEPT if key in found},
     }
+
+
+def shown_width(picture: Path) -> int:
+    """Width of a picture in percent of the text's: its letters about as large as the text's, and no more than 11 cm
+    high. Raises `RocLabError` if it is no picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(picture) as opened:
+            width, height = opened.size
+    except (OSError, UnidentifiedImageError):
+        raise RocLabError(f"{picture} is not a picture") from None
+    share = min(1.0, width / (130 * 6.5), 4.3 / 6.5 * width / height)
+    return max(20, round(100 * share))
 
 
 def sentences(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -118,6 +133,21 @@ def _about_these_runs(facts: dict[str, Any], folder: Path) -> None:
         raise RocLabError(f"{folder} explains errors on {found['split']}, the report is about {facts['split']}")
     if strangers := {name for name in names if not any(run == name or run.endswith(f"-{name}") for run in here)}:
         raise RocLabError(f"{folder} is about runs that the report does not have: {', '.join(sorted(strangers))}")
+
+
+def _our_names(found: dict[str, Any], runs: list[RunFolder]) -> None:
+    """Call models and strategies in the analysis' sentences as the report does; leave out what Accuracy says."""
+    names = {f"{run.config['model']} {run.config['strategy']}": run.label for run in runs}
+    kept = []
+    for sentence in sentences(found):
+        key = str(sentence.get("key", ""))
+        if key.startswith("/arms/") or (key.startswith("/pairs/") and sentence.get("evidence") != "measured"):
+            continue
+        text = sentence["text"]
+        for theirs, ours in names.items():
+            text = text.replace(theirs, ours)
+        kept.append(sentence | {"text": text})
+    found["sentences"] = kept
 
 
 def _warnings(facts: dict[str, Any]) -> list[str]:

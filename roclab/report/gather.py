@@ -185,9 +185,9 @@ def group_arms(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
             arms[f"{label} ({suffix})" if suffix else label] = members
     for label, members in arms.items():
         seeds = [run.config["seed"] for run in members]
-        if twice := next((s for s in seeds if seeds.count(s) > 1), None):
-            same = " and ".join(str(run.run.path) for run in members if run.config["seed"] == twice)
-            raise RocLabError(f"{same} are the same run ({label}, seed {twice}): name one of them")
+        if twice := [run for run in members if seeds.count(run.config["seed"]) > 1]:
+            same = " and ".join(str(run.run.path) for run in twice)
+            raise RocLabError(f"{same} are the same run ({label}, the same seed): name one of them")
     return arms
 
 

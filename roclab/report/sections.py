@@ -18,6 +18,15 @@ from roclab.report.words import (
     span,
 )
 
+# The pictures of `vision errors` and of the tokenizer lab, where they do not bring captions of their own.
+CAPTIONS = {
+    "calibration.png": "How often predictions of a given confidence are right, 95 % intervals; the diagonal is perfect",
+    "confused.png": "The pairs of classes most often taken for each other",
+    "covariates.png": "Accuracy by properties of the photo, with 95 % intervals",
+    "hardest.png": "The classes that are least often right, with 95 % intervals; the dashed line is the mean",
+    "shared.png": "How many photos are wrong with one, two or more of the models and strategies",
+}
+
 
 def errors(page: Page, facts: dict[str, Any]) -> None:
     page.heading("Error analysis")
@@ -156,10 +165,11 @@ def tool(page: Page, facts: dict[str, Any], key: str, prefix: str, evidence: boo
         strength = sentence.get("evidence") if evidence else None
         lines.append(esc(sentence["text"]) + (f" *\\[{esc(strength)}\\]*" if isinstance(strength, str) else ""))
     page.bullets(lines)
-    captions = tool["found"].get("captions", {})
-    for name in tool["figures"]:
+    captions = CAPTIONS | tool["found"].get("captions", {})
+    for name, width in tool["figures"].items():
         caption = captions.get(name) or Path(name).stem.replace("-", " ").replace("_", " ").capitalize()
-        page.figure(f"figures/{prefix}-{name}", esc(caption.rstrip(".")) + ".", f"{tool['folder']}: figures/{name}")
+        source = f"{tool['folder']}: figures/{name}"
+        page.figure(f"figures/{prefix}-{name}", esc(caption.rstrip(".")) + ".", source, width)
 
 
 def people(page: Page, facts: dict[str, Any]) -> None:
