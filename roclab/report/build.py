@@ -55,7 +55,7 @@ def report(
         write_whole(work / "report.md", write(facts, commands_of(runs)))
         facts["warnings"] += render.render(work)
         if verify:
-            write_json(work / "verify.json", verify)
+            write_json(work / "verify.json", facts["verify"])
         write_json(work / "comparison.json", facts["comparison"])
         write_json(work / MARK, facts)
         _put(work, out)

@@ -6,6 +6,7 @@ import html
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,8 @@ def edit(path: Path, **changes) -> None:
 def test_every_format_is_there_and_holds_the_name(written):
     out, _ = written
     assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
-    assert html.escape(NAME, quote=False) in html.unescape((out / "report.html").read_text(encoding="utf-8")).replace(
-        NAME, html.escape(NAME, quote=False)
-    )
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert html.escape(NAME, quote=False) in page
     tex = (out / "report.tex").read_text(encoding="utf-8")
     assert r"Jörg\_Müller \& Söhne \#1 \{50\%\}" in tex
     assert {p.name for p in (out / "figures").iterdir()} >= {"loss.png", "accuracy.png", "f1.png", "confusion-1.png"}
@@ -253,3 +253,31 @@ def test_escaped_text_comes_out_of_pandoc_as_it_went_in(texts):
     shown = pypandoc.convert_text(source, "plain", format=FORMAT, extra_args=["--wrap=none"])
     wanted = [" ".join(f"x{i} {text}".split()) for i, text in enumerate(texts)]
     assert [line for line in shown.splitlines() if line] == wanted
+
+
+def test_the_checks_of_roclm_are_a_table_with_hints(trained, tmp_path):
+    checks = [
+        {"name": "formula", "component": "RMSNorm", "passed": True, "deviation": 1e-7, "hint": ""},
+        {"name": "positions", "component": "RoPE", "passed": False, "deviation": 0.5, "hint": "rotates v | too"},
+    ]
+    report([trained], tmp_path / "report", ME, verify={"score": 0.5, "passed": False, "checks": checks})
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "1 passed, 1 failed" in text
+    assert r"**failed**: rotates v \| too | 5.0e-01 |" in text
+    assert (tmp_path / "report" / "verify.json").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "handin"])
+def test_the_command_line_gives_one_line_and_code_2(command, tmp_path):
+    own = {
+        "report": ["--out", tmp_path / "out"],
+        "handin": ["--student-id", "1", "--name", "x", "--report", tmp_path, "--lab", tmp_path],
+    }[command]
+    words = [sys.executable, "-m", "roclab", command, "--runs", tmp_path / "gone", *own]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "gone does not exist" in done.stderr
+    shown = subprocess.run([*map(str, words[:4]), "--help"], capture_output=True, text=True, timeout=300)
+    assert f"Example: roclab {command}" in " ".join(shown.stdout.replace("│", " ").split())
