@@ -104,7 +104,7 @@ def _folder(path: Path, name: str, command: str) -> dict[str, Any]:
 
 
 def shown_width(picture: Path) -> int:
-    """Width of a picture in percent of the text's: its letters about as large as the text's, and no more than 11 cm
+    """Width of a picture in percent of the text's: its letters about as large as the text's, and no more than 8 cm
     high. Raises `RocLabError` if it is no picture."""
     from PIL import Image, UnidentifiedImageError
 
@@ -113,7 +113,7 @@ def shown_width(picture: Path) -> int:
             width, height = opened.size
     except (OSError, UnidentifiedImageError):
         raise RocLabError(f"{picture} is not a picture") from None
-    share = min(1.0, width / (130 * 6.5), 4.3 / 6.5 * width / height)
+    share = min(1.0, width / (130 * 6.5), 3.2 / 6.5 * width / height)
     return max(20, round(100 * share))
 
 

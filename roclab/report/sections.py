@@ -213,7 +213,7 @@ def class_tables(page: Page, facts: dict[str, Any]) -> None:
 def confusion(page: Page, facts: dict[str, Any]) -> None:
     page.heading("Appendix: confusion matrices")
     # here each picture stays where it stands
-    page.raw(latex="\\floatplacement{figure}{H}", typst="#show figure.where(kind: image): set figure(placement: none)")
+    page.raw(typst="#show figure.where(kind: image): set figure(placement: none)")
     split = facts["split"]
     for i, (name, members) in enumerate(facts["arms"].items(), start=1):
         page.figure(
