@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from roclab.vision.figures import _figure, _save
+from roclab.vision.figures import new_figure, save_figure
 
 CLASSES = 20  # the hardest that are drawn
 PAIRS = 12
@@ -27,7 +27,7 @@ def draw(facts: dict[str, Any], folder: Path) -> dict[str, dict[str, str]]:
     ):
         figure, caption, alt = make(facts)
         if figure is not None:
-            _save(figure, folder / f"{name}.png")
+            save_figure(figure, folder / f"{name}.png")
             made[name] = {"file": f"{name}.png", "caption": caption, "alt": alt}
     return made
 
@@ -51,7 +51,7 @@ def _mean_of(facts: dict[str, Any]) -> str:
 def _hardest(facts: dict[str, Any]) -> tuple[Any, str, str]:
     seen = [row for row in facts["hardest"] if row["n"]]
     rows = seen[:CLASSES]
-    figure = _figure(7.5, 0.28 * len(rows) + 1.2)
+    figure = new_figure(7.5, 0.28 * len(rows) + 1.2)
     axes = figure.subplots()
     for at, row in enumerate(rows):
         _whiskers(axes, at, row["share"], row["ci95"], COLOURS.get(row["species"], "C0"), True)
@@ -78,7 +78,7 @@ def _confused(facts: dict[str, Any]) -> tuple[Any, str, str]:
     rows = facts["confused"][:PAIRS]
     if not rows:
         return None, "", ""
-    figure = _figure(7.5, 0.34 * len(rows) + 1.3)
+    figure = new_figure(7.5, 0.34 * len(rows) + 1.3)
     axes = figure.subplots()
     at = np.arange(len(rows))
     forth, back = (np.array([row[key] for row in rows]) for key in ("a_called_b", "b_called_a"))
@@ -101,7 +101,7 @@ def _shared(facts: dict[str, Any]) -> tuple[Any, str, str]:
     counts = facts["shared"]["wrong_by"]
     if len(counts) < 4:  # of two, the headings of the galleries say it all
         return None, "", ""
-    figure = _figure(min(10, 3 + 0.6 * len(counts)), 3.2)
+    figure = new_figure(min(10, 3 + 0.6 * len(counts)), 3.2)
     axes = figure.subplots()
     bars = axes.bar(range(1, len(counts)), counts[1:], color="C3")
     axes.bar_label(bars)
@@ -125,7 +125,7 @@ def _calibration(facts: dict[str, Any]) -> tuple[Any, str, str]:
     arms = list(facts["calibration"].items())[:ARMS]
     columns = min(3, len(arms))
     lines = -(-len(arms) // columns)
-    figure = _figure(3.2 * columns + 0.6, 3.7 * lines)
+    figure = new_figure(3.2 * columns + 0.6, 3.7 * lines)
     grid = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
     for axes, (name, row) in zip(grid, arms, strict=False):
         axes.plot([0, 100], [0, 100], "--", color="0.5", lw=1)
@@ -163,7 +163,7 @@ def _covariates(facts: dict[str, Any]) -> tuple[Any, str, str]:
         return None, "", ""
     columns = min(3, len(measures))
     lines = -(-len(measures) // columns)
-    figure = _figure(3.2 * columns + 0.6, 3.2 * lines)
+    figure = new_figure(3.2 * columns + 0.6, 3.2 * lines)
     grid = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
     for axes, row in zip(grid, measures.values(), strict=False):
         for at, group in enumerate(row["groups"]):
