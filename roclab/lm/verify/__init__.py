@@ -11,6 +11,7 @@ wrong one is compared with what each typical mistake would have answered (`mista
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def verify(
     }
 
 
-def _distinct(checks: list[Check]) -> tuple[list[tuple[str, dict[str, Any]]], list[int]]:
+def _distinct(checks: Sequence[Check]) -> tuple[list[tuple[str, dict[str, Any]]], list[int]]:
     """The probes, each once though several checks read it, and the place of each check's probe among them."""
     probes: list[tuple[str, dict[str, Any]]] = []
     places = []

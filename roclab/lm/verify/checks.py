@@ -28,9 +28,10 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def all_checks() -> list[Check]:
-    return [*file_checks(), *norm_checks(), *gated_checks(), *function_checks(), *state_checks(), *model_checks(),
-            *generation_checks(), gradient_check()]  # fmt: skip
+@lru_cache
+def all_checks() -> tuple[Check, ...]:
+    return (*file_checks(), *norm_checks(), *gated_checks(), *function_checks(), *state_checks(), *model_checks(),
+            *generation_checks(), gradient_check())  # fmt: skip
 
 
 def draw(seed: int, *shape: int) -> Array:
@@ -190,8 +191,9 @@ def state_checks() -> list[Check]:
         return judge
 
     def judge_qk(value: dict[str, Any]) -> Verdict:
-        at, C = "model.layers.0.self_attn", case.config["head_dim"]
-        found = {n: value["shapes"].get(f"{at}.{n}.weight") for n in ("q_norm", "k_norm")}
+        C = case.config["head_dim"]  # under whatever prefix: the names are the checkpoint's business
+        found = {n: next((s for name, s in value["shapes"].items() if name.endswith(f"{n}.weight")), None)
+                 for n in ("q_norm", "k_norm")}  # fmt: skip
         wrong = {n: s for n, s in found.items() if s != [C]}
         said = ", ".join(f"{n}.weight {'missing' if s is None else tuple(s)}" for n, s in wrong.items())
         hint = f"attention needs q_norm and k_norm, RMSNorm over head_dim ({C}): {said}"
@@ -254,6 +256,12 @@ def model_checks() -> list[Check]:
     def check(name: str, component: str, case: str, expects: str, hint: str) -> Check:
         return numeric(f"{component}: {name}", component, "logits", {"case": case}, case_logits(case), expects, hint)
 
+    def last(name: str, component: str, case: str, expects: str, hint: str) -> Check:
+        """Of the last token alone, which no causal mask keeps from anything."""
+        expected = case_logits(case)
+        return numeric(f"{component}: {name}", component, "logits", {"case": case}, lambda R: expected(R)[:, -1],
+                       expects, hint, read=lambda value: [np.asarray(value, dtype=np.float64)[:, -1]])  # fmt: skip
+
     return [
         check("logits of the embeddings", "head", "head", "lm_head(norm(embedding)) where all layers add nothing",
               "the head is not lm_head(model.norm(x)), or the layers lose the embedding where they add nothing"),
@@ -268,11 +276,11 @@ def model_checks() -> list[Check]:
               "attention's v_proj, o_proj, the heads' order, or the residual around attention is wrong"),
         check("one token, grouped", "GQA", "one token, grouped", "query head h reads value head h // 3",
               "GQA: value heads are not shared in runs of n_rep query heads"),
+        last("scores", "attention", "scores", "softmax over the keys of q·kᵀ/√head_dim, two tokens, RoPE standing still",
+             "attention is not softmax(q·kᵀ/√head_dim)·v over the keys"),
+        last("grouped scores", "GQA", "grouped", "query head h reads key head h // 3",
+             "GQA: key heads are not shared in runs of n_rep query heads"),
         _leak(),
-        check("scores", "attention", "scores", "softmax over the keys of q·kᵀ/√head_dim, two tokens, RoPE standing still",
-              "attention is not softmax(q·kᵀ/√head_dim)·v over the keys"),
-        check("grouped scores", "GQA", "grouped", "query head h reads key head h // 3",
-              "GQA: key heads are not shared in runs of n_rep query heads"),
         check("what each token sees", "mask", "mask", "itself and all before it, nine tokens",
               "the mask must show each token itself and all before it, and nothing else"),
         _stretched(),
@@ -503,7 +511,9 @@ def gradient_check() -> Check:
 def _cut(silent: list[str], names: list[str], layers: int) -> str:
     """The part that keeps the gradient back: the last of the silent ones on a text's way, unless whole layers are."""
     part = {n: n.split(".")[-2] for n in names}
-    if len(silent) == len(names) or not any(f"layers.{layers - 1}." in n or "layers" not in n for n in silent):
-        return "decoder"
+    for n in range(layers):
+        matrices = [name for name in names if f"layers.{n}." in name and "norm" not in name]
+        if set(matrices) <= set(silent):
+            return "decoder"
     order = list(PARTS)
     return PARTS[max((part[n] for n in silent), key=order.index)]

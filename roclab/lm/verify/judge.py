@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from roclab.lm.verify.mistakes import Mistake, known
 from roclab.lm.verify.reference import Array, Reference
+
+
+LAYOUT = "checkpoint: names and shapes"  # where it fails, the models of the later checks lack weights
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Verdict:
     arrays: tuple[Array, ...] = field(default=(), repr=False, compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: `all_checks` makes each once
 class Check:
     """One question to the file. `judge` takes the probe's value; an answer that is an error fails by itself."""
 
@@ -69,14 +73,16 @@ def numeric(
             arrays = read(value)
         except (ValueError, TypeError, IndexError):
             return Verdict(False, None, "an answer of another form", hint)
-        right = expected(Reference)
+        right = expectation(check, Reference)
+        assert right is not None
         best = min(arrays, key=lambda a: gap(a, right))
         deviation = gap(best, right)
         if deviation <= tolerance:
             return Verdict(True, deviation, arrays=tuple(arrays))
         return Verdict(False, deviation, _difference(best, right), hint, arrays=tuple(arrays))
 
-    return Check(name, component, probe, arguments, expects, judge, expected, tolerance, gap)
+    check = Check(name, component, probe, arguments, expects, judge, expected, tolerance, gap)
+    return check
 
 
 def _difference(found: Array, right: Array) -> str:
@@ -90,7 +96,7 @@ def _difference(found: Array, right: Array) -> str:
     return f"{found[place]:.6g} instead of {right[place]:.6g} at {at}"
 
 
-def judge_all(checks: list[Check], answers: list[dict[str, Any]]) -> tuple[list[Verdict], Verdict | None, int]:
+def judge_all(checks: Sequence[Check], answers: list[dict[str, Any]]) -> tuple[list[Verdict], Verdict | None, int]:
     """Verdicts, one a check, with the hints of the known mistakes that explain them; the diagnosis, which is the most
     telling of the failed verdicts, and the place of its check (−1: none failed)."""
     verdicts = []
@@ -103,8 +109,16 @@ def judge_all(checks: list[Check], answers: list[dict[str, Any]]) -> tuple[list[
                 verdicts.append(check.judge(answer["value"]))
             except (KeyError, TypeError, ValueError, AttributeError, IndexError):  # a forged or garbled answer
                 verdicts.append(Verdict(False, None, "an answer of another form", "the answer cannot be read"))
-    found = diagnose(checks, verdicts)
-    verdicts = [v if v.passed else explained(check, v, found) for check, v in zip(checks, verdicts, strict=True)]
+    layout = next((v for c, v in zip(checks, verdicts, strict=True) if c.name == LAYOUT), None)
+    if layout is not None and not layout.passed and ("missing" in layout.found or "shape" in layout.found):
+        place = [c.name for c in checks].index(LAYOUT)  # what follows ran, if at all, on weights of its own
+        verdicts[place + 1 :] = [
+            v if v.passed or v.specific else replace(v, hint=f"follows from {LAYOUT}: the weights did not load")
+            for v in verdicts[place + 1 :]
+        ]
+    else:
+        found = diagnose(checks, verdicts)
+        verdicts = [v if v.passed else explained(check, v, found) for check, v in zip(checks, verdicts, strict=True)]
     failed = [i for i, v in enumerate(verdicts) if not v.passed]
     if not failed:
         return verdicts, None, -1
@@ -112,42 +126,31 @@ def judge_all(checks: list[Check], answers: list[dict[str, Any]]) -> tuple[list[
     return verdicts, verdicts[first], first
 
 
-def diagnose(checks: list[Check], verdicts: list[Verdict], most: int = 3) -> list[type[Mistake]]:
+def diagnose(checks: Sequence[Check], verdicts: list[Verdict], most: int = 3) -> list[type[Mistake]]:
     """The mistakes that together answer as the file does: the one that explains most failed checks without promising
     failures that did not happen, then what explains most of the rest beside it."""
     judged = [(c, v) for c, v in zip(checks, verdicts, strict=True) if c.expected and c.compare_mistakes and v.arrays]
-    if all(v.passed for _, v in judged):
-        return []
-    right = {id(c): c.expected(Reference) for c, _ in judged if c.expected}
+    passed = [c for c, v in judged if v.passed]
+    open_ = [(c, v) for c, v in judged if not v.passed]  # failed and not explained yet
     found: list[type[Mistake]] = []
-    best = 0.0
-    for _ in range(most):
-        ranked = []
-        for mistake in known():
-            if mistake in found:
-                continue
-            score = 0.0
+    while open_ and len(found) < most:
+        best, chosen = 0, None
+        for mistake in known():  # of equals the first: the order of the text
             kind = combined([mistake, *found])
-            for check, verdict in judged:
-                says = expectation(check, kind)
-                if says is None:
-                    score -= 1
-                elif not verdict.passed:
-                    score += matches(check, verdict, says)
-                elif check.gap(says, right[id(check)]) > 10 * check.tolerance:
-                    score -= 1  # this check should have failed
-            ranked.append((score, mistake))
-        score, mistake = max(ranked, key=lambda pair: pair[0])  # the first of equals: the order of the text
-        if score <= best:
+            score = sum(_explained_by(c, v, kind) for c, v in open_) if mistake not in found else 0
+            if score > best:
+                score -= sum(_promises_failure(c, kind) for c in passed)
+            if score > best:
+                best, chosen = score, mistake
+        if chosen is None:
             break
-        best = score
-        found.append(mistake)
-        if all(v.passed or _explained_by(c, v, combined(found)) for c, v in judged):
-            break
+        found.append(chosen)
+        open_ = [(c, v) for c, v in open_ if not _explained_by(c, v, combined(found))]
     return found
 
 
-def expectation(check: Check, kind: type[Reference]) -> Array | None:
+@lru_cache(maxsize=None)  # a process that checks many files computes what a mistake answers once
+def _expectation(check: Check, kind: type[Reference]) -> Array | None:
     try:
         with np.errstate(all="ignore"):
             return check.expected(kind) if check.expected else None
@@ -155,13 +158,19 @@ def expectation(check: Check, kind: type[Reference]) -> Array | None:
         return None
 
 
-def matches(check: Check, verdict: Verdict, says: Array) -> bool:
-    return any(check.gap(array, says) <= check.tolerance for array in verdict.arrays)
+def expectation(check: Check, kind: type[Reference]) -> Array | None:
+    """What a reference of that kind answers; None if it cannot."""
+    return _expectation(check, kind) if kind.__name__ != "Combined" else _expectation.__wrapped__(check, kind)
+
+
+def _promises_failure(check: Check, kind: type[Reference]) -> bool:
+    says, right = expectation(check, kind), expectation(check, Reference)
+    return says is None or right is None or check.gap(says, right) > 10 * check.tolerance
 
 
 def _explained_by(check: Check, verdict: Verdict, kind: type[Reference]) -> bool:
     says = expectation(check, kind)
-    return says is not None and matches(check, verdict, says)
+    return says is not None and any(check.gap(array, says) <= check.tolerance for array in verdict.arrays)
 
 
 def explained(check: Check, verdict: Verdict, found: list[type[Mistake]]) -> Verdict:

@@ -64,7 +64,7 @@ def state(module: ModuleType, case: str) -> dict[str, Any]:
     try:
         model.load_state_dict(tensors(case), strict=True)
     except Exception as error:
-        return {"shapes": shapes, "error": f"{type(error).__name__}: {error}"}
+        return {"shapes": shapes, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     stored = {n: v.double() for n, v in model.state_dict().items() if n in CASES[case].weights}
     same = all(torch.equal(v, tensors(case)[n].double()) for n, v in stored.items())
     return {"shapes": shapes, "error": None if same else "the state dict does not give back what was loaded"}

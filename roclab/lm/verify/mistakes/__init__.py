@@ -6,6 +6,8 @@ and on the others, the mistake has a name. The docstring is what the user reads;
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from roclab.lm.verify.reference import Reference
 
 
@@ -19,10 +21,11 @@ class Mistake(Reference):
         return " ".join((cls.__doc__ or "").split())
 
 
-def known() -> list[type[Mistake]]:
+@lru_cache
+def known() -> tuple[type[Mistake], ...]:
     """Every mistake, part by part."""
     from roclab.lm.verify.mistakes import attention, generation, model, parts, positions
 
     modules = (parts, attention, positions, model, generation)
     found = [c for module in modules for c in vars(module).values() if isinstance(c, type) and issubclass(c, Mistake)]
-    return [c for c in found if c.__doc__]  # the components' own base classes have none
+    return tuple(c for c in found if c.component and c.__doc__)  # the components' base classes have no text

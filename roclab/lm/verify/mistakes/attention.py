@@ -63,6 +63,23 @@ class SoftmaxOverHeads(AttentionMistake):
         return softmax(scores, 1)
 
 
+class SoftmaxOverHeadsFinite(AttentionMistake):
+    """The softmax runs over the heads (dim=1): it runs over the keys, the last dimension."""
+
+    def masked(self, scores: Array) -> Array:
+        return np.where(np.isinf(visible := super().masked(scores)), -1e30, visible)
+
+    def softmax(self, scores: Array) -> Array:
+        return softmax(scores, 1)
+
+
+class SoftmaxOverHeadsCleaned(AttentionMistake):
+    """The softmax runs over the heads (dim=1): it runs over the keys, the last dimension."""
+
+    def softmax(self, scores: Array) -> Array:
+        return np.nan_to_num(softmax(scores, 1))
+
+
 class NoSoftmax(AttentionMistake):
     """There is no softmax over the keys."""
 
@@ -150,6 +167,14 @@ class HeadsNotSplit(AttentionMistake):
 
     def split(self, x: Array, heads: int) -> Array:
         return x.reshape(x.shape[0], heads, x.shape[1], self.C)
+
+
+class QueriesNotSplit(AttentionMistake):
+    """q is viewed as (B, heads, T, C) at once: view it as (B, T, heads, C), then transpose."""
+
+    def queries_and_keys(self, q: Array, k: Array, at: str) -> tuple[Array, Array]:
+        B, H, T, C = q.shape
+        return super().queries_and_keys(q.swapaxes(1, 2).reshape(B, H, T, C), k, at)
 
 
 class HeadsInterleaved(AttentionMistake):
