@@ -57,7 +57,7 @@ def verify(
 
     checks = all_checks()
     probes, places = _distinct(checks)
-    limits = {"seconds": seconds, "total_seconds": total_seconds, "memory_mb": memory_mb}
+    limits: Any = {"seconds": seconds, "total_seconds": total_seconds, "memory_mb": memory_mb}
     try:
         if sandbox is None:
             with Sandbox() as own:

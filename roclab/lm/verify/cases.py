@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -109,7 +109,7 @@ class Dice(Case):
     """The same known logits after every token: silent layers, one embedding for all, the head's rows set."""
 
     # At shuffled places, so that a filter that mixes up sorted and unsorted order shows; the others are out of reach.
-    PROBABILITIES = {37: 0.4, 5: 0.25, 50: 0.2, 18: 0.1, 22: 0.05}
+    PROBABILITIES: ClassVar = {37: 0.4, 5: 0.25, 50: 0.2, 18: 0.1, 22: 0.05}
 
     @cached_property
     def weights(self) -> dict[str, Array]:
@@ -133,11 +133,11 @@ class Stored(Case):
         return load_file(STORED)
 
     @property
-    def weights(self) -> dict[str, Array]:  # type: ignore[override]
+    def weights(self) -> dict[str, Array]:
         return {name: self._file[name] for name in shapes(self.config)}
 
     @property
-    def ids(self) -> Array:  # type: ignore[override]
+    def ids(self) -> Array:
         return self._file["ids"]
 
     @property

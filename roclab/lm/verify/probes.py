@@ -198,11 +198,8 @@ def gradients(module: ModuleType, case: str, towards: list, directions: dict[str
     if not output.requires_grad:
         return dict.fromkeys(directions)
     (output * torch.tensor(towards)).sum().backward()
-    found = {name: p.grad for name, p in model.named_parameters()}
-    return {
-        name: None if found.get(name) is None else (found[name] * torch.tensor(d)).sum().item()
-        for name, d in directions.items()
-    }
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {n: (found[n] * torch.tensor(d)).sum().item() if n in found else None for n, d in directions.items()}
 
 
 # ---- generation

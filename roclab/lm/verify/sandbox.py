@@ -43,7 +43,7 @@ class Sandbox:
             "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
         self._pipe, end = os.pipe()
-        self._errors = open(Path(self._folder.name) / "errors", "w+")  # noqa: SIM115  (closed in __exit__)
+        self._errors = open(Path(self._folder.name) / "errors", "w+")  # closed in __exit__
         self._process = subprocess.Popen(
             [sys.executable, "-m", "roclab.lm.verify.worker", str(end)],
             stdin=subprocess.PIPE,

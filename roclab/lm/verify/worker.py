@@ -38,7 +38,9 @@ def main() -> None:
     answers = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
     os.set_inheritable(answers.fileno(), False)
     torch.set_num_threads(1)
-    torch.nn.Linear(2, 2)(torch.ones(1, 2)).sum().backward()  # what is loaded late is loaded here, once for all children
+    torch.nn.Linear(2, 2)(
+        torch.ones(1, 2)
+    ).sum().backward()  # what is loaded late is loaded here, once for all children
     with contextlib.suppress(Exception):  # orphans of a child become ours, so that none outlives its file (Linux)
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     print("ready", file=answers, flush=True)
@@ -88,7 +90,7 @@ def _lines(printed: Path) -> tuple[int, str]:
 
 
 def _listen(pipe: int, child: int, result: dict[str, Any], request: dict[str, Any], latest: float) -> str | None:
-    """Take the child's lines until it has said "done" or that the import failed; None, or why it did not come so far."""
+    """Take the child's lines until it is done or could not import the file: None; or why it did not come so far."""
     waiting, received = b"", 0
     imported = result["import"] is not None
     deadline = time.monotonic() + request["seconds"]
@@ -202,8 +204,8 @@ def _confine(request: dict[str, Any], work: Path, printed: Path, refused: list[s
     os.dup2(nowhere, 0)
     os.dup2(out, 1)
     os.dup2(nowhere, 2)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout, sys.stderr = (open(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
     sys.argv = [request["file"]]
     memory = _address_space() + (request["memory_mb"] << 20)
     cpu = int(request["seconds"] * (len(request["probes"]) + 1)) + 1
@@ -231,9 +233,9 @@ def _watch(folder: str, refused: list[str]) -> Any:
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     paths = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.symlink": 2, "os.link": 2,
              "os.truncate": 1, "os.chmod": 1, "shutil.rmtree": 1}  # fmt: skip
-    others = {"subprocess.Popen": "starting a program", "os.system": "starting a program", "os.exec": "starting a program",
-              "os.posix_spawn": "starting a program", "socket.connect": "using the network",
-              "socket.getaddrinfo": "using the network", "socket.sendto": "using the network"}  # fmt: skip
+    program, network = "starting a program", "using the network"
+    others = dict.fromkeys(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"), program)
+    others |= dict.fromkeys(("socket.connect", "socket.getaddrinfo", "socket.sendto"), network)
 
     def outside(path: Any) -> bool:
         if not isinstance(path, (str, bytes, os.PathLike)):

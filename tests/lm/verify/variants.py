@@ -4,6 +4,8 @@ An edit is (old text, new text), and the old text must stand in the file exactly
 edits that no longer fit say so. `python -m tests.lm.verify.variants` prints the table of docs/verify.md.
 """
 
+# ruff: noqa: E501  (an edit is a line of the model file, as long as it is)
+
 from __future__ import annotations
 
 import sys
@@ -384,3 +386,42 @@ RIGHT = [
     ),
     edited("generation without a cache", (STEP, "logits = self(ids)[:, -1]")),
 ]  # fmt: skip
+
+COMPACT = Path(__file__).parent / "compact.py"
+
+
+def table(progress: bool = True) -> str:
+    """Runs every variant and returns the Markdown table of docs/verify.md. Raises AssertionError if one is misjudged."""
+    import tempfile
+
+    from roclab.lm.verify import verify
+    from roclab.lm.verify.sandbox import Sandbox
+
+    rows = ["| part | mistake | checks failed | what the checker says |", "|---|---|---|---|"]
+    right = []
+    with Sandbox() as sandbox, tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "roclm_model.py"
+        for variant in [*WRONG, *RIGHT]:
+            file.write_text(variant.source(), encoding="utf-8")
+            report = verify(file, sandbox=sandbox)
+            failed = report["checks_total"] - report["checks_passed"]
+            if variant.component:
+                told = report["diagnosis"]
+                assert told, variant.name
+                assert told["component"] == variant.component, (variant.name, told)
+                hint = told["hint"].removeprefix(f"{variant.component}: ").replace("|", "\\|")
+                rows.append(f"| {variant.component} | {variant.name} | {failed} | {hint} |")
+            else:
+                assert report["passed"], (variant.name, report["diagnosis"])
+                right.append(variant.name)
+            if progress:
+                print(f"{variant.component or 'right'}: {variant.name}", file=sys.stderr)
+        assert verify(COMPACT, sandbox=sandbox)["passed"], COMPACT
+        right.append("another style throughout (`tests/lm/verify/compact.py`)")
+    checks = report["checks_total"]
+    head = f"{len(WRONG)} wrong variants, each caught and its part named ({checks} checks each):\n\n"
+    return head + "\n".join(rows) + f"\n\n{len(right)} right ones, each passed: {'; '.join(right)}.\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -159,7 +159,7 @@ class FrequenciesReversed(RopeMistake):
 
 
 class PositionsReversed(RopeMistake):
-    """The angles run backwards: positions are counted from the end, or cos and sin are exchanged where they are made."""
+    """The angles run backwards: positions are counted from the end, or cos and sin are swapped where they are made."""
 
     def positions(self, T: int) -> Array:
         return np.arange(T)[::-1]
