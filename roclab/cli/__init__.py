@@ -14,7 +14,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import lm, verify, vision
+from roclab.cli import errors, lm, report, verify, vision
 from roclab.errors import RocLabError
 
 app = typer.Typer(
@@ -24,10 +24,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+lm.app.command("verify")(verify.verify)
 app.add_typer(lm.app, name="lm")
+vision.app.command("errors")(errors.errors)
 app.add_typer(vision.app, name="vision")
 app.command("pull")(lm.pull)
-lm.app.command("verify")(verify.verify)
+app.command("report")(report.report)
+app.command("handin")(report.handin)
 
 
 def _version(wanted: bool) -> None:
