@@ -22,11 +22,13 @@ def verify(
 
     Example: roclab lm verify roclm_model.py --json
     """
+    from rich.console import Console
+
     from roclab.lm import verify as checker
 
-    report = checker.verify(
-        file or checker.OURS, seconds=seconds, total_seconds=total_seconds, memory_mb=memory_mb
-    )  # fmt: skip
+    file = file or checker.OURS
+    with Console(stderr=True).status(f"checking {file.name}"):  # some seconds, most of them torch's import
+        report = checker.verify(file, seconds=seconds, total_seconds=total_seconds, memory_mb=memory_mb)
     if as_json:
         print(json.dumps(report, ensure_ascii=False, allow_nan=False))
     else:
@@ -57,10 +59,16 @@ def show(report: dict[str, Any]) -> None:
         mark = "[green]ok[/]" if check["passed"] else "[red]FAILED[/]"
         table.add_row(mark, escape(check["name"]), *numbers)
     console.print(table)
-    failed = [c for c in report["checks"] if not c["passed"] and c not in not_run]
-    for check in failed:
-        console.print(f"\n{escape(check['name'])}", style="bold", soft_wrap=True)
-        for key in ("expected", "found", "hint"):
-            console.print(f"  {key:9}{escape(check[key])}", soft_wrap=True)
+    failed: dict[str, list[dict[str, Any]]] = {}  # by hint: one fault is told once, with all that follows from it
+    for check in report["checks"]:
+        if not check["passed"] and check not in not_run:
+            failed.setdefault(check["hint"], []).append(check)
+    for hint, (first, *others) in failed.items():
+        console.print(f"\n{escape(first['name'])}", style="bold", soft_wrap=True)
+        for key in ("expected", "found"):
+            console.print(f"  {key:9}{escape(first[key])}", soft_wrap=True)
+        console.print(f"  hint     {escape(hint)}", soft_wrap=True)
+        if others:
+            console.print(f"  so too   {escape('; '.join(c['name'] for c in others))}", style="dim", soft_wrap=True)
     if not_run:
         console.print(f"\n{len(not_run)} checks were not run.")

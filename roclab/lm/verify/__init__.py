@@ -120,13 +120,18 @@ def _manners(path: Path, ran: dict[str, Any]) -> list[dict[str, Any]]:
     when = "while it is imported" if lines == at_import else "while it runs"
     printed = f"the file prints {lines} line{'s' * (lines != 1)} {when}: {ran['printed'].get('first', '')!r}"
     touched = [*ran["refused"], *(f"writing {name}" for name in ran["left"])]
-    return [
+    manners = [
         result("can be imported", "it defines its names and ends", error, f"the file cannot be used: {error}"),
         result("prints nothing", "no output", printed if lines else "",
                f"{printed}; move it below if __name__ == '__main__', or take it out"),
         result("touches nothing", "no files, programs or network", "; ".join(touched[:5]),
                f"the file does what a model has no need of: {'; '.join(touched[:5])}"),
     ]  # fmt: skip
+    if error:  # what never ran has not passed
+        for other in manners[1:]:
+            if other["passed"]:
+                other.update(passed=False, found="not run", hint="not run: the file cannot be imported")
+    return manners
 
 
 def _result(check: Check, verdict: Verdict | None) -> dict[str, Any]:

@@ -215,6 +215,8 @@ def _confine(request: dict[str, Any], work: Path, printed: Path, refused: list[s
     ):  # fmt: skip
         with contextlib.suppress(ValueError, OSError):  # macOS knows no limit of the address space
             resource.setrlimit(what, (limit, limit))
+    with contextlib.suppress(Exception):  # if the worker is killed, so is this process (Linux)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
     for signal_ in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_, signal.SIG_DFL)
     sys.addaudithook(_watch(str(work.parent) + os.sep, refused))

@@ -89,6 +89,12 @@ def test_every_edit_fits_the_model_file():
     assert {v.component for v in variants.WRONG} == set(COMPONENTS) - {"file"}
 
 
+def test_the_document_tells_of_every_variant():
+    text = (Path(__file__).parents[3] / "docs" / "verify.md").read_text(encoding="utf-8")
+    for variant in [*variants.WRONG, *variants.RIGHT]:
+        assert f"{variant.component} | {variant.name} |" in text or (not variant.component and variant.name in text)
+
+
 def test_two_mistakes_at_once_are_both_told(check):
     by = {v.name: v for v in variants.WRONG}
     source = by["gelu"].source()
