@@ -14,7 +14,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import lm, vision
+from roclab.cli import lm, study, vision
 from roclab.errors import RocLabError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(lm.app, name="lm")
 app.add_typer(vision.app, name="vision")
 app.command("pull")(lm.pull)
+lm.app.command("study")(study.study)
 
 
 def _version(wanted: bool) -> None:
