@@ -40,7 +40,7 @@ _DECLINES = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-_ARGUMENT = {
+_ARGUMENT: dict[str, Any] = {
     "regex": str, "absent": str, "number": (int, float), "choice": list, "lines": list, "words": list,
     "sentences": list, "json": dict, "python": dict, "declines": bool,
 }  # fmt: skip
@@ -102,7 +102,7 @@ def _complaint(check: Mapping[str, Any], answer: str) -> str | None:
         count = {"lines": _lines, "words": _words, "sentences": _sentences}[kind](answer)
         least, most = argument
         wanted = str(least) if least == most else f"{least}–{most}"
-        return None if least <= count <= most else f"{count} {kind}; {wanted} are asked"
+        return None if least <= count <= most else f"{kind}: {count}, asked are {wanted}"
     if kind == "json":
         return _json_complaint(argument, answer)
     if kind == "python":
