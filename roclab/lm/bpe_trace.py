@@ -9,8 +9,8 @@
 
 Ids are those of the `tokenizers` library, exactly. Its rules, for byte-level vocabularies: the text is normalized and
 cut into pieces; a piece begins as its bytes; as long as two neighbours have a merge rule, the rule learned first
-(lowest rank) is applied, at its leftmost place (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword
-Units"; on bytes: Radford et al. 2019).
+(lowest rank) is applied, at its leftmost place (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with
+Subword Units"; on bytes: Radford et al. 2019).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ A question's `checks` is a list of objects, all of which must hold; none means t
     {"lines": [low, high]}             lines that are not blank; likewise "words" and "sentences"
     {"json": {key: value, …}}          a JSON object with exactly these keys and values
     {"python": {"defines": […], "uses": […]}}   Python by `ast`: functions or classes of these names, syntax of these
-                                       kinds (ListComp, For, …). The code is parsed, never run: a pass says that it is
-                                       Python of the right form, not that it is right.
-    {"declines": true}                 the answer says that it does not know, or asks for what is missing
+                                       kinds (ListComp, "If|For": one of them). The code is parsed, never run: a pass
+                                       says that it is Python of the right form, not that it is right.
+    {"declines": true}                 the answer's beginning says that it does not know, or asks for what is missing
 
 A rule reads form and key words. It passes some wrong answers and fails some right ones; the transcripts show which.
 """
@@ -40,6 +40,7 @@ _DECLINES = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
+BEGINNING = 250  # characters in which an answer declines; far down a ramble the words mean little
 _ARGUMENT: dict[str, Any] = {
     "regex": str, "absent": str, "number": (int, float), "choice": list, "lines": list, "words": list,
     "sentences": list, "json": dict, "python": dict, "declines": bool,
@@ -107,7 +108,8 @@ def _complaint(check: Mapping[str, Any], answer: str) -> str | None:
         return _json_complaint(argument, answer)
     if kind == "python":
         return _python_complaint(argument, answer)
-    return None if bool(_DECLINES.search(answer)) == argument else "claims to know"
+    declines = bool(_DECLINES.search(answer[:BEGINNING]))
+    return None if declines == argument else "declines" if declines else "claims to know"
 
 
 def _lines(text: str) -> int:
@@ -149,7 +151,7 @@ def _python_complaint(wanted: Mapping[str, Sequence[str]], answer: str) -> str |
     if missing := [name for name in wanted.get("defines", ()) if name not in defined]:
         return f"does not define {', '.join(missing)}"
     used = {type(n).__name__ for n in nodes}
-    if missing := [name for name in wanted.get("uses", ()) if name not in used]:
+    if missing := [names for names in wanted.get("uses", ()) if used.isdisjoint(names.split("|"))]:
         return f"holds no {', '.join(missing)}"
     return None
 
