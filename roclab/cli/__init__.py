@@ -14,7 +14,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import lm, study, vision
+from roclab.cli import lm, study, tokenizer, vision
 from roclab.errors import RocLabError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(lm.app, name="lm")
 app.add_typer(vision.app, name="vision")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.command("pull")(lm.pull)
 lm.app.command("study")(study.study)
 
