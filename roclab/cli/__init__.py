@@ -14,7 +14,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import errors, lm, report, verify, vision
+from roclab.cli import errors, lm, report, study, tokenizer, verify, vision
 from roclab.errors import RocLabError
 
 app = typer.Typer(
@@ -28,9 +28,11 @@ lm.app.command("verify")(verify.verify)
 app.add_typer(lm.app, name="lm")
 vision.app.command("errors")(errors.errors)
 app.add_typer(vision.app, name="vision")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.command("pull")(lm.pull)
 app.command("report")(report.report)
 app.command("handin")(report.handin)
+lm.app.command("study")(study.study)
 
 
 def _version(wanted: bool) -> None:

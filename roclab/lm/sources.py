@@ -48,6 +48,7 @@ SHORT_NAMES: dict[str, Package | str] = {
 
 # Everything a model needs, and no second copy of the weights in another format.
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+_HUB_TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 _NOT_HUB_FILES = ["*/*", "consolidated*.safetensors"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?(@[\w./-]+)?")
 
@@ -104,7 +105,13 @@ def _install(name: str, package: Package, say: Callable[[str], None]) -> Path:
     return path
 
 
-def _from_hub(source: str, say: Callable[[str], None]) -> Path:
+def tokenizer_from_hub(source: str, say: Callable[[str], None] = lambda _: None) -> Path:
+    """A folder with the tokenizer of a Hub repository (`owner/name`, `@revision` if wanted); its weights stay there.
+    Raises RocLabError as `locate` does."""
+    return _from_hub(source, say, _HUB_TOKENIZER)
+
+
+def _from_hub(source: str, say: Callable[[str], None], files: list[str] = _HUB_FILES) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -116,9 +123,7 @@ def _from_hub(source: str, say: Callable[[str], None]) -> Path:
         if file:
             return Path(hf_hub_download(repo_id, file[0], revision=revision or None))
         return Path(
-            snapshot_download(
-                repo_id, revision=revision or None, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES
-            )
+            snapshot_download(repo_id, revision=revision or None, allow_patterns=files, ignore_patterns=_NOT_HUB_FILES)
         )
     except LocalEntryNotFoundError:
         raise RocLabError(

@@ -280,6 +280,11 @@ class Tokenizer:
             raise RocLabError(f"{self.origin}: the chat template fails: {reason}") from None
 
     @property
+    def definition(self) -> Mapping[str, Any]:
+        """What the library was built from: a tokenizer.json's content, the control tokens under their inner names."""
+        return self._definition
+
+    @property
     def has_thinking(self) -> bool:
         """Whether the template knows a thinking mode that can be switched."""
         return "enable_thinking" in (self.chat_template or "")

@@ -1,0 +1,158 @@
+"""The lab's folder, whole or not at all: notebook, page, text, facts and figures for one student ID."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from roclab.errors import RocLabError
+from roclab.lm.bpe_trace import Tracer
+from roclab.runs import track, write_json, write_whole
+from roclab.tokenizer_lab import notebook
+from roclab.tokenizer_lab.analysis import analyse, bars, check_student_id, open_tokenizers, readable_text, sentences
+
+NOTEBOOK = "Tokenizer_Lab.ipynb"
+FILES = {NOTEBOOK, "Tokenizer_Lab.html", "lab.md", "lab.json", "figures"}
+
+
+def write_lab(
+    student_id: str, out: str | os.PathLike, qwen3: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Execute the lab for an ID and write its folder; returns lab.json's content.
+
+    lab.json: {"student_id", "tokenizers": name → facts, "missing": name → why, "sentences": [{"text", "topic",
+    "tokenizer", "evidence"}], "figures"}. Raises RocLabError for an ID that is none, a tokenizer that cannot be
+    opened, or a folder that holds something else than a lab."""
+    out = Path(out)
+    check_student_id(student_id)
+    _check_folder(out)
+    notebook.require()
+    tokenizers = open_tokenizers(qwen3, say)
+    for reason in tokenizers.missing.values():
+        say(reason)
+    tracers = {name: Tracer(tokenizer) for name, tokenizer in tokenizers.found.items()}
+    facts = {name: analyse(student_id, tracer) for name, tracer in tracers.items()}
+    lab: dict[str, Any] = {
+        "student_id": student_id,
+        "tokenizers": facts,
+        "missing": tokenizers.missing,
+        "sentences": sentences(student_id, facts),
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
+    except OSError as error:
+        raise RocLabError(f"cannot write {out}: {error.strerror}") from None
+    try:
+        lab["figures"] = _draw(made, student_id, tracers, facts)
+        write_json(made / "lab.json", lab)
+        write_whole(made / "lab.md", _text(lab))
+        pages = notebook.build(student_id)
+        # The kernel opens what we opened. A path of this machine does not enter the notebook, which may be handed in.
+        environment = {"ROCLAB_QWEN3": _absolute(qwen3)} if qwen3 else {}
+        if shared := os.environ.get("ROCLAB_SHARED_DATA", "../shared/data"):
+            environment["ROCLAB_SHARED_DATA"] = str(Path(shared).resolve())
+        notebook.execute(pages, made, environment, lambda cells: track(cells, "cells"))
+        import nbformat
+
+        write_whole(made / NOTEBOOK, nbformat.writes(pages) + "\n")
+        write_whole(made / "Tokenizer_Lab.html", notebook.to_html(pages, f"Tokenizer lab: {student_id}"))
+        _put(made, out)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return lab
+
+
+def _absolute(name: str) -> str:
+    """A path that means the same in another folder; a Hub id stays."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise RocLabError(f"{out} is a file: choose a folder")
+    if out.is_dir() and (others := sorted({entry.name for entry in out.iterdir()} - FILES)):
+        raise RocLabError(f"{out} holds something else than a lab ({others[0]}): choose another folder")
+
+
+def _put(made: Path, out: Path) -> None:
+    """The finished folder takes its name; an older lab under it goes."""
+    umask = os.umask(0)
+    os.umask(umask)
+    made.chmod(0o777 & ~umask)  # mkdtemp makes folders that only their owner reads
+    if not out.exists():
+        os.replace(made, out)
+        return
+    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".old"))
+    os.replace(out, aside / "old")
+    try:
+        os.replace(made, out)
+    except BaseException:
+        os.replace(aside / "old", out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _draw(
+    folder: Path, student_id: str, tracers: Mapping[str, Tracer], facts: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    from roclab.tokenizer_lab import figures
+
+    pictures = {"vocabulary.png": figures.vocabulary_lengths({n: f["token_lengths"] for n, f in facts.items()})}
+    for name, fact in facts.items():
+        rows = [(label, variant["tokens"], variant["ids"]) for label, variant in fact["variants"].items()]
+        tracer, sentence = tracers[name], fact["variants"]["in a sentence"]["text"]
+        pictures |= {
+            f"variants-{name}.png": figures.token_strips(f"{name}: the ID and its variants", rows),
+            f"merges-{name}.png": figures.merge_tree(
+                f"{name}: how the bytes of the ID grow together", tracer.trace(student_id)
+            ),
+            f"merges-sentence-{name}.png": figures.merge_tree(f"{name}: the ID in a sentence", tracer.trace(sentence)),
+            f"coverage-{name}.png": figures.coverage_triangle(
+                f"{name}: which substrings of the ID are one token", fact["normalized"], fact["coverage"]
+            ),
+        }
+    for file, data in pictures.items():
+        write_whole(folder / "figures" / file, data)
+    return [f"figures/{file}" for file in pictures]
+
+
+def _text(lab: Mapping[str, Any]) -> str:
+    """lab.md: a table of the variants and the sentences. What comes from the ID stands in code spans."""
+    lines = ["# Tokenizer lab", "", f"Student ID: {_code(lab['student_id'])}", ""]
+    for name, fact in lab["tokenizers"].items():
+        lines += [f"## {name}", "", "| text | tokens | split | ids |", "|---|---|---|---|"]
+        for variant in fact["variants"].values():
+            ids = " ".join(map(str, variant["ids"]))
+            cells = (
+                _code(readable_text(variant["text"])),
+                str(len(variant["tokens"])),
+                _code(bars(variant["tokens"])),
+                ids,
+            )
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines += ["", *(f"- {_escape(s['text'])}" for s in lab["sentences"] if s["tokenizer"] == name), ""]
+    together = [f"- {_escape(s['text'])}" for s in lab["sentences"] if s["tokenizer"] is None]
+    together += [f"- {_escape(reason)}" for reason in lab["missing"].values()]
+    if together:
+        lines += ["## Together", "", *together, ""]
+    return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    ticks = "`"
+    while ticks in text:
+        ticks += "`"
+    return f"{ticks} {text} {ticks}" if "`" in text or text.startswith(" ") or text.endswith(" ") else f"`{text}`"
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown and HTML leave as it is."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|~$&" else c for c in text)
