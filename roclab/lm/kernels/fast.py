@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 import weakref
 from collections.abc import Sequence as Items
@@ -24,11 +25,14 @@ from torch import Tensor
 
 from roclab.errors import RocLabError
 from roclab.lm.checkpoints import Checkpoint
+from roclab.lm.kernels.batch import Costs, FastBatch, common_length
 from roclab.lm.kernels.build import Shape, load_library
 from roclab.lm.kernels.pack import GROUP, KINDS, TILE, blocks_of, why_not
 from roclab.lm.model import rope_frequencies
 
 MAX_ROWS = 128  # tokens a call: enough to compute rather than to wait for weights, few enough for the caches
+KEPT = 4  # finished texts whose caches are kept for the next ones
+REUSE_FROM = 8  # tokens in common
 SPAN = 32  # positions are kept in runs of 32 (attention.h)
 
 _MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
@@ -52,13 +56,22 @@ class Sequence:
         """Forget all but the first `length` tokens."""
         del self.ids[length:]
 
+    def grown(self, model: FastRocLM, capacity: int) -> Sequence:
+        """A copy with more room."""
+        larger = Sequence(model, capacity)
+        heads = model.config.num_hidden_layers * 2 * model.config.num_key_value_heads
+        used = -(-len(self.ids) // SPAN) * SPAN * model.config.head_dim  # both layouts begin with the first positions
+        larger._buffer.reshape(heads, -1)[:, :used] = self._buffer.reshape(heads, -1)[:, :used]
+        larger.ids = list(self.ids)
+        return larger
+
 
 class FastRocLM:
     """A checkpoint's model on the kernels.
 
     `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already. `exact`: activations
     stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest to the dequantized model.
-    `threads`: None finds out which number is fastest. Raises RocLabError if the kernels cannot take the checkpoint or
+    `threads`: None finds out which number is fastest. `guessing`: prompt lookup (batch.py); it changes no token. Raises RocLabError if the kernels cannot take the checkpoint or
     cannot be compiled, CheckpointError as `Checkpoint.load_model` does.
     """
 
@@ -70,6 +83,7 @@ class FastRocLM:
         exact: bool = False,
         path: str | None = None,
         threads: int | None = None,
+        guessing: bool = True,
     ):
         library = load_library(path)
         if library is None:
@@ -78,7 +92,11 @@ class FastRocLM:
             raise RocLabError(f"{checkpoint.path}: not for the fast kernels: {reason}")
         self.library, self.path = library, library.path
         self.config = config = checkpoint.config
+        self.device = torch.device("cpu")
         self.weight_bytes = 0  # read for every token
+        self.guessing, self.costs = guessing, Costs()
+        self._lock = threading.RLock()  # one call at a time: the working space is one
+        self._idle: list[Sequence] = []  # what was said last, oldest first
         self._kept: list[Tensor] = []  # vectors the C side points at
         shape = Shape(
             config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
@@ -173,17 +191,47 @@ class FastRocLM:
         for start in range(0, len(tokens), MAX_ROWS):
             end = min(start + MAX_ROWS, len(tokens))
             rows = np.array([o - start for o in outputs[done:] if o < end], np.int32)
-            failed = self.library.roclm_forward(
-                self._handle, end - start, token_array[start:].ctypes.data, position_array[start:].ctypes.data,
-                address_array[start:].ctypes.data, capacity_array[start:].ctypes.data, len(rows), rows.ctypes.data,
-                logits[done:].data_ptr(),
-            )  # fmt: skip
+            with self._lock:
+                failed = self.library.roclm_forward(
+                    self._handle, end - start, token_array[start:].ctypes.data, position_array[start:].ctypes.data,
+                    address_array[start:].ctypes.data, capacity_array[start:].ctypes.data, len(rows),
+                    rows.ctypes.data, logits[done:].data_ptr(),
+                )  # fmt: skip
             if failed:
                 raise RocLabError("not enough memory for the attention scores")
             done += len(rows)
         for sequence, ids, _ in work:
             sequence.ids += ids
         return logits[:, : self.config.vocab_size]
+
+    def __call__(self, input_ids: Tensor, logits_to_keep: int = 0) -> Tensor:
+        """Logits (B, n, V) of whole texts (B, T), as of the readable model; n = T where `logits_to_keep` is 0."""
+        kept = logits_to_keep or input_ids.shape[1]
+        work = [(self.new_sequence(len(ids)), ids, kept) for ids in input_ids.tolist()]
+        return self.forward(work).view(len(work), kept, -1)
+
+    def open_batch(self, prompts: Items[Items[int]], new_tokens: int) -> FastBatch:
+        """For `roclab.lm.engine`."""
+        return FastBatch(self, prompts, new_tokens)
+
+    def take_sequence(self, prompt: Items[int], capacity: int) -> Sequence:
+        """A sequence with room for `capacity` tokens that holds as much of the prompt as an earlier text has left; at
+        least the prompt's last token remains to be read, for its logits."""
+        with self._lock:
+            shared = [min(common_length(s.ids, prompt), len(prompt) - 1) for s in self._idle]
+            if not shared or max(shared) < REUSE_FROM:
+                # Room for more than is asked: the next turn of a chat goes on in it. Untouched memory costs nothing.
+                ample = min(max(2 * capacity, 1024), self.config.max_position_embeddings)
+                return self.new_sequence(max(capacity, ample))
+            best = max(range(len(shared)), key=shared.__getitem__)
+            sequence = self._idle.pop(best)
+        sequence.cut(shared[best])
+        return sequence if sequence.capacity >= capacity else sequence.grown(self, 2 * capacity)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """The text is finished; another may begin like it."""
+        with self._lock:
+            self._idle = [*self._idle, sequence][-KEPT:]
 
     def _choose_threads(self) -> int:
         """The fastest number of threads for writing, found by trying: powers of two up to the cores we may use, each
