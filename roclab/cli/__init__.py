@@ -14,7 +14,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import lm, vision
+from roclab.cli import errors, lm, report, vision
 from roclab.errors import RocLabError
 
 app = typer.Typer(
@@ -25,8 +25,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lm.app, name="lm")
+vision.app.command("errors")(errors.errors)
 app.add_typer(vision.app, name="vision")
 app.command("pull")(lm.pull)
+app.command("report")(report.report)
+app.command("handin")(report.handin)
 
 
 def _version(wanted: bool) -> None:
