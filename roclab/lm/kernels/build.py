@@ -46,11 +46,17 @@ PATHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 class Shape(ctypes.Structure):
     """`shape` of roclm.c."""
 
-    _fields_ = [  # noqa: RUF012  (ctypes wants it so)
+    _fields_ = [
         *((name, ctypes.c_int32) for name in ("vocab", "hidden", "intermediate", "layers", "heads", "kv_heads",
                                               "head_dim", "max_rows", "exact")),
         ("eps", ctypes.c_float),
     ]  # fmt: skip
+
+
+class Library(ctypes.CDLL):
+    """The kernels compiled for `path`."""
+
+    path = ""
 
 
 def available_paths() -> list[str]:
@@ -92,7 +98,7 @@ def find_compiler() -> list[str] | None:
 
 
 @functools.cache
-def load_library(path: str | None = None) -> ctypes.CDLL | None:
+def load_library(path: str | None = None) -> Library | None:
     """The compiled kernels for a path of PATHS, or for the best one this processor has; None where no compiler is
     found or `ROCLAB_KERNELS=torch` says so. Raises RocLabError if a path is asked for by name and cannot be had."""
     wanted = path or os.environ.get("ROCLAB_KERNELS") or None
@@ -112,7 +118,7 @@ def load_library(path: str | None = None) -> ctypes.CDLL | None:
             return None
         raise RocLabError(f"kernels {wanted!r}: no C compiler here; install one, or pip install 'roclab[fast]'")
     try:
-        library = _declare(ctypes.CDLL(str(_compiled(chosen, compiler))))
+        library = _declare(Library(str(_compiled(chosen, compiler))))
     except OSError as error:
         if wanted is None:
             return None
@@ -151,7 +157,7 @@ def _compiled(path: str, compiler: list[str]) -> Path:
     return library
 
 
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+def _declare(library: Library) -> Library:
     """The argument types of what roclm.c exports."""
     pointer, whole, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
     for name, result, arguments in (

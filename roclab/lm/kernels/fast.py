@@ -71,8 +71,10 @@ class FastRocLM:
 
     `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already. `exact`: activations
     stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest to the dequantized model.
-    `threads`: None finds out which number is fastest. `guessing`: prompt lookup (batch.py); it changes no token. Raises RocLabError if the kernels cannot take the checkpoint or
-    cannot be compiled, CheckpointError as `Checkpoint.load_model` does.
+    `threads`: None finds out which number is fastest. `guessing`: prompt lookup (batch.py); it changes no token.
+
+    Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, CheckpointError as
+    `Checkpoint.load_model` does.
     """
 
     def __init__(
@@ -150,8 +152,6 @@ class FastRocLM:
         if (full := f"{name}.bias") in stored:
             vector = torch.zeros(padded)
             vector[:rows] = checkpoint.tensor(stored[full], torch.float32)
-            if order is not None:
-                pass  # checkpoint.tensor has put them in order already
             self._kept.append(vector)
             bias = vector.data_ptr()
         arguments = (KINDS[kind], rows, columns, tiles, bias)
