@@ -12,7 +12,7 @@ import typer
 from roclab.errors import DataError, RocLabError
 
 if TYPE_CHECKING:
-    from roclab.lm.model import RocLMForCausalLM
+    from roclab.lm.engine import LanguageModel
     from roclab.lm.tokenizer import Tokenizer
 
 app = typer.Typer(help="RocLM, the language model.", no_args_is_help=True)
@@ -26,6 +26,13 @@ TOKENIZER = typer.Option(
 )
 DTYPE = typer.Option("float32", "--dtype", help="float32, bfloat16 or float16.")
 DEVICE = typer.Option("auto", "--device", help="cpu, cuda, cuda:1, mps, …; auto takes a GPU where there is one.")
+ENGINE = typer.Option("auto", "--engine", help="fast (quantized CPU kernels), torch, or auto: fast where it fits.")
+EVALUATION_ENGINE = typer.Option("torch", "--engine", help="torch, the exact one; or fast, to see what it loses.")
+QUANTIZE = typer.Option(None, "--quantize", help="Round float weights to int8 or int4, for the fast engine.")
+FLOAT_ACTIVATIONS = typer.Option(
+    False, "--float-activations", help="Fast engine: no rounding of activations to int8; slower, nearest to torch."
+)
+THREADS = typer.Option(None, "--threads", min=1, max=64, help="Fast engine: by default the fastest number is found.")
 TEMPERATURE = typer.Option(0.0, "--temperature", "-t", help="0 takes the most likely token.")
 TOP_K = typer.Option(0, "--top-k", help="Choose among the k most likely tokens; 0: all.")
 TOP_P = typer.Option(1.0, "--top-p", help="Choose among the most likely tokens that make up this probability.")
@@ -72,6 +79,10 @@ def generate(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object (a batch: one a line) at the end."),
     dtype: str = DTYPE,
     device: str = DEVICE,
+    engine: str = ENGINE,
+    quantize: str = QUANTIZE,
+    float_activations: bool = FLOAT_ACTIVATIONS,
+    threads: int = THREADS,
 ) -> None:
     """Continue a text, or answer a question with --chat.
 
@@ -93,7 +104,9 @@ def generate(
     ):
         if given and not there:
             raise RocLabError(f"{flag} needs {needs}")
-    language_model, tokenizer, load_seconds = _load(model, tokenizer_path, dtype, device)
+    language_model, tokenizer, load_seconds = _load(
+        model, tokenizer_path, dtype, device, engine, quantize, float_activations, threads
+    )
     if chat:
         _check_thinking(tokenizer, enable_thinking)
         start = [{"role": "system", "content": system}] if system else []
@@ -159,6 +172,10 @@ def chat(
     seed: int = SEED,
     dtype: str = DTYPE,
     device: str = DEVICE,
+    engine: str = ENGINE,
+    quantize: str = QUANTIZE,
+    float_activations: bool = FLOAT_ACTIVATIONS,
+    threads: int = THREADS,
 ) -> None:
     """Talk to a model. /help inside lists the commands; ctrl-c cuts a reply short, ctrl-d ends.
 
@@ -173,7 +190,9 @@ def chat(
         seed=seed, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     enable_thinking = _thinking(thinking)
-    language_model, tokenizer, _ = _load(model, tokenizer_path, dtype, device)
+    language_model, tokenizer, _ = _load(
+        model, tokenizer_path, dtype, device, engine, quantize, float_activations, threads
+    )
     _check_thinking(tokenizer, enable_thinking)
     conversation = Conversation(language_model, tokenizer, params, system=system, thinking=enable_thinking)
     loop = ChatLoop(conversation, model)
@@ -197,6 +216,10 @@ def evaluate(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
     dtype: str = DTYPE,
     device: str = DEVICE,
+    engine: str = EVALUATION_ENGINE,
+    quantize: str = QUANTIZE,
+    float_activations: bool = FLOAT_ACTIVATIONS,
+    threads: int = THREADS,
 ) -> None:
     """Perplexity and bits per byte of a text under a model.
 
@@ -206,7 +229,9 @@ def evaluate(
     from roclab.runs import track
 
     content = read_text(text, max_bytes)
-    language_model, tokenizer, _ = _load(model, tokenizer_path, dtype, device)
+    language_model, tokenizer, _ = _load(
+        model, tokenizer_path, dtype, device, engine, quantize, float_activations, threads
+    )
     started = time.perf_counter()
     score = evaluate_text(
         language_model, tokenizer, content, window=window, stride=stride, progress=lambda w: track(w, "windows")
@@ -221,11 +246,21 @@ def evaluate(
         typer.echo(f"protocol       {score.protocol}")
 
 
-def _load(name: str, tokenizer_path: Path | None, dtype: str, device: str) -> tuple[RocLMForCausalLM, Tokenizer, float]:
+def _load(
+    name: str,
+    tokenizer_path: Path | None,
+    dtype: str,
+    device: str,
+    engine: str = "torch",
+    quantize: str | None = None,
+    exact: bool = False,
+    threads: int | None = None,
+) -> tuple[LanguageModel, Tokenizer, float]:
     """Model, tokenizer and the seconds it took to open them; importing torch is not counted."""
     import torch
 
     from roclab.lm.checkpoints import open_checkpoint
+    from roclab.lm.kernels.choose import open_model
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
@@ -239,7 +274,9 @@ def _load(name: str, tokenizer_path: Path | None, dtype: str, device: str) -> tu
     started = time.perf_counter()
     checkpoint = open_checkpoint(name, say)
     tokenizer = checkpoint.load_tokenizer(tokenizer_path)
-    model = checkpoint.load_model(dtypes[dtype], device)
+    model = open_model(
+        checkpoint, engine, dtype=dtypes[dtype], device=device, quantize=quantize, exact=exact, threads=threads
+    )
     return model, tokenizer, time.perf_counter() - started
 
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from roclab.errors import RocLabError
-from roclab.lm.engine import Timings, stream
-from roclab.lm.model import RocLMForCausalLM
+from roclab.lm.engine import LanguageModel, Timings, stream
 from roclab.lm.sampling import SamplingParams
 from roclab.lm.tokenizer import Tokenizer
 
@@ -39,7 +38,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: RocLMForCausalLM,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         params: SamplingParams | None = None,
         *,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -93,6 +94,17 @@ class Checkpoint(ABC):
     def load_model(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> RocLMForCausalLM:
         """The model with this checkpoint's weights, in eval mode. Raises CheckpointError that names a tensor which is
         missing, unknown or of the wrong shape (with both shapes)."""
+        model, stored_names = self.checked()
+        for name, stored in stored_names.items():
+            module_name, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module_name), leaf, nn.Parameter(self.tensor(stored, dtype).to(device)))
+        if self.config.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return model.to(device).eval()  # the buffers follow to the device
+
+    def checked(self) -> tuple[RocLMForCausalLM, dict[str, str]]:
+        """The model without memory for its weights (on torch's meta device), and for each parameter the name of its
+        tensor here, after every tensor's shape was checked. Raises CheckpointError as `load_model` does."""
         layers = self.config.num_hidden_layers
         if (last := f"model.layers.{layers - 1}.input_layernorm.weight") not in self.names():
             # Looked at first: a damaged count could ask for a billion layers.
@@ -105,12 +117,7 @@ class Checkpoint(ABC):
             model = RocLMForCausalLM(self.config)
         # named_parameters lists shared parameters once: a tied head is the embedding and needs no tensor.
         wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        for name, stored in self._stored_names(wanted).items():
-            module_name, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module_name), leaf, nn.Parameter(self.tensor(stored, dtype).to(device)))
-        if self.config.tie_word_embeddings:
-            model.lm_head.weight = model.model.embed_tokens.weight
-        return model.to(device).eval()  # the buffers follow to the device
+        return model, self._stored_names(wanted)
 
     def _stored_names(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
         """Parameter name → the name of its tensor here, after every tensor was checked."""
@@ -393,16 +400,29 @@ class GGUFCheckpoint(Checkpoint):
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         tensor = self.file.load(self._gguf_name[name], dtype)
+        order = self.row_order(name)
+        return tensor if order is None else tensor[order]
+
+    def blocks(self, name: str) -> tuple[str, np.ndarray]:
+        """The tensor's block type and its blocks as they lie in the file, uint8 (blocks, bytes of a block); their rows
+        are those of `tensor` only after `row_order`."""
+        stored = self._gguf_name[name]
+        return self.file.tensors[stored].type.name, self.file.raw(stored)
+
+    def row_order(self, name: str) -> Tensor | None:
+        """Which row of the file's tensor is each of our rows; None if they are the same.
+
+        Files of Llama pair neighbouring rows (2i, 2i + 1) of each head for RoPE; RocLM pairs i with i + C/2.
+        """
         if self.file.metadata["general.architecture"] in ("llama", "mistral"):
-            # These files pair neighbouring rows (2i, 2i + 1) of each head for RoPE; RocLM pairs i with i + C/2.
             for proj, heads in (
                 ("q_proj", self.config.num_attention_heads),
                 ("k_proj", self.config.num_key_value_heads),
             ):
                 if f".{proj}." in name:
-                    pairs = tensor.view(heads, self.config.head_dim // 2, 2, *tensor.shape[1:])
-                    return pairs.transpose(1, 2).reshape(tensor.shape)
-        return tensor
+                    rows = torch.arange(heads * self.config.head_dim)
+                    return rows.view(heads, self.config.head_dim // 2, 2).transpose(1, 2).reshape(-1)
+        return None
 
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_gguf(self.file.metadata, str(self.path))

@@ -8,6 +8,9 @@
 A prompt's greedy output is the same alone and in any batch (float32). A batch adds the same numbers in another order,
 which moves logits in their last digits; where the two best tokens lie closer than NEAR_TIE that could decide, so such
 a step is settled by a pass over that row's tokens alone, which does not know its batch-mates.
+
+What computes the logits is a `Batch`: the readable model on torch (`TorchBatch`), on any device, or the compiled
+kernels (`roclab.lm.kernels.fast`), whose rows never depend on their batch-mates.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +27,11 @@ from roclab.errors import RocLabError
 from roclab.lm.model import KVCache, RocLMForCausalLM
 from roclab.lm.sampling import SamplingParams, draw, penalize_repetition
 from roclab.lm.tokenizer import TextStream, Tokenizer
+
+if TYPE_CHECKING:
+    from roclab.lm.kernels.fast import FastRocLM
+
+LanguageModel: TypeAlias = "RocLMForCausalLM | FastRocLM"
 
 # Logits; more than ten times the largest difference seen between a batch and a row alone (docs/log.md).
 NEAR_TIE = 1e-3
@@ -100,8 +109,63 @@ class Completion:
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
 
 
+class Batch(Protocol):
+    """Texts being continued together: what the engine asks of a model."""
+
+    def begin(self) -> Tensor:
+        """Read the prompts; logits (B, V) of each one's next token."""
+
+    def step(self, token_ids: list[int]) -> Tensor:
+        """Append a token to each row; logits (B, V) of the next."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+
+    def alone(self, ids: Sequence[int]) -> Tensor | None:
+        """Logits (1, V) after one text computed by itself; None where a batch gives the same bits anyway."""
+
+    def end(self) -> None:
+        """Nothing more is wanted."""
+
+
+class TorchBatch:
+    """The readable model: left-padded prompts, one KV cache for all rows."""
+
+    def __init__(self, model: RocLMForCausalLM, prompts: Sequence[Sequence[int]], new_tokens: int):
+        self.model, weight = model, model.model.embed_tokens.weight
+        self.input_ids, self.mask = _left_pad(prompts, weight.device)
+        capacity = self.input_ids.shape[1] + new_tokens
+        self.cache = KVCache(model.config, len(prompts), capacity, weight.device, weight.dtype)
+
+    def begin(self) -> Tensor:
+        return self.model(self.input_ids, self.mask, self.cache, logits_to_keep=1)[:, -1]
+
+    def step(self, token_ids: list[int]) -> Tensor:
+        return self.model(torch.tensor(token_ids, device=self.input_ids.device)[:, None], cache=self.cache)[:, -1]
+
+    def keep(self, rows: list[int]) -> None:
+        self.cache.keep(rows)
+
+    def alone(self, ids: Sequence[int]) -> Tensor | None:
+        return self.model(torch.tensor([list(ids)], device=self.input_ids.device), logits_to_keep=1)[:, -1]
+
+    def end(self) -> None:
+        pass
+
+
+def device_of(model: LanguageModel) -> torch.device:
+    return model.model.embed_tokens.weight.device if isinstance(model, RocLMForCausalLM) else model.device
+
+
+def open_batch(model: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> Batch:
+    """The batch of a model's kind, with room for `new_tokens` behind the longest prompt."""
+    if isinstance(model, RocLMForCausalLM):
+        return TorchBatch(model, prompts, new_tokens)
+    return model.open_batch(prompts, new_tokens)
+
+
 def complete(
-    model: RocLMForCausalLM,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
@@ -139,7 +203,7 @@ class _Row:
 
 @torch.inference_mode()
 def stream(
-    model: RocLMForCausalLM,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
@@ -152,18 +216,30 @@ def stream(
     end_tokens = set() if params.ignore_eos else {*model.config.eos_token_ids, *tokenizer.eos_token_ids}
     rows = [_Row(i, prompt, params, tokenizer) for i, prompt in enumerate(prompts)]
 
+    batch = open_batch(model, prompts, max_new_tokens)
+    try:
+        yield from _stream(batch, rows, tokenizer, params, end_tokens, max_new_tokens, timings)
+    finally:
+        batch.end()
+
+
+def _stream(
+    batch: Batch,
+    rows: list[_Row],
+    tokenizer: Tokenizer,
+    params: SamplingParams,
+    end_tokens: set[int],
+    max_new_tokens: int,
+    timings: Timings,
+) -> Iterator[TokenEvent]:
     started = time.perf_counter()
-    input_ids, attention_mask = _left_pad(prompts, model.model.embed_tokens.weight.device)
-    weight = model.model.embed_tokens.weight
-    capacity = input_ids.shape[1] + max_new_tokens
-    cache = KVCache(model.config, len(rows), capacity, weight.device, weight.dtype)
-    logits = model(input_ids, attention_mask, cache, logits_to_keep=1)[:, -1]  # (B, V)
+    logits = batch.begin()
     timings.prefill_seconds += time.perf_counter() - started
-    timings.prefill_tokens += sum(map(len, prompts))
+    timings.prefill_tokens += sum(len(row.ids) for row in rows)
 
     while True:
         started = time.perf_counter()
-        chosen = _choose(model, rows, logits, params)
+        chosen = _choose(batch, rows, logits, params)
         distribution = logits.float().log_softmax(-1) if params.logprobs is not None else None
         timings.decode_seconds += time.perf_counter() - started
 
@@ -189,9 +265,8 @@ def stream(
         started = time.perf_counter()
         if len(going_on) < len(rows):  # rows that have ended cost nothing more
             rows = [rows[at] for at in going_on]
-            cache.keep(going_on)
-        input_ids = torch.tensor([[row.ids[-1]] for row in rows], device=weight.device)
-        logits = model(input_ids, cache=cache)[:, -1]
+            batch.keep(going_on)
+        logits = batch.step([row.ids[-1] for row in rows])
         timings.decode_seconds += time.perf_counter() - started
         timings.decode_tokens += len(rows)
 
@@ -220,7 +295,7 @@ def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[T
     return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
 
 
-def _choose(model: RocLMForCausalLM, rows: list[_Row], logits: Tensor, params: SamplingParams) -> list[int]:
+def _choose(batch: Batch, rows: list[_Row], logits: Tensor, params: SamplingParams) -> list[int]:
     """A token per row from logits (B, V)."""
 
     def penalized(logits: Tensor, rows: list[_Row]) -> Tensor:
@@ -241,8 +316,8 @@ def _choose(model: RocLMForCausalLM, rows: list[_Row], logits: Tensor, params: S
     if scores.dtype == torch.float32:
         near_ties = (best.values[:, 0] - best.values[:, 1] < NEAR_TIE).nonzero()[:, 0].tolist()
         for at in near_ties:
-            alone = model(torch.tensor([rows[at].ids], device=logits.device), logits_to_keep=1)[:, -1]
-            chosen[at] = int(penalized(alone, [rows[at]]).argmax())
+            if (alone := batch.alone(rows[at].ids)) is not None:
+                chosen[at] = int(penalized(alone, [rows[at]]).argmax())
     return chosen
 
 

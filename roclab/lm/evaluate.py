@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from roclab.errors import DataError
-from roclab.lm.model import RocLMForCausalLM
+from roclab.lm.engine import LanguageModel, device_of
 from roclab.lm.tokenizer import Tokenizer
 
 DEFAULT_WINDOW = 1024
@@ -53,7 +53,7 @@ def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, i
 
 @torch.inference_mode()
 def evaluate_text(
-    model: RocLMForCausalLM,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     text: str,
     *,
@@ -76,7 +76,7 @@ def evaluate_text(
     if len(ids) < 2:
         raise DataError("the text has fewer than two tokens: there is nothing to predict")
 
-    device = model.model.embed_tokens.weight.device
+    device = device_of(model)
     total, count = 0.0, 0
     for start, first, end in progress(list(windows(len(ids), window, stride))):
         tokens = torch.tensor([ids[start:end]], device=device)

@@ -148,11 +148,33 @@ def finish(writer: Any) -> None:
     writer.close()
 
 
+# What a random Q4_K, Q5_K or Q6_K block's scales are set to, by their place in the block: weights of about 0.1.
+K_SCALES = {"Q4_K": {0: 2e-4, 2: 1.5e-3}, "Q5_K": {0: 1e-4, 2: 1.5e-3}, "Q6_K": {208: 3e-5}}
+
+
+def as_blocks(data: np.ndarray, block_type: str) -> np.ndarray:
+    """A matrix in a GGUF block type; the K types, which the `gguf` package cannot write, hold random weights."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[block_type]
+    if block_type not in K_SCALES:
+        return gguf.quants.quantize(data, kind)
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    blocks = np.random.default_rng(data.size).integers(0, 256, (data.size // 256, size), dtype=np.uint8)
+    for at, scale in K_SCALES[block_type].items():
+        blocks[:, at : at + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+    return blocks.reshape(data.shape[0], -1)
+
+
 def write_gguf(
-    path: Path, model: Any, rope_freqs: np.ndarray | None = None, changes: dict[str, Any] | None = None
+    path: Path,
+    model: Any,
+    rope_freqs: np.ndarray | None = None,
+    changes: dict[str, Any] | None = None,
+    block_type: str | None = None,
 ) -> Path:
-    """The model as the `gguf` package writes it, in float32, with the layout of llama.cpp's converter. `changes` to
-    its metadata: another value, or None to leave a key out."""
+    """The model as the `gguf` package writes it, with the layout of llama.cpp's converter: in float32, or its matrices
+    in `block_type`. `changes` to its metadata: another value, or None to leave a key out."""
     import gguf
 
     config = model.config
@@ -186,7 +208,12 @@ def write_gguf(
             data = permuted(data, config.num_attention_heads)
         elif config.model_type == "llama" and ".k_proj." in name:
             data = permuted(data, config.num_key_value_heads)
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(data))
+        data = np.ascontiguousarray(data)
+        if block_type and data.ndim == 2:
+            raw = as_blocks(data, block_type)
+            writer.add_tensor(gguf_name(name), raw, raw_dtype=gguf.GGMLQuantizationType[block_type])
+        else:
+            writer.add_tensor(gguf_name(name), data)
     finish(writer)
     return path
 

@@ -1,0 +1,146 @@
+"""The engine's batch on the fast kernels: every row a sequence of its own, nothing padded; what an earlier text left
+in its cache is not read again, and where a text repeats itself several tokens are checked in one pass.
+
+Prompt lookup (Saxena 2023): the last few tokens are looked up in the text so far; what followed them there is guessed
+to follow now, and a guess of k tokens is computed together with the token just chosen, k + 1 rows in one pass. The
+engine then asks for one step after the other as ever: while it chooses what was guessed, its logits are there already;
+at the first other token the rest is cut off. Since a row's result does not depend on the rows computed beside it,
+the logits, and so the tokens, are the same to the last bit, greedy or drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from roclab.lm.kernels.fast import FastRocLM, Sequence
+
+LONGEST_GUESS = 7
+NGRAM = 3  # tokens that must repeat before their continuation is guessed
+
+
+class Costs:
+    """Seconds that a pass over n rows takes, learnt while writing: the typical of recent ones."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def add(self, rows: int, seconds: float) -> None:
+        old = self._seconds.get(rows)
+        # Falls at once, rises slowly: a pass that was held up by another process says little about the next.
+        self._seconds[rows] = seconds if old is None else min(old * 1.02, old * 0.8 + seconds * 0.2, seconds * 1.5)
+
+    def of(self, rows: int) -> float:
+        """In units of a pass over one row. Unknown: as the next smaller known one, plus 4 % a row."""
+        one = self._seconds.get(1)
+        if not one:
+            return 1 + 0.04 * (rows - 1)
+        known = max(n for n in self._seconds if n <= rows)
+        return max(1.0, self._seconds[known] / one) + 0.04 * (rows - known)
+
+
+class Lookup:
+    """Guesses how a text goes on from what it said before, and keeps count of how often that was right.
+
+    The share of right guesses is kept apart for guesses that begin anew and those that follow a right one: a copied
+    passage goes on. Guesses are counted whether or not a pass was spent on them, so trying costs nothing.
+    """
+
+    def __init__(self, ids: Items[int]):
+        self.ids: list[int] = []
+        self._seen: dict[tuple[int, ...], int] = {}  # n-gram → where it last went on
+        self._next: int | None = None  # the place in `ids` whose token is guessed to come
+        self._right = {False: 0.5, True: 0.8}  # by whether the guess before was right
+        self._running = False
+        for token_id in ids:
+            self.append(token_id)
+        self._right, self._running = {False: 0.5, True: 0.8}, False  # a prompt says little about an answer
+
+    def append(self, token_id: int) -> None:
+        """The text goes on with this token."""
+        right = self._next is not None and self.ids[self._next] == token_id
+        if self._next is not None:
+            self._right[self._running] += 0.15 * (right - self._right[self._running])
+        self.ids.append(token_id)
+        last = tuple(self.ids[-NGRAM:])
+        found = self._seen.get(last)
+        self._next = self._next + 1 if right and self._next is not None else found
+        self._running = right
+        if len(last) == NGRAM:
+            self._seen[last] = len(self.ids)
+
+    def guess(self, room: int, costs: Costs) -> list[int]:
+        """The tokens worth computing along: as many as make the expected cost of a token smallest, often none."""
+        if self._next is None:
+            return []
+        best, best_gain, expected, chance = 0, 1.02, 1.0, self._right[self._running]
+        for k in range(1, min(LONGEST_GUESS, room, len(self.ids) - self._next) + 1):
+            expected += chance
+            chance *= self._right[True]
+            if (gain := expected / costs.of(k + 1)) > best_gain:
+                best, best_gain = k, gain
+        return self.ids[self._next : self._next + best]
+
+
+class FastBatch:
+    """`roclab.lm.engine.Batch` on a FastRocLM."""
+
+    def __init__(self, model: FastRocLM, prompts: Items[Items[int]], new_tokens: int):
+        self.model, self.prompts = model, [list(prompt) for prompt in prompts]
+        self.rows: list[Sequence] = [model.take_sequence(p, len(p) + new_tokens) for p in self.prompts]
+        self.lookup = Lookup(self.prompts[0]) if model.guessing and len(prompts) == 1 else None
+        self._ahead: Tensor | None = None  # logits after each guessed token, (k, V), for row 0
+        self._used = 0  # how many of them were right so far
+
+    def begin(self) -> Tensor:
+        return self.model.forward(
+            [(row, prompt[len(row.ids) :], 1) for row, prompt in zip(self.rows, self.prompts, strict=True)]
+        )
+
+    def step(self, token_ids: list[int]) -> Tensor:
+        if self.lookup is None:
+            return self.model.forward([(row, [i], 1) for row, i in zip(self.rows, token_ids, strict=True)])
+        row, token_id = self.rows[0], token_ids[0]
+        self.lookup.append(token_id)
+        length = len(self.lookup.ids)  # with this token
+        if self._ahead is not None:
+            if self._used < len(self._ahead) and row.ids[length - 1] == token_id:
+                self._used += 1
+                return self._ahead[self._used - 1 : self._used]
+            row.cut(length - 1)
+        guess = self.lookup.guess(row.capacity - length, self.model.costs)
+        started = time.perf_counter()
+        logits = self.model.forward([(row, [token_id, *guess], 1 + len(guess))])
+        self.model.costs.add(1 + len(guess), time.perf_counter() - started)
+        self._ahead, self._used = logits[1:], 0
+        return logits[:1]
+
+    def keep(self, rows: list[int]) -> None:
+        for at, row in enumerate(self.rows):
+            if at not in rows:
+                self.model.put_back(row)
+        self.rows = [self.rows[at] for at in rows]
+
+    def alone(self, ids: Items[int]) -> Tensor | None:
+        return None
+
+    def end(self) -> None:
+        if self.lookup is not None and self.rows:  # guesses that nobody asked for are not part of the text
+            self.rows[0].cut(min(len(self.rows[0].ids), len(self.lookup.ids)))
+        for row in self.rows:
+            self.model.put_back(row)
+        self.rows = []
+
+
+def common_length(a: Items[int], b: Items[int]) -> int:
+    """How many tokens two texts share from the beginning."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    first, second = torch.tensor(a[:n]), torch.tensor(b[:n])
+    return int((first != second).int().argmax())

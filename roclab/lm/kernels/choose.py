@@ -1,0 +1,58 @@
+"""Which engine runs a checkpoint: the compiled kernels where they fit, the readable model on torch elsewhere."""
+
+from __future__ import annotations
+
+import torch
+
+from roclab.errors import RocLabError
+from roclab.lm.checkpoints import Checkpoint
+from roclab.lm.engine import LanguageModel
+from roclab.lm.kernels.build import load_library
+from roclab.lm.kernels.fast import FastRocLM
+from roclab.lm.kernels.pack import why_not
+
+ENGINES = ("auto", "fast", "torch")
+
+
+def open_model(
+    checkpoint: Checkpoint,
+    engine: str = "auto",
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    quantize: str | None = None,
+    exact: bool = False,
+    threads: int | None = None,
+    lookup: bool = True,
+) -> LanguageModel:
+    """The checkpoint's model on the engine named. "auto" takes the kernels if the device is the CPU, the dtype float32,
+    the weights quantized (or `quantize` says how) and a compiler is there; otherwise torch.
+
+    Raises RocLabError for an unknown engine, options that this engine does not have, or what `FastRocLM` raises.
+    """
+    if engine not in ENGINES:
+        raise RocLabError(f"--engine {engine}: choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
+    reason = _why_torch(checkpoint, dtype, device, quantize)
+    wants_kernels = quantize is not None or exact or threads is not None
+    if engine == "torch" or (engine == "auto" and reason and not wants_kernels):
+        if wants_kernels:
+            raise RocLabError("--quantize, --float-activations and --threads belong to the fast engine, not to torch")
+        return checkpoint.load_model(dtype, device)
+    if reason:
+        raise RocLabError(f"the fast engine cannot run {checkpoint.path}: {reason}")
+    return FastRocLM(checkpoint, quantize=quantize, exact=exact, threads=threads, guessing=lookup)
+
+
+def _why_torch(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: str | torch.device, quantize: str | None
+) -> str | None:
+    """Why the kernels cannot be used, or None."""
+    if torch.device(device).type != "cpu":
+        return f"it computes on the CPU, not on {device}"
+    if dtype != torch.float32:
+        return "it has no --dtype; its weights are quantized"
+    if reason := why_not(checkpoint, quantize):
+        return reason
+    if load_library() is None:
+        return "no C compiler is here (install one, or pip install 'roclab[fast]')"
+    return None

@@ -1,0 +1,260 @@
+"""RocLM over quantized weights: the whole forward pass in one C call (roclm.c), for any tokens of any sequences.
+
+    model = FastRocLM(open_checkpoint("smollm2-135m"))
+    sequence = model.new_sequence(capacity=256)
+    logits = model.forward([(sequence, prompt_ids, 1)])      # (1, V): the last position's
+    logits = model.forward([(sequence, [token_id], 1)])
+
+The readable model (roclab/lm/model.py) is the truth this is tested against. A token's result does not depend, not in
+a single bit, on the other rows of a call: so a batch, a prompt read in pieces and a guessed continuation that is
+checked give exactly the tokens of one step after the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence as Items
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roclab.errors import RocLabError
+from roclab.lm.checkpoints import Checkpoint
+from roclab.lm.kernels.batch import Costs, FastBatch, common_length
+from roclab.lm.kernels.build import Shape, load_library
+from roclab.lm.kernels.pack import GROUP, KINDS, TILE, blocks_of, why_not
+from roclab.lm.model import rope_frequencies
+
+MAX_ROWS = 128  # tokens a call: enough to compute rather than to wait for weights, few enough for the caches
+KEPT = 4  # finished texts whose caches are kept for the next ones
+REUSE_FROM = 8  # tokens in common
+SPAN = 32  # positions are kept in runs of 32 (attention.h)
+
+_MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+             "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+_NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+
+
+class Sequence:
+    """The keys and values of one text: `ids` are the tokens it holds, `capacity` how many fit."""
+
+    def __init__(self, model: FastRocLM, capacity: int):
+        config = model.config
+        self.capacity = -(-capacity // SPAN) * SPAN
+        self.ids: list[int] = []
+        cells = config.num_hidden_layers * 2 * config.num_key_value_heads * self.capacity * config.head_dim
+        # Zeros that the system hands out when first touched: a large capacity costs nothing until it is used.
+        self._buffer = np.zeros(cells, {2: np.uint16, 4: np.float32}[model.library.roclm_kv_bytes()])
+        self.address = self._buffer.ctypes.data
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        del self.ids[length:]
+
+    def grown(self, model: FastRocLM, capacity: int) -> Sequence:
+        """A copy with more room."""
+        larger = Sequence(model, capacity)
+        heads = model.config.num_hidden_layers * 2 * model.config.num_key_value_heads
+        used = -(-len(self.ids) // SPAN) * SPAN * model.config.head_dim  # both layouts begin with the first positions
+        larger._buffer.reshape(heads, -1)[:, :used] = self._buffer.reshape(heads, -1)[:, :used]
+        larger.ids = list(self.ids)
+        return larger
+
+
+class FastRocLM:
+    """A checkpoint's model on the kernels.
+
+    `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already. `exact`: activations
+    stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest to the dequantized model.
+    `threads`: None finds out which number is fastest. `guessing`: prompt lookup (batch.py); it changes no token.
+
+    Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, CheckpointError as
+    `Checkpoint.load_model` does.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        quantize: str | None = None,
+        exact: bool = False,
+        path: str | None = None,
+        threads: int | None = None,
+        guessing: bool = True,
+    ):
+        library = load_library(path)
+        if library is None:
+            raise RocLabError("no compiled kernels on this machine; install a C compiler or pip install 'roclab[fast]'")
+        if reason := why_not(checkpoint, quantize):
+            raise RocLabError(f"{checkpoint.path}: not for the fast kernels: {reason}")
+        self.library, self.path = library, library.path
+        self.config = config = checkpoint.config
+        self.device = torch.device("cpu")
+        self.weight_bytes = 0  # read for every token
+        self.guessing, self.costs = guessing, Costs()
+        self._lock = threading.RLock()  # one call at a time: the working space is one
+        self._idle: list[Sequence] = []  # what was said last, oldest first
+        self._kept: list[Tensor] = []  # vectors the C side points at
+        shape = Shape(
+            config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim, MAX_ROWS, int(exact),
+            config.rms_norm_eps,
+        )  # fmt: skip
+        _, stored = checkpoint.checked()
+        self._handle = library.roclm_new(ctypes.byref(shape))
+        if not self._handle:
+            raise RocLabError("not enough memory for the model's working space")
+        self._memory: list[int] = []
+        weakref.finalize(self, _free, library, self._handle, self._memory)
+
+        for layer in range(config.num_hidden_layers):
+            prefix = f"model.layers.{layer}."
+            for which, name in enumerate(_MATRICES):
+                self._set_matrix(checkpoint, stored, layer, which, prefix + name, quantize)
+            for which, name in enumerate(_NORMS):
+                if (full := f"{prefix}{name}.weight") in stored:
+                    self._set_vector(layer, which, checkpoint.tensor(stored[full], torch.float32))
+        self._set_vector(-1, 0, checkpoint.tensor(stored["model.norm.weight"], torch.float32))
+        self._set_vector(-1, 1, rope_frequencies(config))
+        self._set_matrix(checkpoint, stored, -1, 0, "model.embed_tokens", quantize)
+        if not config.tie_word_embeddings:
+            self._set_matrix(checkpoint, stored, -1, 1, "lm_head", quantize)
+        self._padded_vocab = -(-config.vocab_size // TILE) * TILE
+        self.threads = library.roclm_threads(self._handle, threads or 1)
+        if threads is None:
+            self.threads = self._choose_threads()
+
+    def _set_vector(self, layer: int, which: int, vector: Tensor) -> None:
+        vector = vector.contiguous()
+        self._kept.append(vector)
+        self.library.roclm_set_vector(self._handle, layer, which, vector.data_ptr())
+
+    def _set_matrix(
+        self, checkpoint: Checkpoint, stored: dict[str, str], layer: int, which: int, name: str, quantize: str | None
+    ) -> None:
+        source = stored[f"{name}.weight"]
+        rows, columns = checkpoint.shape(source)
+        kind, blocks, order = blocks_of(self.library, checkpoint, source, quantize, int8=layer < 0)
+        padded = -(-rows // TILE) * TILE
+        size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(KINDS[kind])
+        tiles = self.library.roclm_alloc(size)
+        if not tiles:
+            raise RocLabError("not enough memory for the weights")
+        self._memory.append(tiles)
+        order_address = None if order is None else order.ctypes.data
+        self.library.roclm_pack(KINDS[kind], blocks.ctypes.data, rows, columns, order_address, tiles)
+        bias = None
+        if (full := f"{name}.bias") in stored:
+            vector = torch.zeros(padded)
+            vector[:rows] = checkpoint.tensor(stored[full], torch.float32)
+            self._kept.append(vector)
+            bias = vector.data_ptr()
+        arguments = (KINDS[kind], rows, columns, tiles, bias)
+        self.library.roclm_set_matrix(self._handle, layer, which, *arguments)
+        if layer < 0 and self.config.tie_word_embeddings:
+            self.library.roclm_set_matrix(self._handle, -1, 1, *arguments)
+        if layer >= 0 or which == 1 or self.config.tie_word_embeddings:
+            self.weight_bytes += size
+
+    def new_sequence(self, capacity: int | None = None) -> Sequence:
+        """An empty text with room for `capacity` tokens; None: the model's context."""
+        return Sequence(self, capacity or self.config.max_position_embeddings)
+
+    def forward(self, work: Items[tuple[Sequence, Items[int], int]]) -> Tensor:
+        """Append tokens to sequences: (sequence, ids, n) asks for the logits of the last n of these ids. Returns the
+        logits of all that was asked for, in order, (Σ n, V) float32. Raises RocLabError for ids that do not fit."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        addresses: list[int] = []
+        capacities: list[int] = []
+        outputs: list[int] = []
+        for sequence, ids, wanted in work:
+            past = len(sequence.ids)
+            if past + len(ids) > sequence.capacity:
+                raise RocLabError(f"{past + len(ids)} tokens do not fit: the cache holds {sequence.capacity}")
+            tokens += ids
+            positions += range(past, past + len(ids))
+            addresses += [sequence.address] * len(ids)
+            capacities += [sequence.capacity] * len(ids)
+            outputs += range(len(tokens) - wanted, len(tokens))
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
+            raise RocLabError(f"token ids must lie between 0 and {self.config.vocab_size - 1}")
+        logits = torch.empty(len(outputs), self._padded_vocab)
+        token_array, position_array = np.array(tokens, np.int32), np.array(positions, np.int32)
+        address_array, capacity_array = np.array(addresses, np.uint64), np.array(capacities, np.int64)
+        done = 0
+        for start in range(0, len(tokens), MAX_ROWS):
+            end = min(start + MAX_ROWS, len(tokens))
+            rows = np.array([o - start for o in outputs[done:] if o < end], np.int32)
+            with self._lock:
+                failed = self.library.roclm_forward(
+                    self._handle, end - start, token_array[start:].ctypes.data, position_array[start:].ctypes.data,
+                    address_array[start:].ctypes.data, capacity_array[start:].ctypes.data, len(rows),
+                    rows.ctypes.data, logits[done:].data_ptr(),
+                )  # fmt: skip
+            if failed:
+                raise RocLabError("not enough memory for the attention scores")
+            done += len(rows)
+        for sequence, ids, _ in work:
+            sequence.ids += ids
+        return logits[:, : self.config.vocab_size]
+
+    def __call__(self, input_ids: Tensor, logits_to_keep: int = 0) -> Tensor:
+        """Logits (B, n, V) of whole texts (B, T), as of the readable model; n = T where `logits_to_keep` is 0."""
+        kept = logits_to_keep or input_ids.shape[1]
+        work = [(self.new_sequence(len(ids)), ids, kept) for ids in input_ids.tolist()]
+        return self.forward(work).view(len(work), kept, -1)
+
+    def open_batch(self, prompts: Items[Items[int]], new_tokens: int) -> FastBatch:
+        """For `roclab.lm.engine`."""
+        return FastBatch(self, prompts, new_tokens)
+
+    def take_sequence(self, prompt: Items[int], capacity: int) -> Sequence:
+        """A sequence with room for `capacity` tokens that holds as much of the prompt as an earlier text has left; at
+        least the prompt's last token remains to be read, for its logits."""
+        with self._lock:
+            shared = [min(common_length(s.ids, prompt), len(prompt) - 1) for s in self._idle]
+            if not shared or max(shared) < REUSE_FROM:
+                # Room for more than is asked: the next turn of a chat goes on in it. Untouched memory costs nothing.
+                ample = min(max(2 * capacity, 1024), self.config.max_position_embeddings)
+                return self.new_sequence(max(capacity, ample))
+            best = max(range(len(shared)), key=shared.__getitem__)
+            sequence = self._idle.pop(best)
+        sequence.cut(shared[best])
+        return sequence if sequence.capacity >= capacity else sequence.grown(self, 2 * capacity)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """The text is finished; another may begin like it."""
+        with self._lock:
+            self._idle = [*self._idle, sequence][-KEPT:]
+
+    def _choose_threads(self) -> int:
+        """The fastest number of threads for writing, found by trying: powers of two up to the cores we may use, each
+        a few steps. Cores that are two halves of one, or busy with something else, show here and nowhere else."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        best, best_time = 1, float("inf")
+        candidates = [n for n in (1, 2, 4, 8, 16, 32) if n < cores] + [min(cores, 32)]
+        sequence = self.new_sequence(SPAN)
+        for threads in candidates:
+            self.library.roclm_threads(self._handle, threads)
+            times = []
+            for _ in range(6):
+                sequence.cut(0)
+                started = time.perf_counter()
+                self.forward([(sequence, [0], 1)])
+                times.append(time.perf_counter() - started)
+            took = sorted(times[1:])[2]
+            if took < 0.95 * best_time:  # more threads must earn their place
+                best, best_time = threads, took
+        return int(self.library.roclm_threads(self._handle, best))
+
+
+def _free(library: ctypes.CDLL, handle: int, memory: list[int]) -> None:
+    library.roclm_free(handle)
+    for address in memory:
+        library.roclm_release(address)

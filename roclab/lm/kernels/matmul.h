@@ -1,0 +1,231 @@
+/* y = W·a for quantized W: a tile of 16 rows of W against up to BLOCK tokens.
+
+   W is cut along its columns into groups of 32 with a scale d (and a minimum m) each, as in GGUF's blocks:
+       Q4_1: w = d·q + m, Q4_0: w = d·(q − 8), with q in 0…15        Q8: w = d·q, with q in −127…127
+   The activations of a token are rounded to int8 with a scale s per group, a = s·p, so a group's share of y is
+       d·s·Σ q·p  +  m·s·Σ p        (Q4_0: d·s·(Σ q·p − 8·Σ p))
+   with whole-number sums that no order of addition can change. The sums over groups are float, always in the same order.
+
+   Layout ("a tile"): 16 rows side by side, so that a vector lane is a row and nothing is ever summed across lanes:
+       for each group:  d of 16 rows (16 × f16) | m of 16 rows (16 × f16; Q4_1 only) | quants
+       quants of Q8:    for j = 0…7: for each row the 4 bytes of columns 4j … 4j + 3                       (512 bytes)
+       quants of Q4:    for j = 0…3: for each row 4 bytes, low halves columns 4j …, high halves 16 + 4j …  (256 bytes)
+   These are exactly a GGUF block's bytes, dealt out four at a time: packing moves bytes and computes nothing, and W
+   takes as much memory as in the file. One vector of 4 bytes × rows meets the 4 matching activations, broadcast. */
+#pragma once
+#include "vector.h"
+
+enum kind { Q4_0 = 0, Q4_1 = 1, Q8 = 2 };
+enum { TILE = 16, GROUP = 32 };
+#define TILE_BYTES(kind) ((kind) == Q8 ? 32 + 512 : (kind) == Q4_1 ? 64 + 256 : 32 + 256) /* of one group */
+
+/* Activations of several tokens, G = columns / 32 groups each. In float mode `f` is used instead of `q`. */
+typedef struct {
+    int8_t *q;     /* (tokens, 32·G) */
+    float *scale;  /* (tokens, G)     s */
+    int32_t *isum; /* (tokens, G)     Σ p */
+    float *sum;    /* (tokens, G)     s·Σ p, or Σ a in float mode */
+    float *f;      /* (tokens, 32·G)  float mode only */
+} acts;
+
+#if defined(PATH_AVX512)
+#define BLOCK 8
+#else
+#define BLOCK 4 /* as many tokens as 16 registers hold beside a group's weights */
+#endif
+
+#ifdef X86
+#if LANES == 16
+typedef __m512i bytes;
+INLINE bytes load_bytes(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE bytes low(bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+INLINE bytes high(bytes v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
+INLINE bytes flip(bytes v) { return _mm512_xor_si512(v, _mm512_set1_epi8((char)128)); }
+INLINE bytes spread(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE bytes dot4(bytes sum, bytes w, bytes a) { return _mm512_dpbusd_epi32(sum, w, a); }
+#else
+typedef __m256i bytes;
+INLINE bytes load_bytes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE bytes low(bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+INLINE bytes high(bytes v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)); }
+INLINE bytes flip(bytes v) { return _mm256_xor_si256(v, _mm256_set1_epi8((char)128)); }
+INLINE bytes spread(int32_t x) { return _mm256_set1_epi32(x); }
+#ifdef PATH_AVXVNNI
+INLINE bytes dot4(bytes sum, bytes w, bytes a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
+#endif
+#endif
+INLINE int32_t four(const int8_t *p) { int32_t x; memcpy(&x, p, 4); return x; }
+
+/* Σ q·p of one group for a vector of rows. `w`: the group's 8 vectors of quants; `p`: 32 activations. */
+#ifdef PATH_AVX2
+INLINE vi group_dot(enum kind kind, const bytes *w, const int8_t *p, int32_t isum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    if (kind == Q8) { /* unsigned × signed is all there is: |q| · (p with q's sign); 2·127² fits 16 bits, 4· does not */
+        __m256i sum = _mm256_setzero_si256();
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j]), _mm256_sign_epi8(spread(four(p + 4 * j)), w[j]));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+        }
+        return (vi)sum;
+    }
+    __m256i sum = _mm256_maddubs_epi16(w[0], spread(four(p))); /* 16 products of at most 15·127 fit 16 bits */
+#pragma GCC unroll 7
+    for (int j = 1; j < 8; j++) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[j], spread(four(p + 4 * j))));
+    vi dot = (vi)_mm256_madd_epi16(sum, ones);
+    return kind == Q4_0 ? dot - 8 * isum : dot;
+}
+#else
+INLINE vi group_dot(enum kind kind, const bytes *w, const int8_t *p, int32_t isum) {
+    bytes sum = spread(kind == Q4_1 ? 0 : kind == Q4_0 ? -8 * isum : -128 * isum); /* Q8 was shifted by 128 */
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) sum = dot4(sum, w[j], spread(four(p + 4 * j)));
+    return (vi)sum;
+}
+#endif
+
+/* A group's quants for LANES rows, the first of them `first`. */
+INLINE void unpack(enum kind kind, const uint8_t *quants, int first, bytes *w) {
+    if (kind == Q8) {
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            w[j] = load_bytes(quants + 64 * j + 4 * first);
+#ifndef PATH_AVX2
+            w[j] = flip(w[j]); /* −128…127 → 0…255 */
+#endif
+        }
+    } else {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            bytes both = load_bytes(quants + 64 * j + 4 * first);
+            w[j] = low(both), w[j + 4] = high(both);
+        }
+    }
+}
+
+/* VECS vectors of rows from row `first` on against T tokens. All but the pointers are known when compiling. */
+INLINE void tile_int(enum kind kind, int T, int VECS, int first, const uint8_t *tile, int G, const acts *a, int t0,
+                     const float *bias, float *out, long ld) {
+    vf acc[BLOCK][2];
+    for (int t = 0; t < T; t++)
+        for (int v = 0; v < VECS; v++) acc[t][v] = bias ? vload(bias + first + v * LANES) : (vf){0};
+    for (int g = 0; g < G; g++, tile += TILE_BYTES(kind)) {
+        const uint16_t *scales = (const uint16_t *)tile;
+        const uint8_t *quants = tile + (kind == Q4_1 ? 64 : 32);
+#pragma GCC unroll 2
+        for (int v = 0; v < VECS; v++) {
+            int row = first + v * LANES;
+            bytes w[8];
+            unpack(kind, quants, row, w);
+            vf d = halves(scales + row), m = kind == Q4_1 ? halves(scales + 16 + row) : d;
+#pragma GCC unroll 8
+            for (int t = 0; t < T; t++) {
+                long at = (long)(t0 + t) * G + g;
+                vi dot = group_dot(kind, w, a->q + at * GROUP, kind == Q4_1 ? 0 : a->isum[at]);
+                acc[t][v] = vfma(vfloat(dot), d * a->scale[at], acc[t][v]);
+                if (kind == Q4_1) acc[t][v] = vfma(m, vset(a->sum[at]), acc[t][v]);
+            }
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (int v = 0; v < VECS; v++) vstore(out + t * ld + first + v * LANES, acc[t][v]);
+}
+
+#else /* plain C */
+INLINE void tile_int(enum kind kind, int T, const uint8_t *tile, int G, const acts *a, int t0, const float *bias,
+                     float *out, long ld) {
+    for (int t = 0; t < T; t++, out += ld) {
+        const uint8_t *group = tile;
+        float acc[TILE];
+        for (int r = 0; r < TILE; r++) acc[r] = bias ? bias[r] : 0;
+        for (int g = 0; g < G; g++, group += TILE_BYTES(kind)) {
+            long at = (long)(t0 + t) * G + g;
+            const uint16_t *scales = (const uint16_t *)group;
+            const uint8_t *quants = group + (kind == Q4_1 ? 64 : 32);
+            const int8_t *p = a->q + at * GROUP;
+            int32_t dot[TILE] = {0};
+            for (int j = 0; j < (kind == Q8 ? 8 : 4); j++)
+                for (int r = 0; r < TILE; r++)
+                    for (int i = 0; i < 4; i++) {
+                        uint8_t q = quants[64 * j + 4 * r + i];
+                        if (kind == Q8) dot[r] += (int8_t)q * p[4 * j + i];
+                        else dot[r] += (q & 15) * p[4 * j + i] + (q >> 4) * p[16 + 4 * j + i];
+                    }
+            for (int r = 0; r < TILE; r++) {
+                if (kind == Q4_0) dot[r] -= 8 * a->isum[at];
+                acc[r] += (float)dot[r] * (half_to_float(scales[r]) * a->scale[at]);
+                if (kind == Q4_1) acc[r] += half_to_float(scales[16 + r]) * a->sum[at];
+            }
+        }
+        memcpy(out, acc, sizeof acc);
+    }
+}
+#endif
+
+/* The same with float activations: each weight becomes a float in a register, d·Σ q·a + m·Σ a. */
+INLINE void tile_float(enum kind kind, int T, int first, const uint8_t *tile, int G, const acts *a, int t0,
+                       const float *bias, float *out, long ld) {
+    vf acc[4];
+    for (int t = 0; t < T; t++) acc[t] = bias ? vload(bias + first) : (vf){0};
+    for (int g = 0; g < G; g++, tile += TILE_BYTES(kind)) {
+        const uint16_t *scales = (const uint16_t *)tile;
+        const uint8_t *quants = tile + (kind == Q4_1 ? 64 : 32);
+        vf dot[4] = {{0}};
+        for (int j = 0; j < (kind == Q8 ? 8 : 4); j++) {
+            vi four_columns = viload(quants + 64 * j + 4 * first);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                vi shifted = four_columns >> 8 * i;
+                vf w = vfloat(kind == Q8 ? (four_columns << (24 - 8 * i)) >> 24 : shifted & 15);
+                vf w16 = vfloat((shifted >> 4) & 15);
+#pragma GCC unroll 4
+                for (int t = 0; t < T; t++) {
+                    const float *x = a->f + ((long)(t0 + t) * G + g) * GROUP + 4 * j + i;
+                    dot[t] = vfma(w, vset(x[0]), dot[t]);
+                    if (kind != Q8) dot[t] = vfma(w16, vset(x[16]), dot[t]);
+                }
+            }
+        }
+        vf d = halves(scales + first), m = kind == Q4_1 ? halves(scales + 16 + first) : d * -8.0f;
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) {
+            acc[t] = vfma(d, dot[t], acc[t]);
+            if (kind != Q8) acc[t] = vfma(m, vset(a->sum[(long)(t0 + t) * G + g]), acc[t]);
+        }
+    }
+    for (int t = 0; t < T; t++) vstore(out + t * ld + first, acc[t]);
+}
+
+/* One tile against all tokens: `out` (tokens, ld), 16 columns of it. */
+INLINE void tile_all(enum kind kind, int exact, const uint8_t *tile, int G, const acts *a, int tokens,
+                     const float *bias, float *out, long ld) {
+#define EXACT(T) for (int r = 0; r < TILE; r += LANES) tile_float(kind, T, r, tile, G, a, t, bias, out + t * ld, ld)
+    if (exact) {
+        int t = 0;
+        for (; t + 4 <= tokens; t += 4) EXACT(4);
+        for (; t < tokens; t++) EXACT(1);
+        return;
+    }
+#ifndef X86
+    for (int t = 0; t < tokens; t++) tile_int(kind, 1, tile, G, a, t, bias, out + t * ld, ld);
+#else
+#if LANES == 16
+#define ROWS(T) tile_int(kind, T, 1, 0, tile, G, a, t, bias, out + t * ld, ld)
+#else
+#define ROWS(T) for (int r = 0; r < TILE; r += LANES) tile_int(kind, T, 1, r, tile, G, a, t, bias, out + t * ld, ld)
+#endif
+    int t = 0;
+    for (; t + BLOCK <= tokens; t += BLOCK) ROWS(BLOCK);
+    switch (tokens - t) {
+    case 1: tile_int(kind, 1, TILE / LANES, 0, tile, G, a, t, bias, out + t * ld, ld); break; /* stream a tile once */
+    case 2: ROWS(2); break;
+    case 3: ROWS(3); break;
+#if BLOCK == 8
+    case 4: ROWS(4); break;
+    case 5: ROWS(5); break;
+    case 6: ROWS(6); break;
+    case 7: ROWS(7); break;
+#endif
+    }
+#endif
+}

@@ -1,0 +1,92 @@
+"""A checkpoint's matrices as the kernels want them: GGUF blocks of 32 weights, then tiles of 16 rows (matmul.h).
+
+Q4_0, Q4_1 and Q8_0 are taken as they lie in the file. Q4_K's sub-blocks become Q4_1 blocks with the same quants, and
+Q5_0 blocks become Q8_0 blocks, which holds them exactly. Everything else is dequantized and rounded to int8 (Q8_0).
+Float weights are quantized only where the user says so: "int8" (Q8_0), or "int4" (Q4_1, with the embedding and the
+head in int8, on which quality hangs most).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from roclab.errors import RocLabError
+from roclab.lm.checkpoints import Checkpoint, GGUFCheckpoint
+from roclab.lm.gguf import _f16, _fifth_bits, _k_nibbles, _k_scales, _nibbles
+
+QUANTIZATIONS = ("int8", "int4")
+KINDS = {"Q4_0": 0, "Q4_1": 1, "Q8_0": 2}  # enum kind in matmul.h
+GROUP, TILE = 32, 16
+
+Array = np.ndarray
+
+
+def blocks_of(
+    library: ctypes.CDLL, checkpoint: Checkpoint, name: str, quantize: str | None, int8: bool
+) -> tuple[str, Array, Array | None]:
+    """The block type, the blocks (n, bytes) and the order of rows (None: as they are) of a tensor. `int8` marks the
+    matrices that stay in int8 where the others become int4."""
+    if isinstance(checkpoint, GGUFCheckpoint) and quantize is None:
+        kind, raw = checkpoint.blocks(name)
+        order = checkpoint.row_order(name)
+        rows = None if order is None else order.to(torch.int32).numpy()
+        if kind in KINDS:
+            return kind, raw, rows
+        if kind in _REPACKED:
+            to, repack = _REPACKED[kind]
+            step = 4096
+            return to, np.concatenate([repack(raw[i : i + step]) for i in range(0, len(raw), step)]), rows
+    weight = checkpoint.tensor(name, torch.float32).contiguous()
+    kind = "Q4_1" if quantize == "int4" and not int8 else "Q8_0"
+    blocks = np.empty((weight.numel() // GROUP, 20 if kind == "Q4_1" else 34), np.uint8)
+    library.roclm_quantize(KINDS[kind], weight.data_ptr(), len(blocks), blocks.ctypes.data)
+    return kind, blocks, None
+
+
+def is_quantized(checkpoint: Checkpoint) -> bool:
+    """Whether the matrices are quantized already, as in most GGUF files."""
+    return isinstance(checkpoint, GGUFCheckpoint) and all(
+        checkpoint.blocks(name)[0] not in ("F32", "F16", "BF16")
+        for name in checkpoint.names()
+        if len(checkpoint.shape(name)) == 2
+    )
+
+
+def why_not(checkpoint: Checkpoint, quantize: str | None) -> str | None:
+    """The reason why the kernels cannot take this checkpoint, or None if they can."""
+    config = checkpoint.config
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        raise RocLabError(f"--quantize {quantize}: choose int8 or int4")
+    widths = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+    widths["the heads' width"] = config.num_attention_heads * config.head_dim
+    for what, width in widths.items():
+        if width % GROUP:
+            return f"{what} is {width}, not a multiple of {GROUP}"
+    if config.head_dim % TILE:
+        return f"head_dim is {config.head_dim}, not a multiple of {TILE}"
+    if quantize is None and not is_quantized(checkpoint):
+        return "its weights are floats; --quantize int8 or int4 rounds them"
+    return None
+
+
+def _q4_k(raw: Array) -> Array:
+    """d·sc·q − dmin·m in eight runs of 32 → Q4_1 blocks with scale d·sc and minimum −dmin·m, rounded to float16."""
+    scales, minima = _k_scales(raw[:, 4:16])
+    ends = np.stack([_f16(raw[:, :2]) * scales, -_f16(raw[:, 2:4]) * minima], axis=-1)  # (n, 8, 2)
+    q = _k_nibbles(raw[:, 16:])  # (n, 8, 32)
+    packed = q[..., :16] | q[..., 16:] << 4
+    head = ends.astype(np.float16).view(np.uint8).reshape(len(raw), 8, 4)
+    return np.concatenate([head, packed], axis=-1).reshape(-1, 20)
+
+
+def _q5_0(raw: Array) -> Array:
+    """d·(q − 16) with q in 0 … 31 → Q8_0 blocks with the same d."""
+    q = (_nibbles(raw[:, 6:]) | _fifth_bits(raw[:, 2:6])).astype(np.int8) - 16
+    return np.concatenate([raw[:, :2], q.view(np.uint8)], axis=1)
+
+
+_REPACKED: dict[str, tuple[str, Callable[[Array], Array]]] = {"Q4_K": ("Q4_1", _q4_k), "Q5_0": ("Q8_0", _q5_0)}

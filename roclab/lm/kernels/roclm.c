@@ -1,0 +1,487 @@
+/* RocLM's forward pass in one call, over quantized weights (the model itself: roclab/lm/model.py, which is the truth
+   this is tested against). A call computes any tokens of any sequences: each row is (token id, position, cache), so a
+   prompt, one step of a chat, a step of sixteen chats and the check of a guessed continuation are the same call. */
+#include "attention.h"
+#include "matmul.h"
+#include "pool.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+
+typedef struct {
+    int kind, rows, columns; /* rows as padded to whole tiles */
+    const uint8_t *tiles;
+    const float *bias; /* (rows) or NULL */
+} matrix;
+
+enum { WQ, WK, WV, WO, GATE, UP, DOWN, MATRICES };
+enum { ATTENTION_NORM, MLP_NORM, Q_NORM, K_NORM, NORMS };
+
+typedef struct {
+    matrix m[MATRICES];
+    const float *norm[NORMS]; /* Q_NORM and K_NORM may be NULL */
+} layer;
+
+typedef struct {
+    int32_t vocab, hidden, intermediate, layers, heads, kv_heads, head_dim, max_rows, exact;
+    float eps;
+} shape;
+
+typedef struct {
+    shape s;
+    layer *layers;
+    matrix embedding, head;
+    const float *final_norm, *inv_freq; /* inv_freq (head_dim / 2) */
+    pool threads;
+    float *scores[MAX_THREADS];
+    long scores_length;
+    acts a;
+    float *x, *y, *q, *k, *v, *mixed, *gate, *up, *cos, *sin; /* (max_rows, …) each */
+    /* the call at work */
+    int rows, outputs;
+    const int32_t *tokens, *positions, *output_rows;
+    kv_t *const *cache;
+    const int64_t *capacity;
+    float *logits;
+} model;
+
+static long pad(long n, long to) { return (n + to - 1) / to * to; }
+
+static void *zeros(size_t bytes) {
+    void *p = NULL;
+    bytes = pad(bytes ? bytes : 1, 64);
+    if (posix_memalign(&p, 64, bytes)) return NULL;
+    return memset(p, 0, bytes);
+}
+
+/* ── Rows: what is done to one token's vector ──────────────────────────────────────────────────────────────────── */
+
+/* Row t of the activations from x (n floats, a multiple of 32): rounded to int8 by groups, or float in exact mode. */
+static void quantize(const model *m, int t, const float *x, int n) {
+    int G = n / GROUP;
+    for (int g = 0; g < G; g++, x += GROUP) {
+        long at = (long)t * G + g;
+        if (m->s.exact) {
+            float sum = 0;
+            for (int i = 0; i < GROUP; i++) sum += m->a.f[at * GROUP + i] = x[i];
+            m->a.sum[at] = sum;
+            continue;
+        }
+        vf top = {0};
+        for (int i = 0; i < GROUP; i += LANES) {
+            vf v = vload(x + i);
+            top = vmax(top, vmax(v, -v));
+        }
+        float largest = vlargest(top), inverse = largest > 0 ? 127.0f / largest : 0;
+        int32_t isum = 0;
+        for (int i = 0; i < GROUP; i++) {
+            float shifted = x[i] * inverse + 12582912.0f; /* rounds: see vexp */
+            int32_t p;
+            memcpy(&p, &shifted, 4);
+            p -= 0x4b400000;
+            isum += p;
+            m->a.q[at * GROUP + i] = (int8_t)p;
+        }
+        m->a.scale[at] = largest / 127.0f;
+        m->a.isum[at] = isum;
+        m->a.sum[at] = largest / 127.0f * (float)isum;
+    }
+}
+
+/* y = g · x / √(mean(x²) + ε) over n numbers. x and y may be the same. */
+static void rms_norm(const float *x, const float *g, float *y, int n, float eps) {
+    vf squares = {0};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) { vf v = vload(x + i); squares = vfma(v, v, squares); }
+    float sum = vsum(squares);
+    for (; i < n; i++) sum += x[i] * x[i];
+    float factor = 1.0f / sqrtf(sum / n + eps);
+    for (i = 0; i < n; i++) y[i] = g[i] * (x[i] * factor);
+}
+
+/* Turn pairs (i, i + C/2) by the position's angles; RoPE as in model.py's rotate_half. */
+static void rotate(float *x, const float *cos, const float *sin, int C) {
+    for (int i = 0; i < C / 2; i++) {
+        float a = x[i], b = x[i + C / 2];
+        x[i] = a * cos[i] - b * sin[i];
+        x[i + C / 2] = b * cos[i] + a * sin[i];
+    }
+}
+
+/* Row `row` of a matrix as floats: the embedding of a token. */
+static void embed(const matrix *e, int row, float *x) {
+    int G = e->columns / GROUP, r = row % TILE;
+    const uint8_t *group = e->tiles + (long)(row / TILE) * G * TILE_BYTES(e->kind);
+    for (int g = 0; g < G; g++, group += TILE_BYTES(e->kind), x += GROUP) {
+        const uint16_t *scales = (const uint16_t *)group;
+        const uint8_t *quants = group + (e->kind == Q4_1 ? 64 : 32);
+        float d = half_to_float(scales[r]), m = e->kind == Q4_1 ? half_to_float(scales[16 + r]) : -8 * d;
+        for (int i = 0; i < GROUP; i++) {
+            if (e->kind == Q8) x[i] = d * (int8_t)quants[64 * (i / 4) + 4 * r + i % 4];
+            else {
+                uint8_t both = quants[64 * (i % 16 / 4) + 4 * r + i % 4];
+                x[i] = d * (i < 16 ? both & 15 : both >> 4) + m;
+            }
+        }
+    }
+}
+
+typedef void row_function(model *, int layer_index, int t);
+
+static void begin_row(model *m, int l, int t) {
+    int C = m->s.head_dim, D = m->s.hidden;
+    for (int i = 0; i < C / 2; i++) {
+        float angle = (float)m->positions[t] * m->inv_freq[i];
+        m->cos[(long)t * C / 2 + i] = cosf(angle), m->sin[(long)t * C / 2 + i] = sinf(angle);
+    }
+    float *x = m->x + (long)t * D, *y = m->y + (long)t * D;
+    embed(&m->embedding, m->tokens[t], x);
+    rms_norm(x, m->layers[l].norm[ATTENTION_NORM], y, D, m->s.eps);
+    quantize(m, t, y, D);
+}
+
+static kv_t *keys_of(model *m, int l, int t, int head) {
+    return m->cache[t] + ((long)l * 2 * m->s.kv_heads + head) * m->capacity[t] * m->s.head_dim;
+}
+static kv_t *values_of(model *m, int l, int t, int head) { return keys_of(m, l, t, m->s.kv_heads + head); }
+
+static void place_row(model *m, int l, int t) { /* QK-norm, RoPE, append to the cache */
+    int C = m->s.head_dim, H = m->s.heads, K = m->s.kv_heads;
+    const layer *w = &m->layers[l];
+    const float *cos = m->cos + (long)t * C / 2, *sin = m->sin + (long)t * C / 2;
+    for (int h = 0; h < H; h++) {
+        float *q = m->q + (long)t * w->m[WQ].rows + h * C;
+        if (w->norm[Q_NORM]) rms_norm(q, w->norm[Q_NORM], q, C, m->s.eps);
+        rotate(q, cos, sin, C);
+    }
+    for (int h = 0; h < K; h++) {
+        float *k = m->k + (long)t * w->m[WK].rows + h * C;
+        if (w->norm[K_NORM]) rms_norm(k, w->norm[K_NORM], k, C, m->s.eps);
+        rotate(k, cos, sin, C);
+        store_key(keys_of(m, l, t, h), C, m->positions[t], k);
+        store_value(values_of(m, l, t, h), C, m->positions[t], m->v + (long)t * w->m[WV].rows + h * C);
+    }
+}
+
+static void mixed_row(model *m, int l, int t) {
+    (void)l;
+    int n = m->s.heads * m->s.head_dim;
+    quantize(m, t, m->mixed + (long)t * n, n);
+}
+
+static void add_row(model *m, const matrix *from, const float *norm, int t) {
+    int D = m->s.hidden;
+    float *x = m->x + (long)t * D, *y = m->y + (long)t * from->rows;
+    for (int i = 0; i < D; i++) x[i] += y[i];
+    if (!norm) return;
+    rms_norm(x, norm, y, D, m->s.eps);
+    quantize(m, t, y, D);
+}
+static void after_attention_row(model *m, int l, int t) {
+    add_row(m, &m->layers[l].m[WO], m->layers[l].norm[MLP_NORM], t);
+}
+static void after_mlp_row(model *m, int l, int t) {
+    add_row(m, &m->layers[l].m[DOWN], l + 1 < m->s.layers ? m->layers[l + 1].norm[ATTENTION_NORM] : NULL, t);
+}
+
+static void gated_row(model *m, int l, int t) { /* silu(gate)·up, silu(z) = z / (1 + exp(−z)) */
+    int F = m->s.intermediate;
+    float *gate = m->gate + (long)t * m->layers[l].m[GATE].rows;
+    const float *up = m->up + (long)t * m->layers[l].m[UP].rows;
+    for (int i = 0; i < F; i += LANES) { /* F is a multiple of 32 */
+        vf z = vload(gate + i);
+        vstore(gate + i, z / (vexp(-z) + 1.0f) * vload(up + i));
+    }
+    quantize(m, t, gate, F);
+}
+
+static void output_row(model *m, int l, int o) {
+    (void)l;
+    int D = m->s.hidden;
+    float *y = m->y + (long)o * D;
+    rms_norm(m->x + (long)m->output_rows[o] * D, m->final_norm, y, D, m->s.eps);
+    quantize(m, o, y, D);
+}
+
+/* ── Phases: what all threads do together. Each ends with a barrier ────────────────────────────────────────────── */
+
+/* Few rows are not worth a second barrier: the last thread to arrive does them while the others wait. */
+static void rows(model *m, int thread, row_function *f, int l, int count) {
+    pool *p = &m->threads;
+    if (count <= 4 || p->threads == 1) {
+        if (arrive(p)) {
+            for (int t = 0; t < count; t++) f(m, l, t);
+            release(p);
+        }
+        return;
+    }
+    barrier(p);
+    for (int t = thread; t < count; t += p->threads) f(m, l, t);
+    barrier(p);
+}
+
+typedef struct { const matrix *w; float *out; } product;
+
+/* out (tokens, rows) = activations · Wᵀ for matrices that share the activations. Tiles are taken in runs, from a
+   common counter: a thread whose core is busy elsewhere takes fewer. The barrier is left to the rows that follow. */
+static void multiply(model *m, const product *list, int n, int tokens) {
+    pool *p = &m->threads;
+    int total = 0;
+    for (int i = 0; i < n; i++) total += list[i].w->rows / TILE;
+    int run = p->threads == 1 ? total : (total + 4 * p->threads - 1) / (4 * p->threads);
+    for (int at; (at = atomic_fetch_add(&p->next, run)) < total;) {
+        int end = at + run < total ? at + run : total, first = 0;
+        for (int i = 0; i < n; i++) {
+            const matrix *w = list[i].w;
+            int tiles = w->rows / TILE, G = w->columns / GROUP, last = end - first < tiles ? end - first : tiles;
+            for (int j = at > first ? at - first : 0; j < last; j++) {
+                const uint8_t *tile = w->tiles + (long)j * G * TILE_BYTES(w->kind);
+                const float *bias = w->bias ? w->bias + j * TILE : NULL;
+                float *out = list[i].out + j * TILE;
+                switch (w->kind * 2 + m->s.exact) { /* constants: one loop without branches for each */
+                case 2 * Q4_0: tile_all(Q4_0, 0, tile, G, &m->a, tokens, bias, out, w->rows); break;
+                case 2 * Q4_1: tile_all(Q4_1, 0, tile, G, &m->a, tokens, bias, out, w->rows); break;
+                case 2 * Q8: tile_all(Q8, 0, tile, G, &m->a, tokens, bias, out, w->rows); break;
+                case 2 * Q4_0 + 1: tile_all(Q4_0, 1, tile, G, &m->a, tokens, bias, out, w->rows); break;
+                case 2 * Q4_1 + 1: tile_all(Q4_1, 1, tile, G, &m->a, tokens, bias, out, w->rows); break;
+                case 2 * Q8 + 1: tile_all(Q8, 1, tile, G, &m->a, tokens, bias, out, w->rows); break;
+                }
+            }
+            first += tiles;
+        }
+    }
+}
+
+/* Queries of one sequence that share a key-value head are taken QUERIES at a time: each key read serves them all. */
+static void attention(model *m, int thread, int l) {
+    pool *p = &m->threads;
+    int C = m->s.head_dim, H = m->s.heads, K = m->s.kv_heads, share = H / K, Q = m->layers[l].m[WQ].rows, item = 0;
+    float scale = 1.0f / sqrtf((float)C);
+    for (int t = 0, end; t < m->rows; t = end) {
+        int most = share < QUERIES ? QUERIES / share : 1; /* rows taken together */
+        for (end = t + 1; end < m->rows && end < t + most && m->cache[end] == m->cache[t]; end++) {}
+        for (int h = 0; h < K; h++) {
+            if (item++ % p->threads != thread) continue;
+            int total = (end - t) * share;
+            for (int i = 0; i < total; i += QUERIES) {
+                const float *q[QUERIES];
+                float *out[QUERIES];
+                int lengths[QUERIES], N = total - i < QUERIES ? total - i : QUERIES;
+                for (int n = 0; n < N; n++) {
+                    int row = t + (i + n) / share, head = h * share + (i + n) % share;
+                    q[n] = m->q + (long)row * Q + head * C;
+                    out[n] = m->mixed + (long)row * H * C + head * C;
+                    lengths[n] = m->positions[row] + 1;
+                }
+                attend(N, q, lengths, keys_of(m, l, t, h), values_of(m, l, t, h), C, scale, m->scores[thread],
+                       m->scores_length, out);
+            }
+        }
+    }
+}
+
+static void forward(void *argument, int thread) {
+    model *m = argument;
+    int T = m->rows;
+    rows(m, thread, begin_row, 0, T);
+    for (int l = 0; l < m->s.layers; l++) {
+        const matrix *w = m->layers[l].m;
+        multiply(m, (product[]){{&w[WQ], m->q}, {&w[WK], m->k}, {&w[WV], m->v}}, 3, T);
+        rows(m, thread, place_row, l, T);
+        attention(m, thread, l);
+        rows(m, thread, mixed_row, l, T);
+        multiply(m, (product[]){{&w[WO], m->y}}, 1, T);
+        rows(m, thread, after_attention_row, l, T);
+        multiply(m, (product[]){{&w[GATE], m->gate}, {&w[UP], m->up}}, 2, T);
+        rows(m, thread, gated_row, l, T);
+        multiply(m, (product[]){{&w[DOWN], m->y}}, 1, T);
+        rows(m, thread, after_mlp_row, l, T);
+    }
+    if (!m->outputs) return;
+    rows(m, thread, output_row, 0, m->outputs);
+    multiply(m, (product[]){{&m->head, m->logits}}, 1, m->outputs);
+}
+
+/* ── What Python calls ─────────────────────────────────────────────────────────────────────────────────────────── */
+
+EXPORT void roclm_free(model *m) {
+    if (!m) return;
+    pool_resize(&m->threads, 1);
+    void *all[] = {m->a.q, m->a.scale, m->a.isum, m->a.sum, m->a.f, m->x, m->y, m->q, m->k, m->v, m->mixed, m->gate,
+                   m->up, m->cos, m->sin, m->layers};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    for (int i = 0; i < MAX_THREADS; i++) free(m->scores[i]);
+    pthread_mutex_destroy(&m->threads.lock);
+    pthread_cond_destroy(&m->threads.changed);
+    free(m);
+}
+
+/* A model without weights, and the scratch memory for `max_rows` tokens a call; NULL where there is no memory. */
+EXPORT model *roclm_new(const shape *s) {
+    model *m = calloc(1, sizeof *m);
+    if (!m) return NULL;
+    m->s = *s;
+    m->threads.threads = 1;
+    pthread_mutex_init(&m->threads.lock, NULL);
+    pthread_cond_init(&m->threads.changed, NULL);
+    long R = s->max_rows, C = s->head_dim, H = pad((long)s->heads * C, TILE), K = pad((long)s->kv_heads * C, TILE);
+    long D = pad(s->hidden, TILE), F = pad(s->intermediate, TILE), widest = D > F ? D : F;
+    if (H > widest) widest = H;
+    long G = widest / GROUP + 1;
+    struct { void **to; long bytes; } wanted[] = {
+        {(void **)&m->layers, s->layers * sizeof(layer)}, {(void **)&m->a.q, R * G * GROUP},
+        {(void **)&m->a.scale, R * G * 4}, {(void **)&m->a.isum, R * G * 4}, {(void **)&m->a.sum, R * G * 4},
+        {(void **)&m->a.f, s->exact ? R * G * GROUP * 4 : 0}, {(void **)&m->x, R * D * 4}, {(void **)&m->y, R * D * 4},
+        {(void **)&m->q, R * H * 4}, {(void **)&m->k, R * K * 4}, {(void **)&m->v, R * K * 4},
+        {(void **)&m->mixed, R * H * 4}, {(void **)&m->gate, R * F * 4}, {(void **)&m->up, R * F * 4},
+        {(void **)&m->cos, R * C * 2}, {(void **)&m->sin, R * C * 2}};
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
+        if (!(*wanted[i].to = zeros(wanted[i].bytes))) { roclm_free(m); return NULL; }
+    return m;
+}
+
+/* The weights stay the caller's and must outlive the model. `which`: a matrix of the layer; layer −1: the embedding
+   (0) or the head (1). */
+EXPORT void roclm_set_matrix(model *m, int l, int which, int kind, int rows, int columns, const uint8_t *tiles,
+                             const float *bias) {
+    matrix w = {kind, (int)pad(rows, TILE), columns, tiles, bias};
+    if (l >= 0) m->layers[l].m[which] = w;
+    else if (which == 0) m->embedding = w;
+    else m->head = w;
+}
+/* layer −1: the final norm (0) or the rotary frequencies (1). */
+EXPORT void roclm_set_vector(model *m, int l, int which, const float *v) {
+    if (l >= 0) m->layers[l].norm[which] = v;
+    else if (which == 0) m->final_norm = v;
+    else m->inv_freq = v;
+}
+
+EXPORT int roclm_threads(model *m, int threads) { return pool_resize(&m->threads, threads); }
+
+/* Rows in order of position within a sequence. cache[t]: the sequence's keys and values, (layers, 2, kv_heads,
+   capacity[t] · head_dim) of kv_t, capacity a multiple of 32. Logits (outputs, padded vocabulary) of `output_rows`.
+   Returns 0, or 1 where there is no memory. */
+EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32_t *positions, kv_t *const *cache,
+                         const int64_t *capacity, int outputs, const int32_t *output_rows, float *logits) {
+    long longest = 0;
+    for (int t = 0; t < count; t++) longest = positions[t] + 1 > longest ? positions[t] + 1 : longest;
+    if (pad(longest, SPAN) > m->scores_length || !m->scores[m->threads.threads - 1]) {
+        m->scores_length = pad(longest * 3 / 2, SPAN);
+        for (int i = 0; i < m->threads.threads; i++) {
+            free(m->scores[i]);
+            if (!(m->scores[i] = zeros(m->scores_length * QUERIES * 4))) { m->scores_length = 0; return 1; }
+        }
+    }
+    m->rows = count, m->outputs = outputs;
+    m->tokens = tokens, m->positions = positions, m->output_rows = output_rows;
+    m->cache = cache, m->capacity = capacity, m->logits = logits;
+    pool_run(&m->threads, forward, m);
+    return 0;
+}
+
+EXPORT int roclm_kv_bytes(void) { return sizeof(kv_t); }
+EXPORT long roclm_tile_bytes(int kind) { return TILE_BYTES(kind); }
+
+/* GGUF blocks (rows, columns / 32) → tiles. `order[r]`: which row of the blocks becomes row r; NULL: as they are. */
+EXPORT void roclm_pack(int kind, const uint8_t *blocks, int rows, int columns, const int32_t *order, uint8_t *tiles) {
+    int G = columns / GROUP, head = kind == Q4_1 ? 4 : 2, size = head + (kind == Q8 ? 32 : 16);
+    for (int tile = 0; tile < pad(rows, TILE) / TILE; tile++)
+        for (int g = 0; g < G; g++, tiles += TILE_BYTES(kind)) {
+            uint16_t *scales = (uint16_t *)tiles;
+            uint8_t *quants = tiles + (kind == Q4_1 ? 64 : 32);
+            for (int r = 0; r < TILE; r++) {
+                int row = tile * TILE + r;
+                if (row >= rows) { /* rows that fill up the last tile are zero */
+                    scales[r] = 0;
+                    if (kind == Q4_1) scales[16 + r] = 0;
+                    for (int j = 0; j < (kind == Q8 ? 8 : 4); j++) memset(quants + 64 * j + 4 * r, 0, 4);
+                    continue;
+                }
+                const uint8_t *block = blocks + ((long)(order ? order[row] : row) * G + g) * size;
+                memcpy(scales + r, block, 2);
+                if (kind == Q4_1) memcpy(scales + 16 + r, block + 2, 2);
+                for (int j = 0; j < (kind == Q8 ? 8 : 4); j++) memcpy(quants + 64 * j + 4 * r, block + head + 4 * j, 4);
+            }
+        }
+}
+
+/* Memory for weights on 2 MB pages where the system has them: fewer address translations, steadier streaming. */
+EXPORT void *roclm_alloc(size_t bytes) {
+    void *p = NULL;
+    if (posix_memalign(&p, 2 << 20, pad(bytes, 2 << 20))) return NULL;
+#if defined(__linux__)
+    madvise(p, pad(bytes, 2 << 20), MADV_HUGEPAGE);
+#endif
+    return p;
+}
+EXPORT void roclm_release(void *p) { free(p); }
+
+/* ── Quantizing float weights into GGUF's blocks ───────────────────────────────────────────────────────────────── */
+
+static uint16_t float_to_half(float x) { /* to nearest, ties to even; the scales of weights are never infinite */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = bits >> 16 & 0x8000, body = bits & 0x7fffffff;
+    if (body >= 0x477ff000) return (uint16_t)(sign | 0x7bff); /* the largest there is */
+    if (body < 0x38800000) return (uint16_t)(sign | (uint32_t)lrintf(ldexpf(fabsf(x), 24))); /* subnormal */
+    return (uint16_t)(sign | ((body + 0xfff + (body >> 13 & 1) - (112u << 23)) >> 13));
+}
+
+/* Error Σ (d·q + m − w)² of 32 weights for a scale and a minimum as they will be stored, with the q they lead to. */
+static float q4_error(const float *w, float d, float m, uint8_t *q) {
+    float inverse = d > 0 ? 1 / d : 0, error = 0;
+    for (int i = 0; i < GROUP; i++) {
+        float level = (w[i] - m) * inverse + 0.5f;
+        level = level < 0 ? 0 : level > 15.5f ? 15.5f : level;
+        q[i] = (uint8_t)level;
+        float off = d * q[i] + m - w[i];
+        error += off * off;
+    }
+    return error;
+}
+
+/* Q4_1: the range from smallest to largest weight, then ranges pulled in a little, each followed by the d and m that
+   fit its q best (least squares); the one with the smallest error stays. */
+static void quantize_q4_1(const float *w, uint8_t *block) {
+    float low = w[0], high = w[0], best = INFINITY;
+    for (int i = 1; i < GROUP; i++) low = fminf(low, w[i]), high = fmaxf(high, w[i]);
+    uint8_t q[GROUP], kept[GROUP] = {0};
+    uint16_t d16 = 0, m16 = 0;
+    for (int pull = 0; pull < 8; pull++) {
+        float range = (high - low) * (1 - 0.03f * pull), d = range / 15, m = (low + high - range) / 2;
+        for (int fit = 0; fit < 2; fit++) {
+            uint16_t dh = float_to_half(d), mh = float_to_half(m);
+            float error = q4_error(w, half_to_float(dh), half_to_float(mh), q);
+            if (error < best) best = error, d16 = dh, m16 = mh, memcpy(kept, q, sizeof q);
+            float sq = 0, sqq = 0, sw = 0, sqw = 0;
+            for (int i = 0; i < GROUP; i++) sq += q[i], sqq += q[i] * q[i], sw += w[i], sqw += q[i] * w[i];
+            float det = GROUP * sqq - sq * sq;
+            if (det <= 0) break;
+            d = (GROUP * sqw - sq * sw) / det, m = (sw - d * sq) / GROUP;
+            if (d <= 0) break;
+        }
+    }
+    memcpy(block, &d16, 2), memcpy(block + 2, &m16, 2);
+    for (int i = 0; i < 16; i++) block[4 + i] = (uint8_t)(kept[i] | kept[16 + i] << 4);
+}
+
+static void quantize_q8_0(const float *w, uint8_t *block) {
+    float largest = 0;
+    for (int i = 0; i < GROUP; i++) largest = fmaxf(largest, fabsf(w[i]));
+    uint16_t d16 = float_to_half(largest / 127);
+    float d = half_to_float(d16), inverse = d > 0 ? 1 / d : 0;
+    memcpy(block, &d16, 2);
+    for (int i = 0; i < GROUP; i++) {
+        float level = w[i] * inverse; /* d may have been rounded down: stay in range */
+        block[2 + i] = (uint8_t)(int8_t)lrintf(level < -127 ? -127 : level > 127 ? 127 : level);
+    }
+}
+
+/* w (count · 32) → `count` blocks of Q4_1 or Q8. */
+EXPORT void roclm_quantize(int kind, const float *w, long count, uint8_t *blocks) {
+    for (long i = 0; i < count; i++)
+        if (kind == Q8) quantize_q8_0(w + i * GROUP, blocks + i * 34);
+        else quantize_q4_1(w + i * GROUP, blocks + i * 20);
+}

@@ -1,0 +1,335 @@
+"""The compiled kernels against the readable model: every path of this processor, every kind of block, batches, pieces,
+guesses and reused caches to the last bit."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from roclab.errors import RocLabError
+from roclab.lm.checkpoints import open_checkpoint
+from roclab.lm.engine import complete, stream
+from roclab.lm.kernels import build
+from roclab.lm.kernels.batch import Costs, Lookup, common_length
+from roclab.lm.kernels.build import available_paths, load_library
+from roclab.lm.kernels.choose import open_model
+from roclab.lm.kernels.fast import MAX_ROWS, FastRocLM
+from roclab.lm.model import RocLMForCausalLM
+from roclab.lm.sampling import SamplingParams
+
+from .build import assert_one_line, peer, roclab, write_folder, write_gguf
+
+if build.find_compiler() is None:
+    pytest.skip("no C compiler on this machine", allow_module_level=True)
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "initializer_range": 0.1}  # fmt: skip
+IDS = [5, 17, 250, 3, 99, 42, 7, 7, 280, 11, 64, 128, 200, 1]
+
+
+@pytest.fixture(params=available_paths())
+def path(request) -> str:
+    return request.param
+
+
+def checkpoint_of(tmp_path, kind="llama", block_type="Q4_1", **changes):
+    return open_checkpoint(write_gguf(tmp_path / "m.gguf", peer(kind, **WIDE | changes), block_type=block_type))
+
+
+def off(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference, as a share of the logits' own spread."""
+    return ((logits - expected).pow(2).mean().sqrt() / expected.std()).item()
+
+
+def read(model: FastRocLM, ids: list[int]) -> torch.Tensor:
+    return model(torch.tensor([ids]))[0]
+
+
+# ── The same logits as the readable model ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("block_type", ["Q4_0", "Q4_1", "Q8_0", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
+def test_every_block_type_on_every_path(path, block_type, tmp_path):
+    checkpoint = checkpoint_of(tmp_path, block_type=block_type)
+    with torch.no_grad():
+        expected = checkpoint.load_model()(torch.tensor([IDS]))[0]
+    rounded = 0.05 if block_type in ("Q5_1", "Q5_K", "Q6_K") else 0.002  # weights that are rounded to int8 once more
+    assert off(read(FastRocLM(checkpoint, path=path, exact=True, threads=1), IDS), expected) < rounded
+    assert off(read(FastRocLM(checkpoint, path=path, threads=1), IDS), expected) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("qwen3", {"head_dim": 64}), ("qwen3", {"tie_word_embeddings": True}), ("qwen2", {}), ("llama", {}),
+     ("llama", {"num_key_value_heads": 1}), ("llama", {"vocab_size": 301, "intermediate_size": 480}),
+     ("llama", {"num_key_value_heads": 4, "hidden_size": 320, "head_dim": 80})],
+)  # fmt: skip
+def test_every_architecture_on_every_path(path, kind, changes, tmp_path):
+    """QK-norm, biases, tied heads, head sizes, rows that do not fill a tile."""
+    checkpoint = checkpoint_of(tmp_path, kind, "Q8_0", **changes)
+    with torch.no_grad():
+        expected = checkpoint.load_model()(torch.tensor([IDS]))[0]
+    assert off(read(FastRocLM(checkpoint, path=path, exact=True, threads=1), IDS), expected) < 0.002
+    assert off(read(FastRocLM(checkpoint, path=path, threads=1), IDS), expected) < 0.1
+
+
+def test_the_real_weights(path, smollm, smollm_path):
+    model, tokenizer = smollm
+    ids = tokenizer.encode("Gravity is a fundamental concept in physics that describes the curvature of spacetime.")
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0].log_softmax(-1)
+    for exact, most in ((True, 1e-5), (False, 0.02)):
+        logits = read(FastRocLM(open_checkpoint(smollm_path), path=path, exact=exact, threads=1), ids).log_softmax(-1)
+        divergence = (expected.exp() * (expected - logits)).sum(-1).mean()
+        assert divergence < most, (exact, divergence)
+
+
+def test_float_weights_rounded_to_int8_and_int4(path, tmp_path):
+    checkpoint = open_checkpoint(write_folder(tmp_path, peer("qwen3", **WIDE)))
+    with torch.no_grad():
+        expected = checkpoint.load_model()(torch.tensor([IDS]))[0]
+    losses = {
+        q: off(read(FastRocLM(checkpoint, quantize=q, exact=True, path=path, threads=1), IDS), expected)
+        for q in ("int8", "int4")
+    }
+    assert losses["int8"] < 0.05 < losses["int4"] < 0.5
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_quantizing_is_as_near_as_the_gguf_package(kind):
+    """The rounding itself: never worse than taking the range of each group, which the package does."""
+    import gguf
+
+    from roclab.lm.gguf import BLOCK_TYPES
+    from roclab.lm.kernels.pack import KINDS
+
+    weights = np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32)
+    weights[3, :32], weights[4, 32:64], weights[5, 0] = 0, 0.25, 9e4  # nothing, one value, beyond float16
+    block_type = next(b for b in BLOCK_TYPES.values() if b.name == kind)
+    blocks = np.empty((weights.size // 32, block_type.nbytes), np.uint8)
+    library = load_library()
+    assert library is not None
+    library.roclm_quantize(KINDS[kind], weights.ctypes.data, len(blocks), blocks.ctypes.data)
+    ours = block_type.dequantize(blocks).reshape(weights.shape)
+    theirs = gguf.quants.dequantize(gguf.quants.quantize(weights, gguf.GGMLQuantizationType[kind]),
+                                    gguf.GGMLQuantizationType[kind])  # fmt: skip
+    assert np.isfinite(ours).all()
+    assert (ours[3, :32] == 0).all()
+    assert np.abs(ours[4, 32:64] - 0.25).max() < 1e-3
+    rows = [r for r in range(64) if r != 5]
+    assert ((ours - weights)[rows] ** 2).mean() <= ((theirs - weights)[rows] ** 2).mean() * 1.0001
+
+
+# ── The same bits, however the work is cut ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("block_type", ["Q4_0", "Q4_1", "Q8_0"])
+def test_pieces_batches_and_threads_change_no_bit(path, block_type, exact, tmp_path):
+    model = FastRocLM(checkpoint_of(tmp_path, block_type=block_type), path=path, exact=exact, threads=1)
+    ids = (IDS * 9)[:123]
+    whole = read(model, ids)
+    pieces, one = [], model.new_sequence(128)
+    for size in (1, 2, 3, 4, 5, 6, 7, 8, 40, 47):  # every block size of the kernels, and odd remainders
+        at = len(one.ids)
+        pieces.append(model.forward([(one, ids[at : at + size], size)]))
+    assert torch.equal(torch.cat(pieces), whole)
+    others = [model.new_sequence(64) for _ in range(3)]
+    mixed = model.forward([(others[0], IDS, 1), (s := model.new_sequence(128), ids, 2), (others[1], IDS[:3], 0)])
+    assert torch.equal(mixed[1:], whole[-2:])
+    assert len(s.ids) == 123
+    model.library.roclm_threads(model._handle, 3)
+    assert torch.equal(read(model, ids), whole)
+    model.library.roclm_threads(model._handle, 2)
+    assert torch.equal(model.forward([(others[1], IDS[3:4], 1)]), read(model, IDS[:4])[-1:])
+
+
+def test_more_rows_than_one_call_takes(tmp_path):
+    checkpoint = checkpoint_of(tmp_path, max_position_embeddings=2 * MAX_ROWS + 64)
+    model = FastRocLM(checkpoint, threads=1)
+    ids = (IDS * 40)[: 2 * MAX_ROWS + 5]
+    sequence = model.new_sequence(400)
+    assert torch.equal(model.forward([(sequence, ids, 7)]), read(model, ids)[-7:])
+
+
+def test_what_was_cut_off_leaves_no_trace(tmp_path):
+    model = FastRocLM(checkpoint_of(tmp_path), threads=1)
+    sequence = model.new_sequence(64)
+    model.forward([(sequence, IDS, 0)])
+    sequence.cut(4)
+    assert torch.equal(model.forward([(sequence, [9, 8], 2)]), read(model, [*IDS[:4], 9, 8])[-2:])
+    grown = sequence.grown(model, 200)
+    assert torch.equal(model.forward([(grown, [5], 1)]), read(model, [*IDS[:4], 9, 8, 5])[-1:])
+
+
+# ── Behind the engine ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def fast(smollm_path):
+    checkpoint = open_checkpoint(smollm_path)
+    return FastRocLM(checkpoint, threads=1), checkpoint.load_tokenizer()
+
+
+REWRITE = "Repeat this text word for word: The cat sat on the mat. The dog sat on the log. The cat sat on the mat."
+
+
+@pytest.mark.parametrize("params", [SamplingParams(max_new_tokens=40, ignore_eos=True),
+                                    SamplingParams(max_new_tokens=40, temperature=0.7, top_p=0.9, seed=4, logprobs=2),
+                                    SamplingParams(max_new_tokens=40, repetition_penalty=1.2)])  # fmt: skip
+def test_guessing_changes_no_token(fast, smollm_path, params, monkeypatch):
+    model, tokenizer = fast
+    prompt = tokenizer.encode_chat([{"role": "user", "content": REWRITE}])
+    monkeypatch.setattr(model, "guessing", False)
+    plain = complete(model, tokenizer, [prompt], params)
+    monkeypatch.setattr(model, "guessing", True)
+    monkeypatch.setattr(Costs, "of", lambda self, rows: 1.0)  # guess whenever there is anything to guess
+    calls = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda work: calls.append(work) or forward(work))
+    assert complete(model, tokenizer, [prompt], params) == plain
+    assert max(len(work[0][1]) for work in calls[1:]) > 1
+    if params.ignore_eos:
+        assert len(calls) < 30  # of 40 tokens, many were guessed
+
+
+def test_a_batch_gives_the_rows_alone(fast):
+    model, tokenizer = fast
+    prompts = [tokenizer.encode(t) for t in ("The sea", "Once upon a time there was a small robot who", "1, 2, 3,")]
+    params = SamplingParams(max_new_tokens=12, logprobs=1)
+    assert complete(model, tokenizer, prompts, params) == [complete(model, tokenizer, [p], params)[0] for p in prompts]
+
+
+def test_the_next_turn_reads_only_what_is_new(fast, monkeypatch):
+    model, tokenizer = fast
+    prompt = tokenizer.encode("A long time ago, in a village by the sea, there lived an old man and his cat. They")
+    answer = complete(model, tokenizer, [prompt], SamplingParams(max_new_tokens=8))[0].token_ids
+    longer = [*prompt, *answer, *tokenizer.encode(" And then")]
+    rows = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda work: rows.append([len(ids) for _, ids, _ in work]) or forward(work))
+    again = complete(model, tokenizer, [longer], SamplingParams(max_new_tokens=5))[0].token_ids
+    assert rows[0] == [len(longer) - len(prompt) - len(answer) + 1]  # the last token was chosen, never read
+    model._idle.clear()
+    assert complete(model, tokenizer, [longer], SamplingParams(max_new_tokens=5))[0].token_ids == again
+    assert rows[-5:] != rows[:5]
+
+
+def test_a_reader_who_leaves_gives_the_cache_back(fast):
+    model, tokenizer = fast
+    model._idle.clear()
+    events = stream(model, tokenizer, [tokenizer.encode("The sea")], SamplingParams(max_new_tokens=50))
+    next(events), next(events)
+    events.close()
+    assert [len(s.ids) for s in model._idle] == [3]
+
+
+def test_lookup_guesses_what_followed_before_and_learns_when_not_to():
+    lookup = Lookup([1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3])
+    assert lookup.guess(10, Costs())[:4] == [4, 5, 6, 7]
+    assert len(lookup.guess(2, Costs())) <= 2
+    lookup.append(4)
+    assert lookup.guess(10, Costs())[:2] == [5, 6]
+    wrong = Lookup([1, 2, 3] * 2)
+    for i in range(40):  # the same three tokens, never followed by the same
+        for token in (1, 2, 3, 100 + i):
+            wrong.append(token)
+    wrong.append(1), wrong.append(2), wrong.append(3)
+    assert wrong.guess(10, Costs()) == []
+    costs = Costs()
+    costs.add(1, 1.0), costs.add(2, 5.0)
+    assert Lookup([1, 2, 3, 4, 1, 2, 3]).guess(10, costs) == []
+
+
+def test_common_length():
+    assert [common_length(a, [1, 2, 3]) for a in ([], [1], [1, 2, 3, 4], [1, 5, 3], [4])] == [0, 1, 3, 1, 0]
+
+
+# ── Choosing an engine, and what can go wrong ───────────────────────────────────────────────────────────────────
+
+
+def test_auto_takes_the_kernels_where_they_fit(tmp_path, smollm_path, monkeypatch):
+    real = open_checkpoint(smollm_path)
+    assert isinstance(open_model(real, threads=1), FastRocLM)
+    assert isinstance(open_model(real, dtype=torch.bfloat16), RocLMForCausalLM)
+    assert isinstance(open_model(real, "torch"), RocLMForCausalLM)
+    floats = open_checkpoint(write_folder(tmp_path / "f", peer("qwen3", **WIDE)))
+    assert isinstance(open_model(floats), RocLMForCausalLM)
+    assert isinstance(open_model(floats, quantize="int8", threads=1), FastRocLM)
+    narrow = open_checkpoint(write_gguf(tmp_path / "n.gguf", peer("llama", head_dim=24), block_type="Q8_0"))
+    assert isinstance(open_model(narrow), RocLMForCausalLM)
+    with pytest.raises(RocLabError, match="head_dim is 24"):
+        open_model(narrow, "fast")
+    for engine, options, words in (
+        ("quick", {}, "choose auto, fast or torch"),
+        ("fast", {"device": "cuda"}, "on the CPU"),
+        ("torch", {"quantize": "int8"}, "belong to the fast engine"),
+        ("fast", {"quantize": "int3"}, "choose int8 or int4"),
+    ):
+        with pytest.raises(RocLabError, match=words):
+            open_model(real, engine, **options)
+    with pytest.raises(RocLabError, match="--quantize int8 or int4"):
+        open_model(floats, "fast")
+
+
+@pytest.mark.parametrize("compiler", ["", "/nowhere/cc", "false"])
+def test_without_a_working_compiler_torch_does_the_work(compiler, tmp_path, smollm_path, monkeypatch):
+    monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "find_compiler", lambda: [compiler] if compiler else None)
+    load_library.cache_clear()
+    try:
+        assert load_library() is None
+        assert isinstance(open_model(open_checkpoint(smollm_path)), RocLMForCausalLM)
+        with pytest.raises(RocLabError, match="kernels 'portable'"):
+            load_library("portable")
+        assert not list(tmp_path.rglob("*.so"))
+    finally:
+        load_library.cache_clear()
+
+
+def test_paths_that_are_not_there_are_said(monkeypatch):
+    with pytest.raises(RocLabError, match="choose one of"):
+        load_library("sse9")
+    monkeypatch.setattr(build, "_processor_features", frozenset)
+    assert available_paths() == ["portable"]
+    with pytest.raises(RocLabError, match="this processor has portable"):
+        load_library.__wrapped__("avx2")
+
+
+def test_the_command_line_chooses(smollm_path, tmp_path):
+    ask = ("lm", "generate", "--model", str(smollm_path), "--prompt", "The sea", "-n", "4")
+    fast, torch_run = roclab(*ask), roclab(*ask, ROCLAB_KERNELS="torch")
+    assert fast.returncode == torch_run.returncode == 0, fast.stderr
+    assert fast.stdout == torch_run.stdout
+    assert_one_line(roclab(*ask, "--engine", "fast", ROCLAB_KERNELS="torch"), "no C compiler")
+    assert_one_line(roclab(*ask, "--engine", "torch", "--quantize", "int8"), "--quantize")
+    assert_one_line(roclab(*ask, ROCLAB_KERNELS="sse9"), "sse9")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", available_paths())
+def test_zig_compiles_the_same_kernels(chosen, tmp_path, smollm_path):
+    """The compiler in a wheel; results equal the system compiler's but for the order of float operations in C loops."""
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("pip install ziglang")
+    code = (
+        "import torch\nfrom roclab.lm.checkpoints import open_checkpoint\n"
+        "from roclab.lm.kernels.fast import FastRocLM\n"
+        f"model = FastRocLM(open_checkpoint({str(smollm_path)!r}), path={chosen!r}, threads=2)\n"
+        f"torch.save(model(torch.tensor([{list(range(100, 140))}]))[0], {str(tmp_path / 'logits.pt')!r})\n"
+    )
+    environment = {"ROCLAB_CC": f"{sys.executable} -m ziglang cc", "ROCLAB_CACHE": str(tmp_path)}
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    zig = torch.load(tmp_path / "logits.pt", weights_only=True)
+    ours = read(FastRocLM(open_checkpoint(smollm_path), path=chosen, threads=1), list(range(100, 140)))
+    assert off(zig, ours) < 0.03
