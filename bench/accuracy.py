@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 SHARED = Path(os.environ.get("ROCLAB_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 RESNET = {"model": "resnet50", "weights": str(SHARED / "weights" / "resnet50-imagenet1k-pqf.fp16.safetensors")}

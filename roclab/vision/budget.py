@@ -39,11 +39,12 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def measure(model: Classifier, image_size: int, training: bool, batch: int = 16, seconds: float = 1.5) -> float:
+def measure(model: Classifier, image_size: int, training: bool, seconds: float = 1.5) -> float:
     """Seconds a photo takes: forward, or forward and backward with `training`. The model is left as it was."""
     import torch
 
     device = next(model.module.parameters()).device
+    batch = 16 if device.type == "cuda" else 4  # four fill a CPU, and a measurement should not need the run's memory
     probe = copy.copy(model)
     probe.module = copy.deepcopy(model.module).to(memory_format=torch.channels_last)
     probe.module.train(training)

@@ -101,11 +101,11 @@ def _has_test(run: Run) -> bool:
 def judge(arms: dict[str, list[Run]], split: str) -> dict[str, Any]:
     """Mean and deviation of each arm over its seeds, and the paired statistics of every two arms."""
     found: dict[str, Any] = {"split": split, "arms": {}, "pairs": []}
-    correct: dict[str, list[dict[str, bool]]] = {}
+    correct: dict[str, dict[int, dict[str, bool]]] = {}
     for name, runs in arms.items():
         results = [read_json(run.path / f"results-{split}.json") for run in runs]
         top1 = [row["top1"] for row in results]
-        correct[name] = [_correct(run, split) for run in runs]
+        correct[name] = {run.config["seed"]: correct_by_photo(run, split) for run in runs}
         found["arms"][name] = {
             "runs": [str(run.path) for run in runs],
             "seeds": [run.config["seed"] for run in runs],
@@ -122,7 +122,9 @@ def judge(arms: dict[str, list[Run]], split: str) -> dict[str, Any]:
             "peak_memory_mb": max(row["peak_memory_mb"] for row in results),
         }
     for a, b in combinations(arms, 2):
-        found["pairs"].append({"a": a, "b": b, **_paired(correct[a], correct[b])})
+        if seeds := sorted(correct[a].keys() & correct[b].keys()):  # a run is compared with the one of its own seed
+            sides = ([correct[arm][seed] for seed in seeds] for arm in (a, b))
+            found["pairs"].append({"a": a, "b": b, "seeds": seeds, **_paired(*sides)})
     return found
 
 
@@ -130,11 +132,12 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _correct(run: Run, split: str) -> dict[str, bool]:
-    """Whether the run called each photo rightly, by path."""
-    classes = read_json(run.path / "split.json")["classes"]
-    paths, labels, probs = read_predictions(run, split, classes)
-    return dict(zip(paths, (probs.argmax(1) == labels).tolist(), strict=True))
+def correct_by_photo(run: Run, split: str) -> dict[str, bool]:
+    """Whether the run called each photo rightly, by path below the photos' root, which machines may have elsewhere."""
+    manifest = read_json(run.path / "split.json")
+    paths, labels, probs = read_predictions(run, split, manifest["classes"])
+    root = manifest["root"].rstrip("/") + "/"
+    return dict(zip((p.removeprefix(root) for p in paths), (probs.argmax(1) == labels).tolist(), strict=True))
 
 
 def _paired(a: list[dict[str, bool]], b: list[dict[str, bool]]) -> dict[str, Any]:
@@ -152,22 +155,28 @@ def _paired(a: list[dict[str, bool]], b: list[dict[str, bool]]) -> dict[str, Any
     return {"mcnemar": tests, **paired_bootstrap(means[:, 0], means[:, 1])}
 
 
-def verdict(pair: dict[str, Any]) -> str:
-    """One sentence on a pair: which is better, by how much, how sure.
+def is_shown(pair: dict[str, Any]) -> bool:
+    """Whether the photos show that one of the pair is better: the interval leaves out zero, and the median of the
+    seeds' McNemar tests is below 0.05. Over a handful of photos the bootstrap alone is too sure of itself. Where many
+    pairs are asked about at once, `pair["p"]` is that median after Holm's correction, and decides in its place."""
+    low, high = pair["ci95"]
+    p = pair.get("p", float(np.median([test["p"] for test in pair["mcnemar"]])))
+    return (low > 0 or high < 0) and p < 0.05
 
-    One is called better only if the interval leaves out zero and the median of the seeds' McNemar tests is below
-    0.05: over a handful of photos the bootstrap alone is too sure of itself.
-    """
+
+def verdict(pair: dict[str, Any]) -> str:
+    """One sentence on a pair: which is better, by how much, how sure. Better is said only where `is_shown`."""
     low, high = (100 * value for value in pair["ci95"])
     difference = 100 * pair["difference"]
     a, b = pair["a"], pair["b"]
     if difference < 0:
         a, b, difference, low, high = b, a, -difference, -high, -low
     values = [test["p"] for test in pair["mcnemar"]]
-    shown = f"[{low:+.1f}, {high:+.1f}] (McNemar p per seed: {', '.join(f'{p:.3g}' for p in values)})"
+    adjusted = f"; {pair['p']:.3g} after Holm's correction" if "p" in pair else ""
+    shown = f"[{low:+.1f}, {high:+.1f}] (McNemar p per seed: {', '.join(f'{p:.3g}' for p in values)}{adjusted})"
     if difference == 0:
         return f"{a} and {b} are level {shown}."
-    if low > 0 and np.median(values) < 0.05:
+    if is_shown(pair):
         return f"{a} is better than {b} by {difference:.1f} points {shown}."
     return f"{a} leads {b} by {difference:.1f} points {shown}: these photos do not show which is better."
 

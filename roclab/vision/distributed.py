@@ -72,6 +72,10 @@ def join() -> World:
     import torch
     import torch.distributed as dist
 
+    # Before there is a group: this module's functions take the group of the moment as a default argument, and a group
+    # that they hold outlives `leave`. Its threads then run into the interpreter's end, which now and then aborts.
+    import torch.distributed.nn.functional
+
     if not dist.is_initialized():
         cuda = torch.cuda.is_available()
         if cuda:

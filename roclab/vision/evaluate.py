@@ -124,7 +124,7 @@ def pick_device(device: str = "auto") -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, batch: int = 32) -> np.ndarray:
+def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, batch: int = 16) -> np.ndarray:
     """Class probabilities (N, C) float64 of photos under the evaluation transform, in the order given."""
     import torch
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from roclab.vision.data import Dataset, Photo
     from roclab.vision.models import Classifier
 
-CHUNK = 32  # photos; also the batch of the backbone, so the same photos meet in the same batch whatever was cached
+CHUNK = 16  # photos; also the batch of the backbone, so the same photos meet in the same batch whatever was cached
 FORMAT = 2  # raise it when the way features are computed changes
 
 

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure of its own, free of pyplot's global state (and of any display)."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     out = io.BytesIO()
     figure.savefig(out, format="png")
     write_whole(path, out.getvalue())
@@ -32,13 +32,13 @@ def _save(figure: Figure, path: Path) -> Path:
 def run_figure(run: Run, split: str = "val") -> Path:
     """Loss curves, confusion matrix and per-class F1 of one run in one picture: RUN/figures/SPLIT.png."""
     results = read_json(run.path / f"results-{split}.json")
-    figure = _figure(13, 4)
+    figure = new_figure(13, 4)
     curves, matrix, bars = figure.subplots(1, 3)
     _curves(curves, {f"{run.config['model']} {run.config['strategy']}": [run]})
     _confusion(matrix, np.array(results["confusion"]), list(results["per_class"]))
     matrix.set_title(f"{split}: top-1 {100 * results['top1']:.1f} % of {results['n']} photos")
     _f1(bars, {"F1": {name: row["f1"] for name, row in results["per_class"].items()}})
-    return _save(figure, run.path / "figures" / f"{split}.png")
+    return save_figure(figure, run.path / "figures" / f"{split}.png")
 
 
 def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Path) -> list[Path]:
@@ -47,11 +47,11 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
     classes = list(next(iter(results.values()))[0]["per_class"])
     made = []
 
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5)
     _curves(figure.subplots(), arms)
-    made.append(_save(figure, folder / "loss.png"))
+    made.append(save_figure(figure, folder / "loss.png"))
 
-    figure = _figure(7, 0.6 * len(arms) + 1.5)
+    figure = new_figure(7, 0.6 * len(arms) + 1.5)
     axes = figure.subplots()
     for row, (_, runs) in enumerate(results.items()):
         top1 = np.array([100 * r["top1"] for r in runs])
@@ -63,27 +63,27 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
     axes.invert_yaxis()
     axes.set_xlabel(f"top-1 on {split} (%): diamond mean, dots seeds, line 95 % interval")
     axes.grid(axis="x", alpha=0.3)
-    made.append(_save(figure, folder / "accuracy.png"))
+    made.append(save_figure(figure, folder / "accuracy.png"))
 
     columns = min(2, len(arms))
     side = 4.5 if len(classes) <= 12 else 7
     rows_needed = -(-len(arms) // columns)
-    figure = _figure(side * columns, side * rows_needed)
+    figure = new_figure(side * columns, side * rows_needed)
     grid = np.atleast_1d(figure.subplots(rows_needed, columns)).ravel()
     for axes, (name, runs) in zip(grid, results.items(), strict=False):
         _confusion(axes, np.sum([r["confusion"] for r in runs], axis=0), classes)
         axes.set_title(f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)} added)")
     for axes in grid[len(arms) :]:
         axes.set_visible(False)
-    made.append(_save(figure, folder / "confusion.png"))
+    made.append(save_figure(figure, folder / "confusion.png"))
 
-    figure = _figure(max(6, 0.35 * len(classes) * max(1, len(arms) / 2)), 4.5)
+    figure = new_figure(max(6, 0.35 * len(classes) * max(1, len(arms) / 2)), 4.5)
     scores = {
         name: {c: float(np.mean([r["per_class"][c]["f1"] for r in runs])) for c in classes}
         for name, runs in results.items()
     }
     _f1(figure.subplots(), scores)
-    made.append(_save(figure, folder / "f1.png"))
+    made.append(save_figure(figure, folder / "f1.png"))
     return made
 
 

@@ -47,7 +47,7 @@ def test_two_gloo_processes_train_what_one_does(tmp_path, monkeypatch, batch_nor
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "-m", "roclab", "vision", "train", *options, "--out", str(tmp_path / "two")]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     two = Run.open(tmp_path / "two")
     for mine, theirs in zip(alone.metrics(), two.metrics(), strict=True):
         assert theirs["train_loss"] == pytest.approx(mine["train_loss"], abs=1e-3)
@@ -61,6 +61,31 @@ def test_two_gloo_processes_train_what_one_does(tmp_path, monkeypatch, batch_nor
     # and it did learn: the tolerance is not met by standing still
     first = alone.metrics()[0]
     assert abs(first["train_loss"] - alone.metrics()[-1]["train_loss"]) > 0.005
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of threads are read from /proc")
+def test_parting_leaves_no_thread_behind(tmp_path):
+    """A thread of the process group that outlives it runs into the interpreter's end, which then may abort."""
+    script = tmp_path / "part.py"
+    script.write_text(
+        """
+from pathlib import Path
+import torch
+from roclab.vision.distributed import join, leave, synced_batch_norm, wrap
+
+world = join()
+module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+synced_batch_norm(module)
+wrap(module, torch.device("cpu"))(torch.randn(5, 3)).sum().backward()
+world.gather(1)
+leave()
+threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], threads
+"""
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(launch, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_world_of_one_is_no_ceremony():

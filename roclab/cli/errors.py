@@ -1,0 +1,47 @@
+"""`roclab vision errors`: where and why trained classifiers fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import typer
+
+
+def errors(
+    runs: list[Path] = typer.Argument(..., help="Folders of finished runs, judged on the same photos."),
+    out: Path = typer.Option(..., help="Folder of the page."),
+    split: str | None = typer.Option(
+        None, help="val or test; test if every run has been evaluated on it, else val, if not given."
+    ),
+    data_root: str | None = typer.Option(None, help="Where the runs' photos are now, if they have moved."),
+    heat_maps: bool = typer.Option(True, "--heat-maps/--no-heat-maps", help="Grad-CAM: runs the networks."),
+    seed: int = typer.Option(0, help="Drives bootstrap, permutation tests and the photos drawn."),
+    as_json: bool = typer.Option(False, "--json", help="Print all facts as JSON (they are in errors.json too)."),
+) -> None:
+    """Explain errors: hardest classes, confusions, photos, calibration, labels in doubt, what decided; a page with all.
+
+    Example: roclab vision errors runs/pets/resnet50-features runs/pets/swin_t-features --out errors
+    """
+    from roclab.runs import Run
+    from roclab.vision.errors import analyse, write_page
+
+    facts = analyse([Run.open(run) for run in runs], split, seed, data_root, heat_maps)
+    page = write_page(facts, out)
+    for note in facts["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    if missing := facts["covariates"]["missing"]:
+        print(
+            f"note: {len(missing)} of {facts['n']} photos are not where the runs had them, {missing[0]} first: say "
+            "where they are with --data-root",
+            file=sys.stderr,
+        )
+    if as_json:
+        json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+        return
+    width = max(len(row["evidence"]) for row in facts["sentences"])
+    for row in facts["sentences"]:
+        print(f"{row['evidence']:{width}}  {row['text']}")
+    print(f"page: {page}")

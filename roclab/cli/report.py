@@ -1,0 +1,134 @@
+"""`roclab report` and `roclab handin`: the write-up and the zip."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from roclab.errors import RocLabError
+
+RUNS = typer.Option(..., "--runs", help="Run folders, or folders of runs; more may follow: --runs A B C.")
+MORE = typer.Argument(None, metavar="[RUN]...", help="More run folders.")
+
+
+def report(
+    runs: list[Path] = RUNS,
+    more: list[Path] | None = MORE,
+    out: Path = typer.Option(..., help="Folder of the report; an older report in it is replaced."),
+    split: str | None = typer.Option(None, help="test or val; test where the photos have one, if not given."),
+    errors: Path | None = typer.Option(None, help="Folder of `roclab vision errors`."),
+    explain: bool = typer.Option(
+        True, "--explain/--no-explain", help="Without --errors: analyse the errors here, without heat maps."
+    ),
+    lab: Path | None = typer.Option(None, help="Folder of `roclab tokenizer lab`."),
+    study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
+    verify: bool = typer.Option(True, "--verify/--no-verify", help="Check RocLM's implementation for the report."),
+    settings: Path | None = typer.Option(
+        None, help="TOML: author, student_id, title, course, date, consulted, ai_tools."
+    ),
+    author: str | None = typer.Option(None, help="Your name."),
+    student_id: str | None = typer.Option(None, help="Your student ID."),
+    title: str | None = typer.Option(None, help="Title of the report."),
+    consulted: list[str] | None = typer.Option(None, help='A person consulted; may be repeated. "" says nobody.'),
+    ai_tools: list[str] | None = typer.Option(
+        None, help='An AI tool used and for what; may be repeated. "" says none.'
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print all facts as JSON."),
+) -> None:
+    """Write the report of finished runs: Markdown, HTML, LaTeX and PDF, every figure from a run folder it names.
+
+    Example: roclab report --runs runs/pets --errors errors --lab lab --settings me.toml --out report
+    """
+    from roclab.report.build import report as build
+    from roclab.report.settings import Settings
+
+    said = Settings.read(settings).with_given(
+        author=author, student_id=student_id, title=title, consulted=_lines(consulted), ai_tools=_lines(ai_tools)
+    )
+    paths = [*runs, *(more or [])]
+    with tempfile.TemporaryDirectory() as folder:
+        if errors is None and explain:
+            errors = _explained(paths, split, Path(folder) / "errors")
+        facts = build(paths, out, said, split, errors, lab, study, _verified() if verify else None)
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if as_json:
+        json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+        return
+    for name in ("report.pdf", "report.html", "report.tex", "report.md"):
+        print(out / name)
+
+
+def _lines(values: list[str] | None) -> tuple[str, ...] | None:
+    return None if not values else tuple(value for value in values if value.strip())
+
+
+def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | None:
+    """The error analysis of the finished runs, made into `folder`; None where there is none to be had."""
+    from roclab.report.gather import pick_split, read_runs
+
+    try:
+        from roclab.vision.errors import analyse, write_page
+    except ImportError:
+        return None
+    found = read_runs(paths)
+    split = pick_split(found, split)
+    try:
+        write_page(analyse([run.run for run in found if run.finished], split, decided=False), folder)
+    except RocLabError as error:
+        print(f"warning: no error analysis: {error}", file=sys.stderr)
+        return None
+    return folder
+
+
+def _verified() -> dict[str, Any] | None:
+    """What the checker says of our own model; None where there is no checker."""
+    try:
+        from roclab.lm.verify import verify
+    except ImportError:
+        return None
+    from roclab.report.checklist import PACKAGE
+
+    return dict(verify(PACKAGE / "lm" / "model.py")) | {"file": "roclm_model.py"}
+
+
+def handin(
+    runs: list[Path] = RUNS,
+    more: list[Path] | None = MORE,
+    student_id: str = typer.Option(..., help="Your student ID, as in the report and the tokenizer lab."),
+    name: str = typer.Option(..., help="Your name, as in the report."),
+    report: Path = typer.Option(..., help="Folder of `roclab report`."),
+    lab: Path = typer.Option(..., help="Folder of `roclab tokenizer lab`."),
+    study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
+    out: Path = typer.Option(Path("handin.zip"), help="The zip."),
+    with_checkpoints: bool = typer.Option(False, "--with-checkpoints", help="Pack the trained models too (large)."),
+    incomplete: bool = typer.Option(
+        False, "--incomplete", help="Pack although something is missing, and say so inside."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print what was packed and proven as JSON."),
+) -> None:
+    """Pack the hand-in: check the handout's list, write the zip, unzip it elsewhere and run it there.
+
+    Example: roclab handin --student-id 31415 --name "Ada Lovelace" --runs runs/pets --report report --lab lab
+    """
+    from roclab.report.handin import handin as pack
+
+    done = pack(student_id, name, [*runs, *(more or [])], report, lab, out, study, with_checkpoints, incomplete)
+    if as_json:
+        json.dump(done, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+        return
+    for item in done["missing"]:
+        print(f"missing: {item['what']} ({item['remedy']})", file=sys.stderr)
+    for line in done["proven"]:
+        print(f"proven: {line}")
+    print(f"absolute paths were made relative in {len(done['made_relative'])} files")
+    if not done["checkpoints"]:
+        print("checkpoints are not in it: README.md lists them, --with-checkpoints packs them")
+    print(f"{done['out']}: {len(done['files'])} files, {done['bytes'] / 1e6:.1f} MB")

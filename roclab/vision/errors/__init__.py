@@ -1,0 +1,10 @@
+"""Where and why classifiers fail: `analyse` computes it as plain data, `write_page` shows it.
+
+runs -> gather (the same photos, side by side) -> facts (with covariates and gradcam) -> analysis (sentences)
+     -> errors.json, and index.html with figures/ and thumbs/ beside it
+"""
+
+from roclab.vision.errors.facts import analyse
+from roclab.vision.errors.page import write_page
+
+__all__ = ["analyse", "write_page"]

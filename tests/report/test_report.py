@@ -1,0 +1,277 @@
+"""The report: its numbers are the runs' own, its text survives every format, and runs that do not fit are refused."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roclab.errors import RocLabError
+from roclab.report.build import report
+from roclab.report.page import FORMAT, command_lines, esc, refs
+from roclab.report.privacy import absolute_paths
+from roclab.report.settings import Settings
+from tests.report.conftest import NAME, train_and_judge
+from tests.vision import small
+
+ME = Settings(author=NAME, student_id="31415", consulted=(), ai_tools=("x_y & z",))
+
+
+@pytest.fixture(scope="module")
+def written(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("written") / "report"
+    return out, report([trained], out, ME)
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_every_format_is_there_and_holds_the_name(written):
+    out, _ = written
+    assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert html.escape(NAME, quote=False) in page
+    tex = (out / "report.tex").read_text(encoding="utf-8")
+    assert r"Jörg\_Müller \& Söhne \#1 \{50\%\}" in tex
+    assert {p.name for p in (out / "figures").iterdir()} >= {"loss.png", "accuracy.png", "f1.png", "confusion-1.png"}
+
+
+def test_the_numbers_are_those_of_the_run_folders(written, trained):
+    out, facts = written
+    text = (out / "report.md").read_text(encoding="utf-8")
+    found = json.loads((trained / "finetune-0" / "results-test.json").read_text(encoding="utf-8"))
+    low, high = found["ci95"]["top1"]
+    assert f"{100 * found['top1']:.1f} ({100 * low:.1f}–{100 * high:.1f})" in text
+    for run in ("features-0", "features-1", "finetune-0"):
+        assert run in text
+    assert [run["ref"] for run in facts["runs"]] == ["R1", "R2", "R3"]
+    assert facts["runs"][0]["files"]["results-test.json"]
+    assert "people consulted: nobody" in text.lower()
+
+
+def test_what_was_not_given_is_said(written):
+    out, facts = written
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "No tokenizer lab was given" in text
+    assert "not checked" in text
+    assert any("tokenizer lab" in warning for warning in facts["warnings"])
+
+
+def test_nothing_of_the_machine_is_in_it(written):
+    out, _ = written
+    for name in ("report.md", "report.tex", "report.html", "facts.json", "comparison.json"):
+        assert not absolute_paths((out / name).read_text(encoding="utf-8")), name
+
+
+def test_better_is_said_only_where_it_is_shown(written):
+    out, facts = written
+    text = (out / "report.md").read_text(encoding="utf-8")
+    for pair in facts["comparison"]["pairs"]:
+        assert pair["sentence"].count(" is better than ") == pair["shown"]
+    assert text.count(" is better than ") <= 2 * sum(pair["shown"] for pair in facts["comparison"]["pairs"])
+
+
+def test_the_same_runs_give_the_same_report(written, trained, tmp_path):
+    out, _ = written
+    report([trained], tmp_path / "again", ME)
+    for name in ("report.md", "report.tex", "report.pdf", "facts.json"):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+@pytest.mark.parametrize("author", [NAME, "名前 Ελλη Żółć"])
+def test_the_tex_compiles_under_pdflatex(trained, tmp_path, author):
+    report([trained], tmp_path / "report", Settings(author=author, student_id="1"))
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "report.tex"],
+        cwd=tmp_path / "report", capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout.decode("latin-1")[-2000:]
+
+
+def test_letters_that_a_format_lacks_are_warned_of(trained, tmp_path):
+    facts = report([trained], tmp_path / "report", Settings(author="名前", student_id="1"))
+    assert "名前" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert any("pdflatex shows boxes" in warning for warning in facts["warnings"])
+
+
+def test_unfilled_settings_are_said_in_report_and_warnings(trained, tmp_path):
+    facts = report([trained], tmp_path / "report", Settings())
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "AI tools used: not filled in" in text
+    assert any("people consulted" in warning for warning in facts["warnings"])
+
+
+def test_an_interrupted_run_is_shown_and_takes_part_in_nothing(runs, tmp_path):
+    (runs / "features-1" / "training.json").unlink()
+    facts = report([runs], tmp_path / "report", ME)
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "**cut short**" in text
+    assert facts["comparison"]["arms"]["test_resnet frozen"]["runs"] == ["R1"]
+    assert any("features-1 was cut" in warning for warning in facts["warnings"])
+
+
+def test_when_every_run_was_cut_the_way_on_is_said(runs, tmp_path):
+    for run in runs.iterdir():
+        (run / "training.json").unlink()
+    with pytest.raises(RocLabError, match=r"no run was trained to its end.*--resume"):
+        report([runs], tmp_path / "report", ME)
+    assert not (tmp_path / "report").exists()
+
+
+def test_missing_runs_are_named_all_at_once(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RocLabError, match=r"gone does not exist; .*empty holds no run"):
+        report([tmp_path / "gone", tmp_path / "empty"], tmp_path / "report", ME)
+
+
+def test_a_run_of_another_split_is_refused_by_name(runs, tmp_path):
+    other = small.make_photos(tmp_path / "other", each=10)
+    train_and_judge(other, runs / "stranger", seed=3, refit=False)
+    with pytest.raises(RocLabError, match=r"stranger is judged on other test photos"):
+        report([runs], tmp_path / "report", ME)
+
+
+def test_another_validation_cut_under_the_same_seed_is_refused(runs, photos, tmp_path):
+    train_and_judge(photos, runs / "wider", seed=0, refit=False, val_fraction=0.4)
+    with pytest.raises(RocLabError, match=r"wider cuts other validation photos"):
+        report([runs], tmp_path / "report", ME)
+
+
+def test_a_run_that_was_not_judged_on_test_comes_with_the_command(runs, tmp_path):
+    (runs / "finetune-0" / "results-test.json").unlink()
+    with pytest.raises(RocLabError, match=r"roclab vision evaluate .*finetune-0 --split test"):
+        report([runs], tmp_path / "report", ME)
+    facts = report([runs / "finetune-0"], tmp_path / "report", ME, split="val")
+    assert any("validation photos" in warning for warning in facts["warnings"])
+
+
+def test_the_same_run_twice_is_refused(runs, tmp_path):
+    shutil.copytree(runs / "features-0", runs / "copy", symlinks=True)
+    with pytest.raises(RocLabError, match="the same run"):
+        report([runs], tmp_path / "report", ME)
+
+
+def test_runs_of_one_name_are_told_apart(runs, tmp_path):
+    shutil.move(runs / "features-1", tmp_path / "more" / "features-0")
+    facts = report([runs, tmp_path / "more"], tmp_path / "report", ME)
+    assert {run["name"] for run in facts["runs"]} == {"runs-features-0", "more-features-0", "finetune-0"}
+
+
+def test_a_damaged_file_is_one_line(runs, tmp_path):
+    (runs / "features-0" / "split.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RocLabError, match=r"split\.json is damaged"):
+        report([runs], tmp_path / "report", ME)
+
+
+def test_a_class_without_a_test_photo_has_dashes_and_a_note(tmp_path):
+    data = tmp_path / "data"
+    small.make_photos(data / "train", each=10)
+    small.make_photos(data / "test", each=4)
+    shutil.rmtree(data / "test" / "sky")
+    run = train_and_judge(data, tmp_path / "run", refit=False)
+    facts = report([run], tmp_path / "report", ME)
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert facts["data"]["without_test_photos"] == ["sky"]
+    assert "The test split has no photo of sky" in text
+    row = next(line for line in text.splitlines() if line.startswith("| sky |"))
+    assert row.split("|")[2].strip() == "0"
+    assert row.rstrip(" |").endswith("– · –")
+
+
+def test_a_folder_that_is_no_report_is_left_alone(trained, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(RocLabError, match="is not a report"):
+        report([trained], tmp_path / "mine", ME)
+    assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+def test_a_report_is_replaced_whole(trained, tmp_path):
+    report([trained], tmp_path / "report", ME)
+    (tmp_path / "report" / "old.txt").write_text("old", encoding="utf-8")
+    report([trained], tmp_path / "report", ME)
+    assert not (tmp_path / "report" / "old.txt").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+def test_an_error_analysis_of_other_runs_is_refused(trained, tmp_path):
+    (tmp_path / "errors").mkdir()
+    about = {"split": "test", "runs": [{"name": "someone-elses"}], "sentences": []}
+    (tmp_path / "errors" / "errors.json").write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(RocLabError, match="someone-elses"):
+        report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
+    edit(tmp_path / "errors" / "errors.json", split="val", runs=[])
+    with pytest.raises(RocLabError, match="explains errors on val"):
+        report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
+
+
+def test_other_tools_words_are_shown_not_obeyed(trained, lab, tmp_path):
+    report([trained], tmp_path / "report", ME, lab=lab)
+    assert r"The ID is \*five\* tokens" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_settings_name_an_unknown_key_and_take_a_number_as_id(tmp_path):
+    file = tmp_path / "me.toml"
+    file.write_text('student_id = 31415\nai_tools = "one"\nconsulted = []\n', encoding="utf-8")
+    found = Settings.read(file)
+    assert (found.student_id, found.ai_tools, found.consulted) == ("31415", ("one",), ())
+    assert found.unfilled() == ["author"]
+    file.write_text('autor = "x"\n', encoding="utf-8")
+    with pytest.raises(RocLabError, match="unknown keys: autor"):
+        Settings.read(file)
+    with pytest.raises(RocLabError, match=r"gone\.toml"):
+        Settings.read(tmp_path / "gone.toml")
+
+
+def test_references_and_commands_are_short():
+    assert refs(["R3", "R1", "R2", "R7"]) == "R1–R3, R7"
+    lines = command_lines(["roclab", "vision", "train", *["--option=value"] * 20])
+    assert all(len(line) <= 110 for line in lines)
+    assert all(line.endswith("\\") for line in lines[:-1])
+
+
+@given(st.lists(st.text(alphabet="ab \\`*_{}[]()<>#+-.!|~^$@&\"':%=/1é", max_size=20), min_size=5, max_size=5))
+def test_escaped_text_comes_out_of_pandoc_as_it_went_in(texts):
+    import pypandoc
+
+    source = "\n\n".join(f"x{i} {esc(text)}" for i, text in enumerate(texts))
+    shown = pypandoc.convert_text(source, "plain", format=FORMAT, extra_args=["--wrap=none"])
+    wanted = [" ".join(f"x{i} {text}".split()) for i, text in enumerate(texts)]
+    assert [line for line in shown.splitlines() if line] == wanted
+
+
+def test_the_checks_of_roclm_are_a_table_with_hints(trained, tmp_path):
+    checks = [
+        {"name": "formula", "component": "RMSNorm", "passed": True, "deviation": 1e-7, "hint": ""},
+        {"name": "positions", "component": "RoPE", "passed": False, "deviation": 0.5, "hint": "rotates v | too"},
+    ]
+    report([trained], tmp_path / "report", ME, verify={"score": 0.5, "passed": False, "checks": checks})
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "1 passed, 1 failed" in text
+    assert r"**failed**: rotates v \| too | 5.0e-01 |" in text
+    assert (tmp_path / "report" / "verify.json").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "handin"])
+def test_the_command_line_gives_one_line_and_code_2(command, tmp_path):
+    own = {
+        "report": ["--out", tmp_path / "out"],
+        "handin": ["--student-id", "1", "--name", "x", "--report", tmp_path, "--lab", tmp_path],
+    }[command]
+    words = [sys.executable, "-m", "roclab", command, "--runs", tmp_path / "gone", *own]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "gone does not exist" in done.stderr
+    shown = subprocess.run([*map(str, words[:4]), "--help"], capture_output=True, text=True, timeout=300)
+    assert f"Example: roclab {command}" in " ".join(shown.stdout.replace("│", " ").split())

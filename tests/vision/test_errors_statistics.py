@@ -1,0 +1,114 @@
+"""The statistics of the error analysis against textbook cases, and that they stay silent where there is nothing."""
+
+import numpy as np
+import pytest
+
+from roclab.vision.errors import facts
+from roclab.vision.errors.statistics import calibration, difference, harder_than_the_rest, holm, logistic_slope
+from roclab.vision.metrics import expected_calibration_error
+from tests.vision.judged import judged, random_probs
+
+
+def test_holm_of_a_case_worked_out_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.01], tests=10) == pytest.approx([0.1])
+    assert holm([]) == []
+
+
+def test_newcombes_interval_of_his_own_example():
+    # 56/70 - 48/80 (Newcombe 1998, Statistics in Medicine 17:873, table II, method 10): 0.0524 to 0.3339
+    found = difference(56, 70, 48, 80)
+    assert found["difference"] == pytest.approx(0.2)
+    assert found["ci95"] == pytest.approx([0.0524, 0.3339], abs=5e-5)
+
+
+def test_a_class_is_held_against_the_rest_by_fishers_test_and_by_its_draws():
+    from scipy.stats import fisher_exact
+
+    wrong = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0], dtype=float)
+    inside = np.arange(14) < 4
+    expected = fisher_exact([[3, 1], [1, 9]], alternative="greater").pvalue
+    assert harder_than_the_rest(wrong, inside) == pytest.approx(expected)
+    several = wrong * 0.5 + 0.0  # the same order, but drawn: levels 0 and 1/2
+    assert harder_than_the_rest(several, inside) == pytest.approx(expected, abs=0.01)
+    assert harder_than_the_rest(np.zeros(14), inside) == 1.0
+
+
+def test_the_slope_is_that_of_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, 400)
+    right = (rng.random(400) < 1 / (1 + np.exp(-(x - 2)))).astype(float)
+    found = logistic_slope(x, right)
+    z = (x - x.mean()) / x.std()
+    peer = LogisticRegression(C=1e9, tol=1e-8).fit(z[:, None], right)
+    assert found["odds_ratio"] == pytest.approx(np.exp(peer.coef_[0, 0]), rel=1e-3)
+    assert found["ci95"][0] < found["odds_ratio"] < found["ci95"][1]
+    assert found["p"] < 1e-6
+    assert logistic_slope(np.ones(400), right) is None
+    assert logistic_slope(x, np.ones(400)) is None  # nothing is wrong: nothing to fit
+
+
+def test_calibration_tells_honest_from_too_sure():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 4, 500)
+    honest = random_probs(rng, labels, 4, 0.8)
+    found = calibration(labels, honest[None])
+    assert found["ece"] == pytest.approx(expected_calibration_error(labels, honest))
+    assert found["p"] > 0.05
+    assert found["gap_ci95"][0] < 0 < found["gap_ci95"][1]
+    sure = np.where(honest == honest.max(1, keepdims=True), 0.97, 0.01)
+    found = calibration(labels, sure[None])
+    assert found["p"] < 0.01
+    assert found["gap_ci95"][0] > 0.1
+    assert sum(b["photos"] for b in found["bins"]) == pytest.approx(500)
+    twice = calibration(labels, np.stack([sure, sure]))  # the same run twice is no more evidence
+    assert twice["ece"] == pytest.approx(found["ece"])
+    assert twice["gap_ci95"] == pytest.approx(found["gap_ci95"])
+
+
+def test_where_errors_fall_at_random_there_are_hardly_any_claims():
+    """Sixty worlds in which every class is equally hard and errors go anywhere: a family of questions may claim
+    something in one of twenty."""
+    false = {"hardest": 0, "confused": 0, "pairs": 0}
+    for world in range(60):
+        rng = np.random.default_rng(world)
+        labels = np.repeat(np.arange(8), 15)
+        probs = np.stack([random_probs(rng, labels, 8, 0.75) for _ in range(2)])
+        seen = judged(labels, probs, {"A": [0], "B": [1]})
+        false["hardest"] += any(row["p"] < 0.05 for row in facts._hardest(seen, 0))
+        false["confused"] += any(row["p"] < 0.05 for row in facts._confused(seen))
+        false["pairs"] += facts._pairs(seen)[0]["p"] < 0.05
+    assert max(false.values()) <= 7, false  # binomial: more than 7 of 60 at 5 % has a probability below 1 %
+
+
+def test_what_was_planted_is_found():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), 30)
+    probs = np.stack([random_probs(rng, labels, 6, 0.97) for _ in range(3)])
+    for row in probs:  # class 2 is called class 5 half of the time, by every run
+        row[60:75] = 0.002
+        row[60:75, 5] = 0.99
+    probs[2, :20] = np.roll(probs[2, :20], 1, axis=1)  # and the third run alone is wrong on class 0
+    species = {f"class {i}": "cat" if i in (2, 5) else "dog" for i in range(6)}
+    seen = judged(labels, probs, {"A": [0, 1], "B": [2]}, species=species)
+    hardest = {row["class"]: row for row in facts._hardest(seen, 0)}
+    assert hardest["class 2"]["p"] < 0.01
+    assert hardest["class 3"]["p"] > 0.5
+    first = facts._confused(seen)[0]
+    assert (first["a"], first["b"]) == ("class 2", "class 5")
+    assert first["p"] < 1e-6
+    pair = facts._pairs(seen)[0]
+    assert pair["b_wrong_a_right"] >= 18
+    assert pair["p"] < 0.05
+    assert pair["ci95"][0] > 0
+    groups = facts._species(seen)
+    assert groups["kinds"]["cat"]["share"] < groups["kinds"]["dog"]["share"]
+    shared = facts._shared(seen)
+    assert set(range(60, 75)) <= set(shared["by_all"])
+    assert shared["p"] < 0.01
+    assert sum(shared["wrong_by"]) == 180
+    doubted = facts._label_errors(seen)
+    assert doubted["found"] >= 10
+    assert {row["suggested"] for row in doubted["photos"][:5]} == {"class 5"}
