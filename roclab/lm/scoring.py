@@ -32,7 +32,8 @@ _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _DECLINES = re.compile(
     r"""\b(?:
       (?:do|does|did|would)(?:\ not|n['’]t)\ (?:actually\ |really\ |currently\ )?(?:know|have|see|recall|remember)
-    | (?:can|could)(?:not|\ not|n['’]t) | unable | not\ able | impossible | not\ (?:possible|sure|certain|aware)
+    | can(?:not|\ not|['’]t) | could(?:\ not|n['’]t) | unable | impossible
+    | not\ (?:able|possible|sure|certain|aware)
     | (?:have|has|is|there['’]s)\ no\ (?:way|information|access|file|attachment|attached|record|memory)
     | not\ (?:yet\ )?(?:been\ )?(?:provided|given|attached|mentioned|specified|known|determined)
     | unknown | unpredictable | no\ one\ knows | nobody\ knows | need\ more\ (?:information|context|details)

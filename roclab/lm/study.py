@@ -131,6 +131,10 @@ def run_study(
             done.append(transcript)
     order = {question["id"]: place for place, question in enumerate(study.asked)}
     done.sort(key=lambda t: (t["thinking"], order[t["question"]], study.runs.index(t["run"])))
+    for transcript in done:  # scored last, so that a rule mended since holds for answers given before
+        checks = study.asked[order[transcript["question"]]]["checks"]
+        transcript["passed"], transcript["reasons"] = score(checks, transcript["turns"][-1]["answer"])
+    write_whole(run.path / TRANSCRIPTS, "".join(json.dumps(t, ensure_ascii=False) + "\n" for t in done))
     summary = summarize(config, study.runs, done)
     write_report(run.path, config, summary, done)
     return summary
@@ -167,8 +171,8 @@ def _read_transcripts(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             found.append(json.loads(line))
-            _key(found[-1])
-        except (ValueError, KeyError, TypeError):
+            _key(found[-1]), found[-1]["turns"][-1]["answer"]
+        except (ValueError, LookupError, TypeError):
             raise RocLabError(f"{path} is damaged in line {number}: remove that line, or the file") from None
     if lines[-1]:
         write_whole(path, b"".join(line + b"\n" for line in lines[:-1]))
@@ -237,8 +241,7 @@ def _ask(
                 }
             )
             if len(turns[i]) == len(batch[i]["turns"]):
-                passed, reasons = score(batch[i]["checks"], answer["content"])
                 yield {
                     "question": batch[i]["id"], "kind": batch[i]["kind"], "run": run, "thinking": MODES[mode],
-                    "passed": passed, "reasons": reasons, "turns": turns[i],
+                    "turns": turns[i],
                 }  # fmt: skip

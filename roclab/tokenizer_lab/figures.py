@@ -128,16 +128,22 @@ def merge_tree(title: str, trace: Trace) -> bytes:
 def coverage_triangle(title: str, text: str, coverage: Mapping[str, Any]) -> bytes:
     """Every substring of the ID: column where it begins, row how long it is. Dark: one token; light: in the vocabulary,
     but no text of its own becomes it; empty: not in the vocabulary."""
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
     n = max(len(text), 1)
     cell = 0.34 if n <= 24 else 0.16
     figure = _figure(max(cell * n + 1.4, 4.5), cell * n + 1.3)
     axes = figure.subplots()
+    known = np.full((n, n), np.nan)  # [length - 1, start]; what is no substring stays empty
     for start in range(len(text)):
-        for length in range(1, len(text) - start + 1):
-            axes.add_patch(_box(start, length - 0.5, 1, 1, "white"))
-    for places, colour in ((coverage["listed"], "#f9cb9c"), (coverage["single"], "#3d85c6")):
+        known[: len(text) - start, start] = 0
+    for kind, places in enumerate((coverage["listed"], coverage["single"]), start=1):
         for start, length in places:
-            axes.add_patch(_box(start, length - 0.5, 1, 1, colour))
+            known[length - 1, start] = kind
+    edges = np.arange(n + 1)
+    colours = ListedColormap(["white", "#f9cb9c", "#3d85c6"])
+    axes.pcolormesh(edges, edges + 0.5, known, cmap=colours, vmin=0, vmax=2, edgecolors=LINE, linewidth=0.5)
     for colour, label in (("#3d85c6", "becomes one token"), ("#f9cb9c", "only in the vocabulary")):
         axes.add_patch(_box(-2, -2, 1, 1, colour)).set_label(label)
     axes.legend(frameon=False, loc="upper right", fontsize=8)

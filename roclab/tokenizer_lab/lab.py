@@ -25,8 +25,8 @@ def write_lab(
     """Execute the lab for an ID and write its folder; returns lab.json's content.
 
     lab.json: {"student_id", "tokenizers": name → facts, "missing": name → why, "sentences": [{"text", "topic",
-    "tokenizer", "evidence"}], "figures"}. Raises RocLabError for an ID that is none, a tokenizer that cannot be
-    opened, or a folder that holds something else than a lab."""
+    "tokenizer", "evidence"}], "figures", "captions": file → words}. Raises RocLabError for an ID that is none, a
+    tokenizer that cannot be opened, or a folder that holds something else than a lab."""
     out = Path(out)
     check_student_id(student_id)
     _check_folder(out)
@@ -48,7 +48,8 @@ def write_lab(
     except OSError as error:
         raise RocLabError(f"cannot write {out}: {error.strerror}") from None
     try:
-        lab["figures"] = _draw(made, student_id, tracers, facts)
+        lab["captions"] = _draw(made, student_id, tracers, facts)
+        lab["figures"] = [f"figures/{file}" for file in lab["captions"]]
         write_json(made / "lab.json", lab)
         write_whole(made / "lab.md", _text(lab))
         pages = notebook.build(student_id)
@@ -102,26 +103,28 @@ def _put(made: Path, out: Path) -> None:
 
 def _draw(
     folder: Path, student_id: str, tracers: Mapping[str, Tracer], facts: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+) -> dict[str, str]:
+    """Draws into `folder`/figures; returns what each file shows."""
     from roclab.tokenizer_lab import figures
 
-    pictures = {"vocabulary.png": figures.vocabulary_lengths({n: f["token_lengths"] for n, f in facts.items()})}
+    captions = {"vocabulary.png": "How long the tokens of the vocabularies are"}
+    lengths = {name: fact["token_lengths"] for name, fact in facts.items()}
+    write_whole(folder / "figures" / "vocabulary.png", figures.vocabulary_lengths(lengths))
     for name, fact in facts.items():
         rows = [(label, variant["tokens"], variant["ids"]) for label, variant in fact["variants"].items()]
-        tracer, sentence = tracers[name], fact["variants"]["in a sentence"]["text"]
-        pictures |= {
-            f"variants-{name}.png": figures.token_strips(f"{name}: the ID and its variants", rows),
-            f"merges-{name}.png": figures.merge_tree(
-                f"{name}: how the bytes of the ID grow together", tracer.trace(student_id)
+        alone, sentence = (tracers[name].trace(t) for t in (student_id, fact["variants"]["in a sentence"]["text"]))
+        for file, title, draw in (
+            ("variants", "the ID and its variants", lambda title, rows=rows: figures.token_strips(title, rows)),
+            ("merges", "how the bytes of the ID grow together", lambda title, t=alone: figures.merge_tree(title, t)),
+            ("merges-sentence", "the ID in a sentence", lambda title, t=sentence: figures.merge_tree(title, t)),
+            (
+                "coverage", "which substrings of the ID are one token",
+                lambda title, f=fact: figures.coverage_triangle(title, f["normalized"], f["coverage"]),
             ),
-            f"merges-sentence-{name}.png": figures.merge_tree(f"{name}: the ID in a sentence", tracer.trace(sentence)),
-            f"coverage-{name}.png": figures.coverage_triangle(
-                f"{name}: which substrings of the ID are one token", fact["normalized"], fact["coverage"]
-            ),
-        }
-    for file, data in pictures.items():
-        write_whole(folder / "figures" / file, data)
-    return [f"figures/{file}" for file in pictures]
+        ):  # fmt: skip
+            captions[f"{file}-{name}.png"] = f"{name}: {title}"
+            write_whole(folder / "figures" / f"{file}-{name}.png", draw(f"{name}: {title}"))
+    return captions
 
 
 def _text(lab: Mapping[str, Any]) -> str:
