@@ -25,7 +25,7 @@ from roclab.lm.scoring import score, validate_checks
 from roclab.runs import Run, read_json, track, write_whole
 
 if TYPE_CHECKING:
-    from roclab.lm.model import RocLMForCausalLM
+    from roclab.lm.engine import LanguageModel
     from roclab.lm.tokenizer import Tokenizer
 
 TRANSCRIPTS = "transcripts.jsonl"
@@ -102,7 +102,7 @@ def load_questions(path: str | os.PathLike | None = None) -> list[dict[str, Any]
 
 
 def run_study(
-    model: RocLMForCausalLM, tokenizer: Tokenizer, study: Study, out: str | os.PathLike, **hashes: Any
+    model: LanguageModel, tokenizer: Tokenizer, study: Study, out: str | os.PathLike, **hashes: Any
 ) -> dict[str, Any]:
     """Ask what is not answered yet, then write study.json, study.md and transcripts.md; returns study.json's content.
 
@@ -180,7 +180,7 @@ def _read_transcripts(path: Path) -> list[dict[str, Any]]:
 
 
 def _answers(
-    model: RocLMForCausalLM, tokenizer: Tokenizer, study: Study, modes: Sequence[bool | None], done: set[Any]
+    model: LanguageModel, tokenizer: Tokenizer, study: Study, modes: Sequence[bool | None], done: set[Any]
 ) -> Iterator[dict[str, Any]]:
     """A transcript for every question, run and mode that is not in `done`, each as soon as it is finished."""
     size = study.batch_size
@@ -196,7 +196,7 @@ def _answers(
 
 
 def _ask(
-    model: RocLMForCausalLM, tokenizer: Tokenizer, study: Study, batch: Sequence[dict[str, Any]], run: str,
+    model: LanguageModel, tokenizer: Tokenizer, study: Study, batch: Sequence[dict[str, Any]], run: str,
     mode: bool | None, first: int,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One batch, turn by turn: each round asks the next message of every conversation that has one."""
