@@ -108,14 +108,16 @@ def run_study(
 
     `hashes` (of the weights) go into the run's provenance. Raises RocLabError if `out` holds a study with other
     settings or anything else."""
+    from roclab.lm.engine import device_of
+    from roclab.lm.model import RocLMForCausalLM
     from roclab.lm.study_report import summarize, write_report
 
     modes = [True, False] if tokenizer.has_thinking else [None]
-    weight = model.model.embed_tokens.weight
+    dtype = str(model.model.embed_tokens.weight.dtype) if isinstance(model, RocLMForCausalLM) else "quantized"
     config = {
         **asdict(study), "kind": "lm study", "seed": 0, "asked": study.asked, "modes": [MODES[m] for m in modes],
-        "questions": Path(study.questions or "study_questions.json").name, "dtype": str(weight.dtype),
-        "device": weight.device.type,
+        "questions": Path(study.questions or "study_questions.json").name, "dtype": dtype,
+        "device": device_of(model).type,
     }  # fmt: skip
     run = _open_run(Path(out), config, hashes)
     done = _read_transcripts(run.path / TRANSCRIPTS)
