@@ -14,7 +14,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import errors, lm, report, study, tokenizer, verify, vision
+from roclab.cli import bench, errors, lm, report, study, tokenizer, verify, vision
 from roclab.errors import RocLabError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+lm.app.command("bench")(bench.bench)
 lm.app.command("verify")(verify.verify)
 app.add_typer(lm.app, name="lm")
 vision.app.command("errors")(errors.errors)

@@ -26,7 +26,7 @@ from pathlib import Path
 from roclab.errors import RocLabError
 from roclab.runs import cache_folder
 
-SOURCES = ("roclm.c", "matmul.h", "attention.h", "vector.h", "pool.h")
+SOURCES = ("roclm.c", "matmul.h", "attention.h", "vector.h", "pool.h", "machine.h")
 COMMON = ("-O3", "-std=gnu11", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
@@ -171,6 +171,8 @@ def _declare(library: Library) -> Library:
         ("roclm_tile_bytes", ctypes.c_long, [whole]),
         ("roclm_pack", None, [whole, pointer, whole, whole, pointer, pointer]),
         ("roclm_quantize", None, [whole, pointer, ctypes.c_long, pointer]),
+        ("roclm_read", None, [pointer, pointer, ctypes.c_long]),
+        ("roclm_multiply", ctypes.c_double, [pointer, ctypes.c_long]),
         ("roclm_alloc", pointer, [size]),
         ("roclm_release", None, [pointer]),
     ):

@@ -233,10 +233,35 @@ class FastRocLM:
         with self._lock:
             self._idle = [*self._idle, sequence][-KEPT:]
 
+    def forget(self) -> None:
+        """Drop what earlier texts left in their caches."""
+        with self._lock:
+            self._idle.clear()
+
+    def machine(self, megabytes: int = 256, repeats: int = 5) -> dict[str, float]:
+        """The most that this machine reads and computes, best of `repeats` with one thread and with all cores:
+        bytes a second from memory (`bandwidth`), float32 operations a second (`flops`)."""
+        memory = torch.zeros(megabytes << 18)
+        best = {"bandwidth": 0.0, "flops": 0.0}
+        try:
+            for threads in {1, _cores()}:
+                self.library.roclm_threads(self._handle, threads)
+                for _ in range(repeats):
+                    started = time.perf_counter()
+                    self.library.roclm_read(self._handle, memory.data_ptr(), memory.numel())
+                    read = time.perf_counter()
+                    operations = self.library.roclm_multiply(self._handle, 1_000_000)
+                    done = time.perf_counter()
+                    best["bandwidth"] = max(best["bandwidth"], 4 * memory.numel() / (read - started))
+                    best["flops"] = max(best["flops"], operations / (done - read))
+        finally:
+            self.library.roclm_threads(self._handle, self.threads)
+        return best
+
     def _choose_threads(self) -> int:
         """The fastest number of threads for writing, found by trying: powers of two up to the cores we may use, each
         a few steps. Cores that are two halves of one, or busy with something else, show here and nowhere else."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = _cores()
         best, best_time = 1, float("inf")
         candidates = [n for n in (1, 2, 4, 8, 16, 32) if n < cores] + [min(cores, 32)]
         sequence = self.new_sequence(SPAN)
@@ -252,6 +277,11 @@ class FastRocLM:
             if took < 0.95 * best_time:  # more threads must earn their place
                 best, best_time = threads, took
         return int(self.library.roclm_threads(self._handle, best))
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free(library: ctypes.CDLL, handle: int, memory: list[int]) -> None:

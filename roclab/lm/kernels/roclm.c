@@ -2,6 +2,7 @@
    this is tested against). A call computes any tokens of any sequences: each row is (token id, position, cache), so a
    prompt, one step of a chat, a step of sixteen chats and the check of a guessed continuation are the same call. */
 #include "attention.h"
+#include "machine.h"
 #include "matmul.h"
 #include "pool.h"
 #if defined(__linux__)
@@ -417,6 +418,17 @@ EXPORT void *roclm_alloc(size_t bytes) {
     return p;
 }
 EXPORT void roclm_release(void *p) { free(p); }
+
+/* For `roclab lm bench`: read `floats` numbers, or do `rounds` · 10 · lanes · 2 float operations a thread (returned). */
+EXPORT void roclm_read(model *m, const float *memory, long floats) {
+    machine_job j = {&m->threads, memory, floats, 0, {0}};
+    pool_run(&m->threads, read_all, &j);
+}
+EXPORT double roclm_multiply(model *m, long rounds) {
+    machine_job j = {&m->threads, NULL, 0, rounds, {0}};
+    pool_run(&m->threads, multiply_all, &j);
+    return (double)rounds * 10 * LANES * 2 * m->threads.threads;
+}
 
 /* ── Quantizing float weights into GGUF's blocks ───────────────────────────────────────────────────────────────── */
 
