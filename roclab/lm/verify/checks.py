@@ -337,7 +337,16 @@ def state_checks() -> list[Check]:
 
     def judge_load(value: dict[str, Any]) -> Verdict:
         said = value["error"]
-        return Verdict(said is None, None, said or "", f"load_state_dict(strict=True) refuses the checkpoint: {said}")
+        if said is not None:
+            return Verdict(False, None, said, f"load_state_dict(strict=True) refuses the checkpoint: {said}")
+        other = value["other"]
+        found = f"the state dict gives back other values: {', '.join(other[:4])}"
+        if other and set(other) <= {"model.embed_tokens.weight", "lm_head.weight"}:
+            hint = "head: head and embedding share one matrix where tie_word_embeddings is False"
+            return Verdict(False, None, found, hint, True, "head")
+        return Verdict(
+            not other, None, found, f"a loaded checkpoint is not kept as it is: {', '.join(other[:4])}", True
+        )
 
     def judge_defaults(value: dict[str, Any]) -> Verdict:
         wrong = [f"{n} is {value['values'][n]!r}, not {d!r}" for n, d in DEFAULTS.items() if value["values"][n] != d]

@@ -65,9 +65,8 @@ def state(module: ModuleType, case: str) -> dict[str, Any]:
         model.load_state_dict(tensors(case), strict=True)
     except Exception as error:
         return {"shapes": shapes, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-    stored = {n: v.double() for n, v in model.state_dict().items() if n in CASES[case].weights}
-    same = all(torch.equal(v, tensors(case)[n].double()) for n, v in stored.items())
-    return {"shapes": shapes, "error": None if same else "the state dict does not give back what was loaded"}
+    stored, loaded = model.state_dict(), tensors(case)
+    return {"shapes": shapes, "error": None, "other": [n for n, w in loaded.items() if not torch.equal(stored[n], w)]}
 
 
 def tensors(case: str) -> dict[str, Tensor]:
@@ -171,13 +170,14 @@ def logits_of(module: ModuleType, case: str, texts: list) -> list[list]:
         return [plain(model(torch.tensor(ids))) for ids in texts]
 
 
-def logits_stretched(module: ModuleType, case: str, factor: float) -> list:
-    """With q_proj and k_proj multiplied by `factor`."""
+def logits_stretched(module: ModuleType, case: str, factor: float) -> list[list]:
+    """As they are, and with q_proj and k_proj multiplied by `factor`."""
     model = build(module, case)
     changed = {n: w * factor for n, w in tensors(case).items() if "q_proj" in n or "k_proj" in n}
-    model.load_state_dict(changed, strict=False)
     with torch.no_grad():
-        return plain(model(torch.tensor(CASES[case].ids)))
+        before = plain(model(torch.tensor(CASES[case].ids)))
+        model.load_state_dict(changed, strict=False)
+        return [before, plain(model(torch.tensor(CASES[case].ids)))]
 
 
 def tied(module: ModuleType, case: str) -> list:

@@ -326,6 +326,86 @@ WRONG = [
 ]  # fmt: skip
 
 
+# Mistakes that the checker has no name for: the part must be told all the same, and no known mistake be blamed.
+UNLISTED = [
+    *wrong(
+        "RMSNorm",
+        divided_by_the_largest=(NORM, "x32 = x32 / (x32.abs().amax(-1, keepdim=True) + self.eps)"),
+        mean_over_every_other_number=(
+            NORM,
+            "x32 = x32 * torch.rsqrt(x32[..., ::2].pow(2).mean(-1, keepdim=True) + self.eps)",
+        ),
+        clamped=(NORM, "x32 = (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)).clamp(-1, 1)"),
+    ),
+    *wrong(
+        "SwiGLU",
+        softplus=(GATED, GATED.replace("F.silu", "F.softplus")),
+        leaky_relu=(GATED, GATED.replace("F.silu", "F.leaky_relu")),
+        sharper_silu=(GATED, GATED.replace("F.silu(", "F.silu(1.702 * ")),
+    ),
+    *wrong(
+        "attention",
+        fourth_root_of_head_dim=eager("math.sqrt(self.config.head_dim)", "self.config.head_dim**0.25"),
+        cosine_for_qk_norm=(QK, "q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)"),
+        relu_on_the_values=(SDPA, SDPA.replace("q, k, v,", "q, k, v.relu(),")),
+        one_added_to_the_softmax=eager(
+            "scores.softmax(-1)", "(scores.exp() / (1 + scores.exp().sum(-1, keepdim=True)))"
+        ),
+        heads_merged_in_reverse=(MERGED, "out.flip(1).transpose(1, 2).reshape(B, T, -1)"),
+    ),
+    *wrong(
+        "GQA",
+        mean_of_the_key_value_heads=(
+            SDPA,
+            f"k, v = k.mean(1, keepdim=True).expand_as(k), v.mean(1, keepdim=True).expand_as(v)\n            {SDPA}",
+        ),
+    ),
+    *wrong(
+        "RoPE",
+        half_of_the_pairs_rotated=(
+            APPLIED,
+            "h = q.shape[-1] // 4\n    m = torch.ones(2 * h, dtype=torch.bool)\n    m[h:] = False\n    m = torch.cat([m, m])\n    return torch.where(m, q * cos + rotate_half(q) * sin, q), torch.where(m, k * cos + rotate_half(k) * sin, k)",
+        ),
+        positions_doubled=(POSITIONS, POSITIONS.replace("clamp(min=0)[:, past:]", "clamp(min=0)[:, past:] * 2")),
+        exponents_begin_at_two=(
+            EXPONENTS,
+            "torch.arange(2, config.head_dim + 2, 2, dtype=torch.float32) / config.head_dim",
+        ),
+        positions_begin_anew_after_32=(
+            POSITIONS,
+            POSITIONS.replace("clamp(min=0)[:, past:]", "clamp(min=0)[:, past:] % 32"),
+        ),
+        k_rotated_the_other_way=(APPLIED, "return q * cos + rotate_half(q) * sin, k * cos - rotate_half(k) * sin"),
+    ),
+    *wrong(
+        "mask",
+        two_tokens_ahead=eager(".tril(k.shape[2] - T)", ".tril(k.shape[2] - T + 2)"),
+        minus_two_for_minus_infinity=eager("-math.inf", "-2.0"),
+    ),
+    *wrong(
+        "decoder",
+        residual_halved=(LAYER_2, "return 0.5 * x + self.mlp(self.post_attention_layernorm(x))"),
+        residual_doubled=(LAYER_1, LAYER_1.replace("x = x + ", "x = 2 * x + ")),
+        a_norm_behind_the_mlp_too=(
+            LAYER_2,
+            "return x + self.input_layernorm(self.mlp(self.post_attention_layernorm(x)))",
+        ),
+        first_layer_once_more=(LAYERS, LAYERS + "\n        x = self.layers[0](x, position_embeddings, mask, cache)"),
+    ),
+    *wrong(
+        "head",
+        logits_capped=(HEAD, "return 30 * torch.tanh(self.lm_head(x[:, -logits_to_keep:]) / 5)"),
+        logits_doubled=(HEAD, "return self.lm_head(x[:, -logits_to_keep:]) * 2"),
+    ),
+    *wrong(
+        "generation",
+        temperature_squared=(DRAWN, "logits = filter_top_p(filter_top_k(logits / temperature**2, top_k), top_p)"),
+        top_k_halved=(DRAWN, "logits = filter_top_k(logits / temperature, max(top_k, 2) // 2)"),
+        second_best_token=(ARGMAX, "new = logits.topk(2).indices[:, 1:]"),
+    ),
+]
+
+
 def edited(name: str, *edits: tuple[str, str]) -> Variant:
     return Variant(name, "", edits)
 
@@ -401,7 +481,7 @@ def table(progress: bool = True) -> str:
     right = []
     with Sandbox() as sandbox, tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "roclm_model.py"
-        for variant in [*WRONG, *RIGHT]:
+        for variant in [*WRONG, *UNLISTED, *RIGHT]:
             file.write_text(variant.source(), encoding="utf-8")
             report = verify(file, sandbox=sandbox)
             failed = report["checks_total"] - report["checks_passed"]
@@ -419,7 +499,10 @@ def table(progress: bool = True) -> str:
         assert verify(COMPACT, sandbox=sandbox)["passed"], COMPACT
         right.append("another style throughout (`tests/lm/verify/compact.py`)")
     checks = report["checks_total"]
-    head = f"{len(WRONG)} wrong variants, each caught and its part named ({checks} checks each):\n\n"
+    head = (
+        f"{len(WRONG)} wrong variants, and {len(UNLISTED)} more that the checker has no name for (from *divided by the "
+    )
+    head += f"largest* on), each caught and its part named ({checks} checks each):\n\n"
     return head + "\n".join(rows) + f"\n\n{len(right)} right ones, each passed: {'; '.join(right)}.\n"
 
 

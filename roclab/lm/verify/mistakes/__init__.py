@@ -11,6 +11,10 @@ from functools import lru_cache
 from roclab.lm.verify.reference import Reference
 
 
+class Unpredictable(Exception):
+    """This mistake's answer depends on rounding here: it can be anything but right."""
+
+
 class Mistake(Reference):
     """The base of all mistakes: one class per component below it, the mistakes below those."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from roclab.lm.verify.mistakes import Mistake
+from roclab.lm.verify.mistakes import Mistake, Unpredictable
 from roclab.lm.verify.reference import Array, softmax
 
 
@@ -95,7 +95,7 @@ class OnlyKeysRotated(RopeMistake):
 
 
 class RotatedTwice(RopeMistake):
-    """q and k are rotated twice."""
+    """q and k are turned by twice the angle: rotated twice, or with every position doubled."""
 
     def rotary(self, q: Array, k: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
         q, k = super().rotary(q, k, cos, sin)
@@ -149,6 +149,12 @@ class FrequenciesInverted(RopeMistake):
 
     def exponents(self) -> Array:
         return -super().exponents()
+
+    def angles(self, T: int) -> Array:
+        angles = super().angles(T)
+        if np.abs(angles).max() > 1e5:
+            raise Unpredictable  # float32 no longer knows where such an angle points
+        return angles
 
 
 class FrequenciesReversed(RopeMistake):
