@@ -112,6 +112,8 @@ class Completion:
 class Batch(Protocol):
     """Texts being continued together: what the engine asks of a model."""
 
+    exact: bool  # a row's logits are the same bits whatever stands beside it
+
     def begin(self) -> Tensor:
         """Read the prompts; logits (B, V) of each one's next token."""
 
@@ -121,8 +123,8 @@ class Batch(Protocol):
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
 
-    def alone(self, ids: Sequence[int]) -> Tensor | None:
-        """Logits (1, V) after one text computed by itself; None where a batch gives the same bits anyway."""
+    def alone(self, ids: Sequence[int]) -> Tensor:
+        """Logits (1, V) after one text computed by itself."""
 
     def end(self) -> None:
         """Nothing more is wanted."""
@@ -130,6 +132,8 @@ class Batch(Protocol):
 
 class TorchBatch:
     """The readable model: left-padded prompts, one KV cache for all rows."""
+
+    exact = False
 
     def __init__(self, model: RocLMForCausalLM, prompts: Sequence[Sequence[int]], new_tokens: int):
         self.model, weight = model, model.model.embed_tokens.weight
@@ -146,7 +150,7 @@ class TorchBatch:
     def keep(self, rows: list[int]) -> None:
         self.cache.keep(rows)
 
-    def alone(self, ids: Sequence[int]) -> Tensor | None:
+    def alone(self, ids: Sequence[int]) -> Tensor:
         return self.model(torch.tensor([list(ids)], device=self.input_ids.device), logits_to_keep=1)[:, -1]
 
     def end(self) -> None:
@@ -306,18 +310,18 @@ def _choose(batch: Batch, rows: list[_Row], logits: Tensor, params: SamplingPara
             seen[at, row.ids] = True
         return penalize_repetition(logits, seen, params.repetition_penalty)
 
-    if not torch.isfinite(logits.amax(-1)).all():
-        raise RocLabError("the model's output is not a number: damaged weights, or a --dtype too narrow for them")
     scores = penalized(logits, rows)
+    best = scores.topk(1 if batch.exact or params.temperature > 0 else 2, dim=-1)
+    if not torch.isfinite(best.values).all():  # a NaN counts as the largest
+        raise RocLabError("the model's output is not a number: damaged weights, or a --dtype too narrow for them")
     if params.temperature > 0:
         return [draw(scores[at].cpu(), params, row.generator) for at, row in enumerate(rows)]
-    best = scores.topk(2, dim=-1)
     chosen = best.indices[:, 0].tolist()
-    if scores.dtype == torch.float32:
+    if not batch.exact and scores.dtype == torch.float32:
         near_ties = (best.values[:, 0] - best.values[:, 1] < NEAR_TIE).nonzero()[:, 0].tolist()
         for at in near_ties:
-            if (alone := batch.alone(rows[at].ids)) is not None:
-                chosen[at] = int(penalized(alone, [rows[at]]).argmax())
+            alone = batch.alone(rows[at].ids)
+            chosen[at] = int(penalized(alone, [rows[at]]).argmax())
     return chosen
 
 

@@ -90,6 +90,8 @@ class Lookup:
 class FastBatch:
     """`roclab.lm.engine.Batch` on a FastRocLM."""
 
+    exact = True
+
     def __init__(self, model: FastRocLM, prompts: Items[Items[int]], new_tokens: int):
         self.model, self.prompts = model, [list(prompt) for prompt in prompts]
         self.rows: list[Sequence] = [model.take_sequence(p, len(p) + new_tokens) for p in self.prompts]
@@ -126,8 +128,8 @@ class FastBatch:
                 self.model.put_back(row)
         self.rows = [self.rows[at] for at in rows]
 
-    def alone(self, ids: Items[int]) -> Tensor | None:
-        return None
+    def alone(self, ids: Items[int]) -> Tensor:
+        return self.model(torch.tensor([list(ids)]), logits_to_keep=1)[:, -1]
 
     def end(self) -> None:
         if self.lookup is not None and self.rows:  # guesses that nobody asked for are not part of the text

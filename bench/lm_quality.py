@@ -1,0 +1,138 @@
+"""What the fast engine loses against the same weights dequantized to float32: perplexity, KL divergence, greedy texts.
+
+    python bench/lm_quality.py --text wikitext-2/test.txt [--peer-python PYTHON] [--parts perplexity,kl,greedy]
+
+KL: mean over positions of KL(float32 ‖ engine) of the next-token distribution, in nats, over windows of 512 tokens;
+--peer-python names a Python with llama-cpp-python, measured on the same tokens and the same GGUF file. Greedy: prompts
+cut from the text, 64 tokens each with float activations; where a text differs, the float32 model's gap between its two
+best tokens at that place is printed. Takes some minutes. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roclab.lm.checkpoints import open_checkpoint
+from roclab.lm.engine import complete
+from roclab.lm.evaluate import evaluate_text
+from roclab.lm.kernels.fast import FastRocLM
+from roclab.lm.sampling import SamplingParams
+
+WINDOW = 512
+LLAMA_CPP = """
+import json, sys
+import numpy as np
+import llama_cpp.llama
+if sys.argv[4] == "plain":
+    defaults = llama_cpp.llama_cpp.llama_model_default_params
+    def plain():
+        params = defaults(); params.use_extra_bufts = False
+        return params
+    llama_cpp.llama.llama_cpp.llama_model_default_params = plain
+windows = json.load(open(sys.argv[2]))
+model = llama_cpp.Llama(sys.argv[1], n_ctx=1024, n_batch=1024, n_threads=1, logits_all=True, verbose=False)
+rows = []
+for ids in windows:
+    model.reset(); model.eval(ids)
+    rows.append(np.array(model.scores[: len(ids)], dtype=np.float32))
+np.save(sys.argv[3], np.concatenate(rows))
+"""
+
+
+def divergence(expected: torch.Tensor, logits: torch.Tensor) -> float:
+    """Mean KL(expected ‖ logits) over rows, in nats."""
+    total = 0.0
+    for p, q in zip(expected.split(128), logits.split(128), strict=True):
+        log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+        total += (log_p.exp() * (log_p - log_q)).sum().item()
+    return total / len(expected)
+
+
+def kl(path: Path, models: dict[str, Any], reference: Any, ids: list[int], positions: int, python: str | None) -> dict:
+    windows = [ids[i : i + WINDOW] for i in range(0, positions, WINDOW)]
+    windows[-1] = windows[-1][: positions - WINDOW * (len(windows) - 1)]
+
+    def all_logits(model: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.cat([model(torch.tensor([w]))[0] for w in windows])
+
+    expected = all_logits(reference)
+    found = {name: divergence(expected, all_logits(model)) for name, model in models.items()}
+    if python:
+        with tempfile.TemporaryDirectory() as folder:
+            tokens, out = Path(folder) / "ids.json", Path(folder) / "logits.npy"
+            tokens.write_text(json.dumps(windows))
+            for mode in ("usual", "plain"):  # its AMX path crashes on some machines
+                command = [python, "-c", LLAMA_CPP, str(path), str(tokens), str(out), mode]
+                if subprocess.run(command, capture_output=True).returncode == 0:
+                    import numpy as np
+
+                    found["llama.cpp"] = divergence(expected, torch.from_numpy(np.load(out)))
+                    break
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def greedy(fast: FastRocLM, reference: Any, tokenizer: Any, ids: list[int], prompts: int) -> dict[str, Any]:
+    """How many of the prompts continue alike, and the float32 model's gap at each first difference."""
+    step = min(len(ids) // prompts, 400)
+    texts = [ids[i * step : i * step + 24] for i in range(prompts)]
+    params = SamplingParams(max_new_tokens=64, ignore_eos=True)
+    ours = [c.token_ids for c in complete(fast, tokenizer, texts, params)]
+    theirs: list[list[int]] = []
+    for i in range(0, prompts, 20):
+        theirs += [c.token_ids for c in complete(reference, tokenizer, texts[i : i + 20], params)]
+    gaps = []
+    for prompt, a, b in zip(texts, ours, theirs, strict=True):
+        if a != b:
+            same = next(i for i in range(64) if a[i] != b[i])
+            with torch.inference_mode():
+                logits = reference(torch.tensor([prompt + b[:same]]), logits_to_keep=1)[0, -1]
+            gaps.append(round((logits[b[same]] - logits[a[same]]).item(), 5))
+    return {"prompts": prompts, "alike": prompts - len(gaps), "gaps": gaps}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m", help="a GGUF file or its short name")
+    parser.add_argument("--parts", default="perplexity,kl,greedy")
+    parser.add_argument("--max-bytes", type=int, help="perplexity over the first bytes only")
+    parser.add_argument("--positions", type=int, default=2000)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--peer-python")
+    options = parser.parse_args()
+
+    checkpoint = open_checkpoint(options.model)
+    tokenizer, reference = checkpoint.load_tokenizer(), checkpoint.load_model()
+    text = options.text.read_text(encoding="utf-8")
+    ids = tokenizer.encode(text[:400_000])
+    models = {
+        "as in the file": FastRocLM(checkpoint), "float activations": FastRocLM(checkpoint, exact=True),
+        "int8": FastRocLM(checkpoint, quantize="int8"), "int4": FastRocLM(checkpoint, quantize="int4"),
+    }  # fmt: skip
+    parts = options.parts.split(",")
+    result: dict[str, Any] = {}
+    if "kl" in parts:
+        result["kl"] = kl(checkpoint.path, models, reference, ids, options.positions, options.peer_python)
+        print("KL", result["kl"], flush=True)
+    if "perplexity" in parts:
+        piece = text.encode()[: options.max_bytes].decode(errors="ignore")
+        scores = {n: evaluate_text(m, tokenizer, piece).perplexity for n, m in {"float32": reference, **models}.items()}
+        result["perplexity"] = {name: round(score, 5) for name, score in scores.items()}
+        print("perplexity", result["perplexity"], flush=True)
+    if "greedy" in parts:
+        result["greedy"] = greedy(models["float activations"], reference, tokenizer, ids, options.prompts)
+        print("greedy", result["greedy"], flush=True)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
