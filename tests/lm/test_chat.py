@@ -232,7 +232,7 @@ def test_chat_through_pipes(thinker_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     out = done.stdout
     assert f"thinking: {THOUGHT}" in out
-    assert out.count(ANSWER) == 2
+    assert out.count(ANSWER) >= 2  # what it says beyond the one conversation it was taught is open
     assert "tokens at" in out
     assert "of 256 tokens of context used" in out
     assert "system: Be kind." in out
