@@ -52,7 +52,7 @@ class Sequence:
         cells = config.num_hidden_layers * 2 * config.num_key_value_heads * self.capacity * config.head_dim
         kind = np.dtype({2: np.uint16, 4: np.float32}[model.library.roclm_kv_bytes()])
         # Zeros that the system hands out page by page when first touched: a large capacity costs nothing until it is
-        # used. In huge pages, which numpy asks for and some systems give unasked, the first few tokens would touch nearly all of it.
+        # used. In huge pages, which numpy asks for, the first few tokens would touch nearly all of it.
         pages = mmap.mmap(-1, cells * kind.itemsize)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             with contextlib.suppress(OSError):  # a system without huge pages
