@@ -88,6 +88,9 @@ class Checkpoint(ABC):
     @abstractmethod
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor: ...
 
+    def release(self, name: str) -> None:  # noqa: B027  (most layouts have nothing to do)
+        """This tensor's bytes are not needed again soon: a mapped file may leave memory."""
+
     @abstractmethod
     def _tokenizer(self) -> Tokenizer: ...
 
@@ -408,6 +411,9 @@ class GGUFCheckpoint(Checkpoint):
         are those of `tensor` only after `row_order`."""
         stored = self._gguf_name[name]
         return self.file.tensors[stored].type.name, self.file.raw(stored)
+
+    def release(self, name: str) -> None:
+        self.file.release(self._gguf_name[name])
 
     def row_order(self, name: str) -> Tensor | None:
         """Which row of the file's tensor is each of our rows; None if they are the same.

@@ -263,12 +263,13 @@ class GGUFFile:
         for start in range(0, len(blocks), step):
             piece = tensor.type.dequantize(blocks[start : start + step])
             flat[start : start + step] = torch.from_numpy(piece if piece.flags.writeable else piece.copy())
-        self._release(tensor)
+        self.release(name)
         return out
 
-    def _release(self, tensor: GGUFTensor) -> None:
+    def release(self, name: str) -> None:
         """Tell the system that these pages of the file are not needed for now, where it can be told: else the file
         stays in memory beside the weights made of it."""
         if hasattr(mmap, "MADV_DONTNEED"):
+            tensor = self.tensors[name]
             start = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, tensor.start + tensor.nbytes - start)

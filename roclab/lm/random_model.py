@@ -74,8 +74,8 @@ def write_random(path: Path, name: str, seed: int = 0) -> None:
 
 
 def _token(i: int) -> str:
-    """A distinct token per id: the 256 bytes first, as byte-level vocabularies write them."""
+    """A distinct token per id: the 256 bytes first, as byte-level vocabularies write them, then the one merge."""
     from roclab.lm.tokenizer import _bytes_to_unicode
 
-    letters = list(_bytes_to_unicode().values())
+    letters = [*_bytes_to_unicode().values(), "ab"]
     return letters[i] if i < len(letters) else f"<{i}>"

@@ -12,7 +12,9 @@ checked give exactly the tokens of one step after the other.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
 import threading
 import time
@@ -48,8 +50,14 @@ class Sequence:
         self.capacity = -(-capacity // SPAN) * SPAN
         self.ids: list[int] = []
         cells = config.num_hidden_layers * 2 * config.num_key_value_heads * self.capacity * config.head_dim
-        # Zeros that the system hands out when first touched: a large capacity costs nothing until it is used.
-        self._buffer = np.zeros(cells, {2: np.uint16, 4: np.float32}[model.library.roclm_kv_bytes()])
+        kind = np.dtype({2: np.uint16, 4: np.float32}[model.library.roclm_kv_bytes()])
+        # Zeros that the system hands out page by page when first touched: a large capacity costs nothing until it is
+        # used. In huge pages, which numpy asks for, the first few tokens would touch nearly all of it.
+        pages = mmap.mmap(-1, cells * kind.itemsize)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            with contextlib.suppress(OSError):  # a system without huge pages
+                pages.madvise(mmap.MADV_NOHUGEPAGE)
+        self._buffer = np.frombuffer(pages, kind)
         self.address = self._buffer.ctypes.data
 
     def cut(self, length: int) -> None:
@@ -148,6 +156,7 @@ class FastRocLM:
         self._memory.append(tiles)
         order_address = None if order is None else order.ctypes.data
         self.library.roclm_pack(KINDS[kind], blocks.ctypes.data, rows, columns, order_address, tiles)
+        checkpoint.release(source)
         bias = None
         if (full := f"{name}.bias") in stored:
             vector = torch.zeros(padded)
