@@ -37,7 +37,7 @@ LINES: dict[str, tuple[int, float | None, dict[str, Any]]] = {
     "pets3-resnet50": (5, 0.965, PETS3 | RESNET),
     "pets37-resnet50": (5, 0.855, PETS37 | RESNET),
     "elpv-finetune": (3, 0.8842, ELPV | LITE0 | FINETUNE | {"image_size": 256, "epochs": 8, "min_area": 0.6}),
-    "pets3-resnet50-finetune": (3, None, PETS3 | RESNET | FINETUNE | {"epochs": 6, "lr": 1e-4, "min_area": 0.6}),
+    "pets3-resnet50-finetune": (3, None, PETS3 | RESNET | FINETUNE | {"epochs": 6, "min_area": 0.6}),
 }
 
 

@@ -10,7 +10,18 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
 
 ROOT = Path(__file__).parent.parent
-SHARED_DATA = Path(os.environ.get("ROCLAB_SHARED_DATA", ROOT.parent / "shared" / "data"))
+SHARED_DATA = Path(os.environ.get("ROCLAB_SHARED_DATA") or ROOT.parent / "shared" / "data")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Features, inspections and compiled kernels of the tests are kept apart from the user's."""
+    before = os.environ.get("ROCLAB_CACHE")
+    os.environ["ROCLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("ROCLAB_CACHE")
+    if before is not None:
+        os.environ["ROCLAB_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

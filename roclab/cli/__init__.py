@@ -24,16 +24,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-lm.app.command("bench")(bench.bench)
+lm.app.command("study")(study.study)
 lm.app.command("verify")(verify.verify)
-app.add_typer(lm.app, name="lm")
+lm.app.command("bench")(bench.bench)
 vision.app.command("errors")(errors.errors)
+app.add_typer(lm.app, name="lm")
 app.add_typer(vision.app, name="vision")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command("pull")(lm.pull)
 app.command("report")(report.report)
 app.command("handin")(report.handin)
-lm.app.command("study")(study.study)
 
 
 def _version(wanted: bool) -> None:

@@ -72,11 +72,8 @@ def _lines(values: list[str] | None) -> tuple[str, ...] | None:
 def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | None:
     """The error analysis of the finished runs, made into `folder`; None where there is none to be had."""
     from roclab.report.gather import pick_split, read_runs
+    from roclab.vision.errors import analyse, write_page
 
-    try:
-        from roclab.vision.errors import analyse, write_page
-    except ImportError:
-        return None
     found = read_runs(paths)
     split = pick_split(found, split)
     try:
@@ -87,12 +84,9 @@ def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | Non
     return folder
 
 
-def _verified() -> dict[str, Any] | None:
-    """What the checker says of our own model; None where there is no checker."""
-    try:
-        from roclab.lm.verify import verify
-    except ImportError:
-        return None
+def _verified() -> dict[str, Any]:
+    """What the checker says of our own model."""
+    from roclab.lm.verify import verify
     from roclab.report.checklist import PACKAGE
 
     return dict(verify(PACKAGE / "lm" / "model.py")) | {"file": "roclm_model.py"}

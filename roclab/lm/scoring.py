@@ -157,19 +157,6 @@ def _python_complaint(wanted: Mapping[str, Sequence[str]], answer: str) -> str |
     return None
 
 
-def wilson(passed: float, n: float) -> list[float] | None:
-    """Wilson's 95 % score interval of a proportion (Wilson 1927): right for small n and near 0 and 1. None for n = 0.
-
-    `passed` may be a fraction: the sum of rates over n questions."""
-    if n == 0:
-        return None
-    z = 1.959963984540054  # the normal distribution's 97.5 % point
-    rate, spread = passed / n, z * z / n
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / n + spread / (4 * n))
-    return [max(0.0, centre - half), min(1.0, centre + half)]
-
-
 def sign_test(better: int, worse: int) -> float:
     """Two-sided exact sign test: how likely is a split at least this uneven if either way were a coin's toss?"""
     n = better + worse

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roclab.lm.scoring import sign_test, wilson
+from roclab.intervals import wilson
+from roclab.lm.scoring import sign_test
 from roclab.runs import write_json, write_whole
 
 Transcripts = Sequence[Mapping[str, Any]]
@@ -72,7 +73,7 @@ def _row(transcripts: Transcripts) -> dict[str, Any]:
         "passed": sum(bool(t["passed"]) for t in transcripts),
         "questions": len(rates),
         "rate": sum(rates.values()) / len(rates) if rates else None,
-        "ci95": wilson(sum(rates.values()), len(rates)),
+        "ci95": wilson(sum(rates.values()), len(rates)) if rates else None,
     }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from roclab.intervals import wilson
+
 BOOTSTRAP_SAMPLES = 2000
 
 
@@ -50,19 +52,6 @@ def classification_metrics(labels: np.ndarray, probs: np.ndarray, classes: Seque
         },
         "confusion": confusion_matrix(labels, predicted, labels=every).tolist(),
     }
-
-
-def wilson(successes: float, n: float) -> list[float]:
-    """Wilson's 95 % score interval of a proportion (Wilson 1927): right for small n and near 0 and 1.
-
-    `successes` may be a fraction: the mean over several runs on the same n photos. The interval is then that of one
-    run of this accuracy over n photos, and rather too wide than too narrow.
-    """
-    z = 1.959963984540054
-    p = successes / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return [0.0 if successes == 0 else float(centre - half), 1.0 if successes == n else float(centre + half)]
 
 
 def per_class_interval(labels: np.ndarray, correct: np.ndarray, seed: int = 0) -> list[float]:

@@ -240,3 +240,18 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> No
     assert [line.startswith("roclab: ") for line in lines] == [False] * (len(lines) - 1) + [True], result.stderr
     for word in words:
         assert word in lines[-1], (word, lines[-1])
+
+
+def learn_by_heart(model: Any, texts: list[tuple[list[int], list[int]]], lr: float, steps: int) -> Any:
+    """Train a small RocLM until it gives each prompt's reply; `texts` are (prompt ids, reply ids)."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    for _ in range(steps):
+        loss = torch.zeros(())
+        for prompt, reply in texts:
+            logits = model(torch.tensor([prompt + reply]))[0, len(prompt) - 1 : -1]
+            loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(reply))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1, "the small model has not learned its lines"
+    return model.eval()

@@ -12,7 +12,6 @@ import time
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_model
 
 from roclab.errors import RocLabError
@@ -21,6 +20,8 @@ from roclab.lm.engine import ThinkingSplit, complete
 from roclab.lm.model import create_roclm_model
 from roclab.lm.sampling import SamplingParams
 from roclab.lm.tokenizer import Tokenizer
+
+from .build import learn_by_heart
 
 QUESTION, THOUGHT, ANSWER = "What is 7 · 8?", "7 · 8 is 56. 🙂", "It is 56 ✓"
 SECOND, SECOND_ANSWER = "And 6 · 7?", "It is 42"
@@ -50,17 +51,7 @@ def thinker(qwen_tokenizer):
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         | {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "rope_theta": 10000.0}
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
-    for _ in range(100):
-        loss = torch.zeros(())
-        for prompt, reply in texts:
-            logits = model(torch.tensor([prompt + reply]))[0, len(prompt) - 1 : -1]
-            loss = loss + F.cross_entropy(logits, torch.tensor(reply))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.1, "the small model has not learned its lines"
-    return model.eval()
+    return learn_by_heart(model, texts, lr=2e-2, steps=100)
 
 
 def collect(conversation, text):
@@ -232,7 +223,11 @@ def test_chat_through_pipes(thinker_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     out = done.stdout
     assert f"thinking: {THOUGHT}" in out
-    assert out.count(ANSWER) >= 2  # what it says beyond the one conversation it was taught is open
+    # Exactly once each time it was taught to. The last question was never taught: its answer hangs on the last bits of
+    # the training above, which differ with the number of threads.
+    taught, _, untaught = out.rpartition("messages in")
+    assert taught.count(ANSWER) == 2
+    assert untaught.count("\n") >= 2  # where it was saved, and some answer
     assert "tokens at" in out
     assert "of 256 tokens of context used" in out
     assert "system: Be kind." in out

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from roclab.lm import roc_demo
 from roclab.lm.model import create_roclm_model
 from roclab.lm.sampling import SamplingParams
 from roclab.lm.tokenizer import Tokenizer
 
-from .build import CHAT_TEMPLATE, CHILD_ENVIRONMENT, tokenizer_definition
+from .build import CHAT_TEMPLATE, CHILD_ENVIRONMENT, learn_by_heart, tokenizer_definition
 
 QUESTION, THOUGHT, ANSWER = "7 * 8?", "7 * 8 = 56.", "It is 56."
 
@@ -49,17 +48,7 @@ def thinker(tokenizer):
         | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rope_theta": 10000.0}
         | {"eos_token_id": end[0]}
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(150):
-        loss = torch.zeros(())
-        for prompt, reply in texts:
-            logits = model(torch.tensor([prompt + reply]))[0, len(prompt) - 1 : -1]
-            loss = loss + F.cross_entropy(logits, torch.tensor(reply))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.1, "the small model has not learned its lines"
-    return model.eval()
+    return learn_by_heart(model, texts, lr=5e-3, steps=150)
 
 
 def run(*arguments: str, stdin: str = "", script: Path | None = None, cwd: Path | None = None):

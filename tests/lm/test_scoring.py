@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from roclab.errors import DataError
-from roclab.lm.scoring import BEGINNING, score, sign_test, validate_checks, wilson
+from roclab.lm.scoring import BEGINNING, score, sign_test, validate_checks
 
 PYTHON = {"python": {"defines": ["f"], "uses": ["Return", "If|IfExp"]}}
 CASES = [
@@ -75,18 +75,6 @@ def test_code_is_parsed_and_never_run(tmp_path):
 def test_a_mistake_in_the_checks_is_named(checks):
     with pytest.raises(DataError, match="question 7"):
         validate_checks(checks, "question 7")
-
-
-@pytest.mark.parametrize(("passed", "n"), [(0, 1), (1, 1), (0, 8), (3, 8), (8, 8), (90, 248)])
-def test_wilson_is_scipy_s(passed, n):
-    from scipy.stats import binomtest
-
-    interval = binomtest(passed, n).proportion_ci(0.95, method="wilson")
-    assert wilson(passed, n) == pytest.approx([interval.low, interval.high], abs=1e-12)
-
-
-def test_wilson_of_nothing_is_no_interval():
-    assert wilson(0, 0) is None
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (6, 15), (10, 0), (7, 7)])

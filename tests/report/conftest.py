@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -15,16 +14,6 @@ pytest.importorskip("typst")
 from tests.vision import small
 
 NAME = r"Jörg_Müller & Söhne #1 {50%} \ ~ ^ $"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory):
-    before = os.environ.get("ROCLAB_CACHE")
-    os.environ["ROCLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("ROCLAB_CACHE")
-    if before is not None:
-        os.environ["ROCLAB_CACHE"] = before
 
 
 def train_and_judge(photos: Path, out: Path, split: str = "test", **changes: object) -> Path:

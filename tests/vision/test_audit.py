@@ -68,8 +68,8 @@ def test_a_source_that_is_not_one_raises(tmp_path: Path):
         audit(str(tmp_path / "nowhere"))
 
 
-def test_pets3_has_a_png_named_jpg(shared: Path):
-    report = audit("pets", shared / "pets3")
+def test_pets3_has_a_png_named_jpg(shared_data: Path):
+    report = audit("pets", shared_data / "pets3")
     assert report["wrong_extension"] == [{"path": "images/Abyssinian_5.jpg", "format": "PNG"}]
     assert report["unreadable"] == []
     assert report["classes"] == {"Abyssinian": 198, "American Bulldog": 200, "Bengal": 200}

@@ -283,9 +283,9 @@ def test_a_manifest_brings_back_the_very_same_split(folder: Path, tmp_path: Path
     assert moved.fingerprint() == dataset.fingerprint()
 
 
-def test_a_run_made_elsewhere_finds_the_package_and_the_pets(tmp_path: Path, shared: Path):
+def test_a_run_made_elsewhere_finds_the_package_and_the_pets(tmp_path: Path, shared_data: Path):
     pytest.importorskip("elpv_dataset", reason="the package elpv-dataset is not installed")
-    for dataset, root in ((load_data("elpv"), None), (load_data("pets", shared / "pets3"), shared / "pets3")):
+    for dataset, root in ((load_data("elpv"), None), (load_data("pets", shared_data / "pets3"), shared_data / "pets3")):
         manifest = dataset.manifest() | {"root": str(tmp_path / "on" / "another" / "machine")}
         assert Dataset.from_manifest(manifest, root).fingerprint() == dataset.fingerprint()
 
@@ -333,23 +333,23 @@ def test_elpv_is_split_as_published():
 
 
 @pytest.mark.parametrize(("name", "classes", "counts"), [("pets37", 37, (207, 52, 111)), ("pets3", 3, (240, 60, 298))])
-def test_pets_copies_agree_with_torchvision(shared: Path, name: str, classes: int, counts: tuple):
+def test_pets_copies_agree_with_torchvision(shared_data: Path, name: str, classes: int, counts: tuple):
     from torchvision.datasets import OxfordIIITPet
 
-    dataset = load_data("pets", shared / name)
+    dataset = load_data("pets", shared_data / name)
     assert len(dataset.classes) == classes
     assert tuple(dataset.counts().values()) == counts
     for split, photos in (("trainval", dataset.photos), ("test", dataset.test("evaluate"))):
-        theirs = OxfordIIITPet(str(shared / name), split=split)
+        theirs = OxfordIIITPet(str(shared_data / name), split=split)
         expected = {
             path.name: theirs.classes[label] for path, label in zip(theirs._images, theirs._labels, strict=True)
         }
         assert {photo.path.name: dataset.classes[photo.label] for photo in photos} == expected
-    assert load_data(str(shared / name)).fingerprint() == dataset.fingerprint()  # the folder by name does as well
+    assert load_data(str(shared_data / name)).fingerprint() == dataset.fingerprint()  # the folder by name does as well
 
 
-def test_species(shared: Path):
-    species = load_data("pets", shared / "pets3").species
+def test_species(shared_data: Path):
+    species = load_data("pets", shared_data / "pets3").species
     assert species == {"Abyssinian": "cat", "American Bulldog": "dog", "Bengal": "cat"}
 
 
@@ -478,12 +478,12 @@ def test_an_archive_that_climbs_out_is_refused(tmp_path: Path, server):
     assert not (tmp_path / "data" / "pets").exists()
 
 
-def test_a_copy_on_disk_is_used_and_never_written_to(shared: Path):
+def test_a_copy_on_disk_is_used_and_never_written_to(shared_data: Path):
     def state() -> dict[str, int]:
-        return {str(p): p.stat().st_mtime_ns for p in (shared / "pets37").rglob("*")}
+        return {str(p): p.stat().st_mtime_ns for p in (shared_data / "pets37").rglob("*")}
 
     before = state()
-    load_data("pets", shared / "pets37", mirror="http://127.0.0.1:9/nobody")
+    load_data("pets", shared_data / "pets37", mirror="http://127.0.0.1:9/nobody")
     assert state() == before
 
 

@@ -30,12 +30,6 @@ def test_a_class_without_photos_is_left_out_of_the_means():
     assert found["per_class"]["c"]["support"] == 0
 
 
-def test_wilson_interval_of_a_textbook_case():
-    # 81 of 263 (Newcombe 1998, table I, method 3): 0.2553 to 0.3662
-    assert metrics.wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)
-    assert metrics.wilson(10, 10)[1] == 1.0
-
-
 def test_per_class_interval_agrees_with_drawing_photos():
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 4, 300)

@@ -59,8 +59,8 @@ def test_one_state_dict_gives_torchvisions_outputs_exactly_and_timms_closely(
 
 
 @torch.inference_mode()
-def test_real_resnet_weights_agree_in_both_libraries(images: torch.Tensor, shared: Path):
-    file = shared / "weights" / "resnet50-imagenet1k-pqf.fp16.safetensors"
+def test_real_resnet_weights_agree_in_both_libraries(images: torch.Tensor, shared_data: Path):
+    file = shared_data / "weights" / "resnet50-imagenet1k-pqf.fp16.safetensors"
     theirs = torchvision.models.resnet50(weights=None).eval()
     theirs.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()})
     peer = timm.create_model("resnet50").eval()
@@ -156,12 +156,12 @@ IMAGENET_BREEDS = {  # ImageNet class of the breeds of Oxford-IIIT Pet that are 
 
 
 @torch.inference_mode()
-def test_lite0_knows_imagenets_breeds_without_training(shared: Path):
+def test_lite0_knows_imagenets_breeds_without_training(shared_data: Path):
     """The mapping, the padding and the normalisation are right: the weights' own head names 110 photos' breeds."""
     from roclab.vision.data import load_data, open_photo
     from roclab.vision.transforms import eval_transform
 
-    dataset = load_data("pets", shared / "pets37")
+    dataset = load_data("pets", shared_data / "pets37")
     names = {i: IMAGENET_BREEDS[name] for i, name in enumerate(dataset.classes) if name in IMAGENET_BREEDS}
     photos = [photo for photo in [*dataset.photos, *dataset.test("evaluate")] if photo.label in names]
     model = build_model(LITE0)

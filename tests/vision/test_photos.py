@@ -217,8 +217,8 @@ def test_near_duplicates_are_found_after_recompression_scaling_and_a_watermark(t
     assert found == {(i, j) for i in range(5) for j in range(i + 1, 5)} - {(0, 4)}
 
 
-def test_near_duplicates_of_pets3_are_the_six_a_person_finds(shared: Path):
-    paths = sorted((shared / "pets3" / "oxford-iiit-pet" / "images").iterdir())
+def test_near_duplicates_of_pets3_are_the_six_a_person_finds(shared_data: Path):
+    paths = sorted((shared_data / "pets3" / "oxford-iiit-pet" / "images").iterdir())
     names = {
         tuple(int(paths[k].stem.split("_")[1]) for k in (pair.first, pair.second))
         for pair in near_duplicates(inspect_photos(paths))

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from roclab.intervals import wilson
 from roclab.runs import Run
 from roclab.vision.errors.gather import Judged, gather
 from roclab.vision.errors.statistics import calibration, difference, harder_than_the_rest, holm, proportion
-from roclab.vision.metrics import classification_metrics, mcnemar, paired_bootstrap, wilson
+from roclab.vision.metrics import classification_metrics, mcnemar, paired_bootstrap
 
 SHOWN = 12  # photos in a gallery
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from roclab.vision.metrics import expected_calibration_error, paired_bootstrap, wilson
+from roclab.intervals import wilson
+from roclab.vision.metrics import expected_calibration_error, paired_bootstrap
 
 DRAWS = 9999  # of a permutation test: its smallest p-value is 1 in 10,000
 RESAMPLES = 999  # of the calibration error, which costs more

@@ -1,0 +1,19 @@
+"""Intervals that both parts report."""
+
+from __future__ import annotations
+
+import math
+
+Z = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+def wilson(successes: float, n: float) -> list[float]:
+    """Wilson's 95 % score interval of a proportion (Wilson 1927), n > 0: right for small n and near 0 and 1.
+
+    `successes` may be a fraction: the sum of rates over n questions, or the mean of several runs on the same n photos.
+    The interval is then that of one run of this accuracy over n photos, and rather too wide than too narrow.
+    """
+    p, spread = successes / n, Z**2 / n
+    centre = (p + spread / 2) / (1 + spread)
+    half = Z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
+    return [0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half]
