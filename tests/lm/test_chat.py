@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -256,10 +259,17 @@ class Terminal:
         environment = {**os.environ, "TERM": "dumb", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
             arguments, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+            preexec_fn=self._begin,
         )  # fmt: skip
         os.close(slave)
         self.seen = ""
+
+    @staticmethod
+    def _begin():
+        """What a login does: the terminal is this session's, and ctrl-c interrupts, even if whoever started the tests
+        ignores it, as a shell does for what it runs in the background."""
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def type(self, text):
         os.write(self.master, text.encode())
