@@ -48,6 +48,7 @@ def train(
     ),
     refit: bool | None = typer.Option(None, help="features: train the head again on train + val once C is chosen."),
     lp_ft: bool | None = typer.Option(None, "--lp-ft/--no-lp-ft", help="finetune: start from the trained head."),
+    optimizer: str | None = typer.Option(None, help="finetune: adamw or sgd."),
     lr: float | None = typer.Option(None, help="finetune: learning rate of the head."),
     layer_decay: float | None = typer.Option(None, help="finetune: each earlier layer learns at this fraction."),
     weight_decay: float | None = typer.Option(None, help="finetune: not on norms and biases."),

@@ -39,7 +39,8 @@ class TrainConfig:
     lp_ft: bool | None = None  # start from the trained head (Kumar et al. 2022)
     batch_size: int | None = None
     accumulate: int = 1  # gradients of so many batches make one step
-    lr: float | None = None  # of the head; AdamW
+    optimizer: str | None = None  # "adamw" or "sgd"
+    lr: float | None = None  # of the head
     layer_decay: float | None = None  # each group nearer to the photo learns at this fraction of the next one's rate
     weight_decay: float | None = None  # not on norms and biases
     warmup: float = 0.1  # share of the steps
@@ -66,6 +67,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise RocLabError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+        if self.optimizer not in (None, "adamw", "sgd"):
+            raise RocLabError(f"--optimizer {self.optimizer}: choose adamw or sgd")
         if self.batch_norm not in (None, "train", "frozen"):
             raise RocLabError(f"--batch-norm {self.batch_norm}: choose train or frozen")
 
@@ -107,6 +110,7 @@ class FullConfig(TrainConfig):
     refit: bool = False
     lp_ft: bool = True
     batch_size: int = 32
+    optimizer: str = "adamw"
     lr: float = 1e-3
     layer_decay: float = 0.75
     weight_decay: float = 0.05
@@ -132,6 +136,7 @@ FEATURES: dict[str, Any] = {
 COMMON: dict[str, Any] = {
     "epochs": 12,
     "batch_size": 16,  # a few hundred photos give few steps an epoch; with BatchNorm at rest small batches cost nothing
+    "optimizer": "adamw",
     "lr": 1e-3,  # of the head; 3e-3 collapsed to the commonest class on elpv
     "layer_decay": 0.75,  # early layers hold edges and textures, which the new photos share with ImageNet
     "weight_decay": 0.05,

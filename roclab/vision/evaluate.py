@@ -19,6 +19,7 @@ from roclab.runs import Run, read_json, track, write_json, write_whole
 from roclab.vision.checkpoint import load_model
 from roclab.vision.config import FullConfig
 from roclab.vision.features import cached_features, dataset_features, labels_of, read_ahead, softmax
+from roclab.vision.memory import freed_memory_kept
 from roclab.vision.metrics import classification_metrics, epochs_to_convergence
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def evaluate(
     found = {
         "split": split,
         **classification_metrics(labels, probs, dataset.classes),
-        "epochs_to_convergence": epochs_to_convergence([row["val_top1"] for row in run.metrics()]),
+        "epochs_to_convergence": epochs_to_convergence(run.metrics()),
         **{
             name: training.get(name) for name in ("mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
         },
@@ -124,6 +125,7 @@ def pick_device(device: str = "auto") -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
+@freed_memory_kept()
 def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, batch: int = 16) -> np.ndarray:
     """Class probabilities (N, C) float64 of photos under the evaluation transform, in the order given."""
     import torch

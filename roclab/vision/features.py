@@ -19,6 +19,7 @@ import numpy as np
 
 from roclab.errors import RocLabError
 from roclab.runs import cache_folder, read_json, track, write_json, write_whole
+from roclab.vision.memory import freed_memory_kept
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ CHUNK = 16  # photos; also the batch of the backbone, so the same photos meet in
 FORMAT = 2  # raise it when the way features are computed changes
 
 
+@freed_memory_kept()
 def cached_features(
     model: Classifier,
     photos: Sequence[Photo],

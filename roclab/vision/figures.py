@@ -99,7 +99,9 @@ def _curves(axes: Any, arms: Mapping[str, Sequence[Run]]) -> None:
             axes.plot(epochs, [row["val_loss"] for row in rows], "-", color=f"C{number}", label=label)
             axes.plot(epochs, [row["train_loss"] for row in rows], "--", color=f"C{number}", alpha=0.7)
     if longest > 30:
-        axes.set_xscale("log")  # steps of L-BFGS and epochs of fine-tuning in one plot
+        axes.set_xscale(
+            "symlog", linthresh=1
+        )  # 0 is the trained head; steps of L-BFGS and epochs of fine-tuning in one plot
     axes.set_xlabel("epoch (frozen backbone: step of L-BFGS)")
     axes.set_ylabel("cross-entropy: val solid, train dashed")
     axes.set_ylim(bottom=0)

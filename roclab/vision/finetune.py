@@ -25,6 +25,7 @@ from roclab.vision.distributed import World, synced_batch_norm, wrap
 from roclab.vision.evaluate import predict_probs
 from roclab.vision.features import choose_head, dataset_features, labels_of, loss_and_accuracy, put_head
 from roclab.vision.loader import TrainPhotos, batches, derived_seed, epoch_batches
+from roclab.vision.memory import freed_memory_kept
 from roclab.vision.transforms import train_transform
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Ema:
 
 
 def parameter_groups(model: Classifier, config: FullConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: group i of n from the stem learns at lr * layer_decay^(n-1-i); norms, biases and position
+    """The optimiser's groups: group i of n from the stem learns at lr * layer_decay^(n-1-i); norms, biases and position
     tables are not decayed (they set scales and offsets, and decay pulls them to a meaningless zero)."""
     names = {id(p): name for name, p in model.module.named_parameters()}
     layers = model.layer_groups()
@@ -71,6 +72,16 @@ def parameter_groups(model: Classifier, config: FullConfig) -> list[dict[str, An
     return groups
 
 
+def make_optimizer(model: Classifier, config: FullConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov's momentum of 0.9, over `parameter_groups`."""
+    import torch
+
+    groups = parameter_groups(model, config)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, fused=True)
+
+
 def rate(step: int, steps: int, config: FullConfig) -> float:
     """The head's learning rate: linear warm-up over a share of the steps, then half a cosine down to zero."""
     warm = max(1, round(config.warmup * steps))
@@ -80,11 +91,17 @@ def rate(step: int, steps: int, config: FullConfig) -> float:
 
 
 def size_at(epoch: int, config: FullConfig) -> int:
-    """Image size (px) of an epoch: with `progressive`, two steps below the final one for the first 60 % of the epochs
-    (EfficientNetV2, Tan and Le 2021: a small picture teaches the early epochs as much and costs a third)."""
+    """Image size (px) an epoch learns at: with `progressive` 0.6, 0.75 and in the last 40 % of the epochs 0.875 of the
+    size that photos are judged at.
+
+    A small picture teaches the early epochs as much and costs a third (EfficientNetV2, Tan and Le 2021), and random
+    crops show things larger than the whole photo does, so judging wants more pixels than learning (Touvron et al. 2019).
+    """
+    if not config.progressive:
+        return config.image_size
     share = epoch / config.epochs
-    factor = 1.0 if not config.progressive or share >= 0.6 else 0.6 if share < 0.3 else 0.8
-    return config.image_size if factor == 1.0 else max(32, round(config.image_size * factor / 32) * 32)
+    factor = 0.6 if share < 0.3 else 0.75 if share < 0.6 else 0.875
+    return max(32, round(config.image_size * factor / 32) * 32)
 
 
 def rest_early_layers(model: Classifier, epoch: int, config: FullConfig) -> bool:
@@ -150,20 +167,24 @@ def autocast(device: torch.device, config: FullConfig) -> Callable[[], AbstractC
 
 def start_from_trained_head(
     model: Classifier, dataset: Dataset, config: FullConfig, say: Callable[[str], None]
-) -> float:
+) -> dict[str, Any]:
     """LP-FT (Kumar et al. 2022): with a random head, the first steps would distort the features it is given.
 
-    Returns the seconds it took.
+    Returns the metrics of this start, as epoch 0.
     """
     begin = time.perf_counter()
     x, _ = dataset_features(model, dataset, config.image_size, say=say)
     y = {split: labels_of(dataset.split(split)) for split in ("train", "val")}
     head = choose_head((x["train"], y["train"], x["val"], y["val"]), len(dataset.classes), 100)
     put_head(model, head)
-    loss, accuracy = loss_and_accuracy(head.probs(x["val"]), y["val"])
-    took = time.perf_counter() - begin
-    say(f"starts from the head trained on frozen features: val loss {loss:.4f}, val top-1 {accuracy:.4f}")
-    return took
+    row: dict[str, Any] = {"epoch": 0}
+    for split in ("train", "val"):
+        row[f"{split}_loss"], row[f"{split}_top1"] = loss_and_accuracy(head.probs(x[split]), y[split])
+    row["head_seconds"] = time.perf_counter() - begin  # extraction of the features and training of the head
+    say(
+        f"epoch 0, the head trained on frozen features: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}"
+    )
+    return row
 
 
 @dataclass
@@ -179,6 +200,7 @@ class Trainer:
     steps: int  # of the whole training
     step: int = 0  # done
 
+    @freed_memory_kept()
     def train_epoch(self, loader: Iterable[tuple[torch.Tensor, torch.Tensor]], length: int, epoch: int) -> list[float]:
         """Learn from `length` batches; returns the summed cross-entropy (no smoothing) and the number of photos."""
         import torch
@@ -238,13 +260,20 @@ def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, 
     device = next(module.parameters()).device
     train, val = dataset.split("train"), dataset.split("val")
     last = run.checkpoints / "last.safetensors"
+
+    def keep_best(judged: nn.Module) -> None:
+        best = run.checkpoints / "best.safetensors"
+        save_model(best, model, dataset.classes, config.image_size, judged.state_dict())
+
     state: dict[str, torch.Tensor] = {}
-    about: dict[str, Any] = {"epoch": 0, "rows": [], "step": 0, "head_seconds": 0.0}
+    about: dict[str, Any] = {"epoch": 0, "rows": [], "step": 0}
     if last.exists():
         state, about = load_tensors(last)
     elif config.lp_ft:
+        start = start_from_trained_head(model, dataset, config, say) if world.main else None
+        about["rows"] = [world.from_main(start)]
         if world.main:
-            about["head_seconds"] = start_from_trained_head(model, dataset, config, say)
+            keep_best(module)
         module.load_state_dict(world.from_main(module.state_dict()))
 
     if world.size > 1 and config.batch_norm == "train":
@@ -255,7 +284,7 @@ def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, 
         world,
         module,
         trained=wrap(module, device) if world.size > 1 else module,
-        optimizer=torch.optim.AdamW(parameter_groups(model, config), fused=True),
+        optimizer=make_optimizer(model, config),
         ema=Ema(module, config.ema) if config.ema else None,
         steps=-(-batches_each // config.accumulate) * config.epochs,
         step=about["step"],
@@ -306,8 +335,7 @@ def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, 
         rows.append(row)
         if world.main:
             if best_epoch(rows) == epoch + 1:
-                best = run.checkpoints / "best.safetensors"
-                save_model(best, model, dataset.classes, config.image_size, judged.state_dict())
+                keep_best(judged)
             about |= {"epoch": epoch + 1, "step": trainer.step, "rows": rows}
             save_state(last, module, trainer.ema, trainer.optimizer, about)
             run.log_metrics(row)
@@ -315,11 +343,12 @@ def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, 
                 f"epoch {epoch + 1}/{config.epochs} at {size} px: train loss {row['train_loss']:.4f}, "
                 f"val loss {val_loss:.4f}, val top-1 {val_top1:.4f}, {seconds:.0f} s"
             )
+    trained = [row for row in rows if row["epoch"]]
     return {
-        "best_epoch": best_epoch(rows),
-        "head_seconds": about["head_seconds"],  # extraction of the features and training of the head it began with
-        "mean_train_seconds_per_epoch": float(np.mean([row["train_seconds"] for row in rows])),
-        "images_per_second": float(np.mean([row["images_per_second"] for row in rows])),
+        "best_epoch": best_epoch(rows),  # 0: no epoch was better than the trained head it began with
+        "head_seconds": sum(row.get("head_seconds", 0.0) for row in rows),
+        "mean_train_seconds_per_epoch": float(np.mean([row["train_seconds"] for row in trained])),
+        "images_per_second": float(np.mean([row["images_per_second"] for row in trained])),
     }
 
 

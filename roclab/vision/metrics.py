@@ -5,7 +5,7 @@ Everything takes `labels` (N,) integers and `probs` (N, C) rows that sum to one,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,9 +102,10 @@ def paired_bootstrap(score_a: np.ndarray, score_b: np.ndarray, seed: int = 0) ->
     return {"difference": float(difference.mean()), "ci95": [float(low), float(high)]}
 
 
-def epochs_to_convergence(val_accuracy: Sequence[float], within: float = 0.005) -> int | None:
-    """First epoch (counted from 1) whose validation accuracy is within half a point of the best one."""
-    if not len(val_accuracy):
+def epochs_to_convergence(rows: Sequence[Mapping[str, Any]], within: float = 0.005) -> int | None:
+    """First epoch of a run's metrics whose validation accuracy is within half a point of the best one. 0: the trained
+    head that fine-tuning started from."""
+    if not rows:
         return None
-    target = max(val_accuracy) - within
-    return next(i for i, value in enumerate(val_accuracy, start=1) if value >= target - 1e-12)
+    target = max(row["val_top1"] for row in rows) - within
+    return next(row["epoch"] for row in rows if row["val_top1"] >= target - 1e-12)

@@ -6,10 +6,7 @@ photos -> split.json -> model -> (features: cached features -> head) or (finetun
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +18,7 @@ from roclab.runs import Run, read_json, seed_everything, write_json
 from roclab.vision.checkpoint import save_model, save_tensors
 from roclab.vision.config import FullConfig, TrainConfig
 from roclab.vision.distributed import World, join
+from roclab.vision.memory import forget_peak_memory, peak_memory_mb
 
 if TYPE_CHECKING:
     from roclab.vision.data import Dataset
@@ -178,27 +176,3 @@ def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     import torch
 
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
-
-
-def forget_peak_memory() -> None:
-    """Begin to count the peak memory anew, where the system can: a comparison trains several runs in one process."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone has it
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_mb() -> float:
-    """Most memory held (MB) since `forget_peak_memory`: of the GPU where there is one, else resident."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -70,6 +70,10 @@ def test_paired_bootstrap_knows_a_real_difference_from_none():
 
 
 def test_epochs_to_convergence():
-    assert metrics.epochs_to_convergence([0.5, 0.8, 0.896, 0.9, 0.9]) == 3
-    assert metrics.epochs_to_convergence([0.9]) == 1
+    def rows(*accuracies, first=1):
+        return [{"epoch": i, "val_top1": top1} for i, top1 in enumerate(accuracies, start=first)]
+
+    assert metrics.epochs_to_convergence(rows(0.5, 0.8, 0.896, 0.9, 0.9)) == 3
+    assert metrics.epochs_to_convergence(rows(0.9, 0.8, first=0)) == 0
+    assert metrics.epochs_to_convergence(rows(0.9)) == 1
     assert metrics.epochs_to_convergence([]) is None

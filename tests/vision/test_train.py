@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from roclab.vision.checkpoint import load_model, load_tensors
 from roclab.vision.evaluate import evaluate, predict_probs, read_predictions, run_dataset
 from roclab.vision.finetune import freeze_statistics, mix, neighbours, parameter_groups, rate, size_at
 from roclab.vision.loader import epoch_batches
+from roclab.vision.memory import forget_peak_memory, freed_memory_kept, peak_memory_mb
 from roclab.vision.models import build_model
 from roclab.vision.predict import predict
 from roclab.vision.train import resume, train
@@ -178,15 +181,32 @@ def test_photos_that_moved_are_found_again(photos, tmp_path):
 def test_finetuning_learns(photos, tmp_path):
     run = train(config(photos, **FINETUNE), tmp_path / "run")
     rows = run.metrics()
-    assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert [row["image_size"] for row in rows] == [32, 64, 64]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    assert [row["image_size"] for row in rows[1:]] == [32, 64, 64]
     assert rows[-1]["train_loss"] < np.log(3)
     found = evaluate(run, "val")
     assert found["top1"] == max(row["val_top1"] for row in rows)
     assert found["mean_train_seconds_per_epoch"] > 0
-    assert found["epochs_to_convergence"] in (1, 2, 3)
+    assert found["epochs_to_convergence"] in (0, 1, 2, 3)
     backbone = build_model(MODEL, "none", 3).backbone_state()
     assert any(not torch.equal(value, backbone[name]) for name, value in load_model(run)[0].backbone_state().items())
+
+
+def test_a_trained_head_that_finetuning_only_harms_stays_the_best(photos, tmp_path):
+    run = train(config(photos, **FINETUNE | {"lp_ft": True, "lr": 1e-12}), tmp_path / "run")  # moves nothing
+    rows = run.metrics()
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    assert json.loads((run.path / "training.json").read_text())["best_epoch"] == 0
+    found = json.loads((run.path / "results-val.json").read_text())
+    assert found["top1"] == rows[0]["val_top1"]
+    assert found["epochs_to_convergence"] == 0
+    frozen = build_model(MODEL, "none", 3).backbone_state()  # drawn from the run's seed
+    assert all(torch.equal(value, frozen[name]) for name, value in load_model(run)[0].backbone_state().items())
+
+
+def test_unknown_optimizers_are_named(photos):
+    with pytest.raises(RocLabError, match="--optimizer adam: choose adamw or sgd"):
+        config(photos, optimizer="adam")
 
 
 def same_weights(a: Run, b: Run, which: str = "best") -> bool:
@@ -194,8 +214,11 @@ def same_weights(a: Run, b: Run, which: str = "best") -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+TIMES = ("train_seconds", "images_per_second", "head_seconds")
+
+
 def without_times(run: Run) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in ("train_seconds", "images_per_second")} for row in run.metrics()]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in run.metrics()]
 
 
 RECIPES = {
@@ -207,7 +230,9 @@ RECIPES = {
         "ema": 0.9,
         "gradual": 0.4,
         "batch_norm": "train",
+        "lp_ft": True,
     },
+    "sgd": {"optimizer": "sgd", "lr": 1e-2, "lp_ft": True},
     "plain": {"ema": 0.0, "lp_ft": False, "batch_norm": "frozen", "patience": 2},
 }
 
@@ -306,8 +331,6 @@ def test_a_run_folder_is_not_overwritten_and_not_judged_unfinished(photos, tmp_p
 
 
 def test_peak_memory_is_counted_anew():
-    from roclab.vision.train import forget_peak_memory, peak_memory_mb
-
     big = np.ones(300 << 17)  # 300 MB
     forget_peak_memory()
     high = peak_memory_mb()
@@ -315,6 +338,20 @@ def test_peak_memory_is_counted_anew():
     forget_peak_memory()
     if sys.platform == "linux":
         assert peak_memory_mb() < high - 200
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is what is tuned")
+def test_freed_memory_is_kept_for_the_next_step():
+    def faults() -> int:  # pages given to the process while it takes and frees 16 MB twenty times
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            np.ones(2 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept():
+        faults()
+        kept = faults()
+    assert kept < 1000  # 20 × 4,096 pages were asked for
 
 
 def test_predict_names_the_likeliest_classes_in_order(photos, tmp_path):
