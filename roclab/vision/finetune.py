@@ -95,7 +95,7 @@ def size_at(epoch: int, config: FullConfig) -> int:
     size that photos are judged at.
 
     A small picture teaches the early epochs as much and costs a third (EfficientNetV2, Tan and Le 2021), and random
-    crops show things larger than the whole photo does, so judging wants more pixels than learning (Touvron et al. 2019).
+    crops show things larger than the whole photo does, so judging wants more pixels (Touvron et al. 2019).
     """
     if not config.progressive:
         return config.image_size

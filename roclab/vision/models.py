@@ -134,12 +134,19 @@ def build_model(
     """
     library, _, architecture = name.rpartition("/")
     if library == "" and name in STAGES:
-        return _torchvision_model(name, weights, num_classes)
-    if library not in ("", "timm"):
+        classifier = _torchvision_model(name, weights, num_classes)
+    elif library not in ("", "timm"):
         raise RocLabError(f"--model {name}: unknown; give resnet50, swin_t, efficientnet_lite0 or a name timm knows")
-    if name == LITE0:
-        return _lite0(weights, num_classes)
-    return _timm_model(name, architecture, weights, num_classes, image_size)
+    elif name == LITE0:
+        classifier = _lite0(weights, num_classes)
+    else:
+        classifier = _timm_model(name, architecture, weights, num_classes, image_size)
+    if num_classes is not None:
+        # A head that knows nothing says so: all classes alike, loss ln C (Kolesnikov et al. 2020). timm draws
+        # EfficientNet's from ±0.7, and the first epochs on elpv went into unlearning it (training loss 2.4).
+        for parameter in classifier.head.parameters():
+            parameter.detach().zero_()
+    return classifier
 
 
 def _torchvision_model(name: str, weights: str, num_classes: int | None) -> Classifier:

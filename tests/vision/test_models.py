@@ -331,3 +331,10 @@ def test_counters_and_the_head_may_be_missing(tmp_path: Path):
 def test_an_unknown_model_is_named(name: str):
     with pytest.raises(RocLabError, match=f"--model {name}"):
         build_model(name, "none", 2)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "swin_t", "efficientnet_lite0", "test_resnet"])
+def test_a_fresh_head_holds_all_classes_alike(name):
+    model = build_model(name, "none", num_classes=5)
+    with torch.no_grad():
+        assert torch.equal(model.module(torch.randn(1, 3, 64, 64)), torch.zeros(1, 5))
