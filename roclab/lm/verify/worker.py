@@ -301,7 +301,15 @@ def _answer(module: Any, name: str, arguments: dict[str, Any]) -> dict[str, Any]
     except probes.Unexpected as error:
         return {"error": str(error)}
     except BaseException as error:
-        return {"error": _said(error, getattr(module, "__file__", ""))}
+        file = getattr(module, "__file__", "")
+        return {"error": _said(error, file), "where": _where(error, file)}
+
+
+def _where(error: BaseException, file: str) -> list[str]:
+    """What of the user's file was running, innermost first: classes of methods, functions."""
+    frames = [f for f, _ in traceback.walk_tb(error.__traceback__) if f.f_code.co_filename == file]
+    owners = [(f.f_locals.get("self"), f.f_code.co_name) for f in reversed(frames)]
+    return [name if owner is None else type(owner).__name__ for owner, name in owners][:50]
 
 
 def _said(error: BaseException, file: str) -> str:
