@@ -17,6 +17,7 @@ from roclab.errors import RocLabError
 from roclab.report.build import report
 from roclab.report.page import FORMAT, command_lines, esc, refs
 from roclab.report.privacy import absolute_paths
+from roclab.report.render import TEMPLATES
 from roclab.report.settings import Settings
 from tests.report.conftest import NAME, train_and_judge
 from tests.vision import small
@@ -212,6 +213,39 @@ def test_an_error_analysis_of_other_runs_is_refused(trained, tmp_path):
     edit(tmp_path / "errors" / "errors.json", split="val", runs=[])
     with pytest.raises(RocLabError, match="explains errors on val"):
         report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
+
+
+def test_sentences_and_figures_of_a_tool_stand_together_by_topic(trained, tmp_path):
+    from roclab.runs import Run
+    from roclab.vision.errors import analyse, write_page
+
+    runs = [Run.open(trained / name) for name in ("features-0", "finetune-0")]
+    write_page(analyse(runs, "test", decided=False), tmp_path / "errors")
+    report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    section = text.split("# Error analysis\n")[1].split("\n# ")[0]
+    topics = {part.split("\n")[0]: part for part in section.split("## ")[1:]}
+    assert "figures/errors-calibration.png" in topics["Calibration"]
+    assert "figures/errors-hardest.png" in topics["Classes and confusions"]
+    assert "figures/errors-covariates.png" in topics["What the photo has to do with it"]
+    assert r"*\[measured\]*" in section
+    assert r"\[none\]" not in section  # a reader's words: not shown
+
+
+def test_figures_stay_in_their_section(written):
+    """No format may let a picture float past the next heading."""
+    typ = (TEMPLATES / "report.typ").read_text(encoding="utf-8")
+    assert "placement: auto" not in typ
+    assert r"\floatplacement{figure}{H}" in (written[0] / "report.tex").read_text(encoding="utf-8")
+
+
+def test_two_that_are_level_are_both_called_highest(runs, tmp_path):
+    best = json.loads((runs / "features-0" / "results-test.json").read_text(encoding="utf-8"))
+    for run in runs.iterdir():
+        edit(run / "results-test.json", top1=best["top1"], ci95=best["ci95"])
+    report([runs], tmp_path / "report", ME)
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert r"that of test\_resnet frozen and test\_resnet fine-tuned: " in text
 
 
 def test_other_tools_words_are_shown_not_obeyed(trained, lab, tmp_path):
