@@ -65,7 +65,7 @@ def _hardest(facts: dict[str, Any]) -> tuple[Any, str, str]:
     if facts["species"]:
         for kind in sorted(set(facts["species"].values())):
             axes.plot([], [], "o", color=COLOURS.get(kind, "C0"), label=kind)
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above: rows fill the axes
     caption = (
         f"The {len(rows)} hardest of {len(seen)} classes with photos: share called rightly ({_mean_of(facts)}), number "
         f"of {facts['split']} photos in brackets, Wilson's 95 % interval; dashed: all {facts['n']} photos "
@@ -123,7 +123,7 @@ def _short(x: float) -> str:
 
 def _calibration(facts: dict[str, Any]) -> tuple[Any, str, str]:
     arms = list(facts["calibration"].items())[:ARMS]
-    columns = min(3, len(arms))
+    columns = 2 if len(arms) == 4 else min(3, len(arms))
     lines = -(-len(arms) // columns)
     figure = new_figure(3.2 * columns + 0.6, 3.7 * lines)
     grid = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
