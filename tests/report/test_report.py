@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roclab.errors import RocLabError
@@ -196,6 +196,26 @@ def test_a_folder_that_is_no_report_is_left_alone(trained, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
+def test_a_place_that_cannot_be_written_is_named(trained, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(RocLabError, match=r"cannot write the report to .*file.report: "):
+        report([trained], tmp_path / "file" / "report", ME)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(trained, tmp_path, monkeypatch):
+    import errno
+
+    from roclab.report import build
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build, "write_json", full)  # the disk is the outside here
+    with pytest.raises(RocLabError, match=r"cannot write the report to .*report: No space left on device"):
+        report([trained], tmp_path / "report", ME)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_report_is_replaced_whole(trained, tmp_path):
     report([trained], tmp_path / "report", ME)
     (tmp_path / "report" / "old.txt").write_text("old", encoding="utf-8")
@@ -273,6 +293,7 @@ def test_references_and_commands_are_short():
     assert all(line.endswith("\\") for line in lines[:-1])
 
 
+@settings(deadline=None)  # each example starts a program
 @given(st.lists(st.text(alphabet="ab \\`*_{}[]()<>#+-.!|~^$@&\"':%=/1é", max_size=20), min_size=5, max_size=5))
 def test_escaped_text_comes_out_of_pandoc_as_it_went_in(texts):
     import pypandoc

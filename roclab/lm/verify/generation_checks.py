@@ -37,7 +37,9 @@ def generation_checks() -> list[Check]:
 
     def read_second(value: Any) -> list[Array]:
         row, eos, prompt = list(value[1]), end_token(), case.ids.shape[1]
-        return [np.asarray([row[: row.index(eos, prompt) + 1] if eos in row[prompt:] else row])]  # behind it: anything
+        if eos in row[prompt:]:
+            row = row[: row.index(eos, prompt) + 1]  # behind it may stand anything
+        return [np.asarray([row]), np.asarray([[*row, eos]])]  # with the end token or without
 
     def judge_defaults(value: Any) -> Verdict:
         row, prompt = value[0], CASES["dice"].ids[0].tolist()

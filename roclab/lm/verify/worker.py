@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -182,17 +183,23 @@ def _child(request: dict[str, Any], first: int, pipe: int, work: Path, printed: 
         os.setsid()
         _confine(request, work, printed, refused)
         error, module = _import(request["file"])
-        sys.stdout.flush()
+        _flush()
         send("import", error=error, printed=_lines(printed)[0])
         if module is not None:
             for name, arguments in request["probes"][first:]:
                 send("answer", **_answer(module, name, arguments))
-                sys.stdout.flush()
+                _flush()
         send("done")
     except BaseException as error:
         send("import", error=f"the check itself failed: {type(error).__name__}: {error}")
     finally:
         os._exit(0)
+
+
+def _flush() -> None:
+    """What was printed goes into its file, as far as it fits."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
 
 
 def _confine(request: dict[str, Any], work: Path, printed: Path, refused: list[str]) -> None:
@@ -314,6 +321,8 @@ def _where(error: BaseException, file: str) -> list[str]:
 
 def _said(error: BaseException, file: str) -> str:
     """Kind, first lines and, where it is the user's file that raised, the line."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return f"it prints, or writes into a file, more than {PRINTED_BYTES >> 20} MB"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {' '.join(lines[:3])[:300]}".rstrip(": ")
     if isinstance(error, SyntaxError):

@@ -51,9 +51,18 @@ def write_page(facts: dict[str, Any], out: str | os.PathLike) -> Path:
         pictures = _thumbnails(facts, out / "thumbs")
         page = _Page(facts, figures, pictures).html()
         write_whole(out / "index.html", page)
+        _clear(out / "thumbs", set(pictures.values()))
+        _clear(out / "figures", set(captions))
     except OSError as error:
         raise RocLabError(f"cannot write the page to {out}: {error.strerror}") from None
     return out / "index.html"
+
+
+def _clear(folder: Path, made: set[str]) -> None:
+    """Take out what an earlier page left in our folder: the hand-in packs all of it."""
+    for path in [*folder.glob("*.jpg"), *folder.glob("*.png")]:
+        if path.name not in made:
+            path.unlink()
 
 
 def _thumbnails(facts: dict[str, Any], folder: Path) -> dict[str, str]:

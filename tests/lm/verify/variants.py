@@ -520,6 +520,7 @@ RIGHT = [
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)""",
          "return self.cos[position_ids].to(x.dtype), self.sin[position_ids].to(x.dtype)"),
     ),
+    edited("the last end token left out", (ENDED, f"{ENDED}\n            if ended.all():\n                break")),
     edited("generation without a cache", (STEP, "logits = self(ids)[:, -1]")),
 ]  # fmt: skip
 
