@@ -42,8 +42,11 @@ def report(
         raise RocLabError(f"{out} exists and is not a report: choose another --out")
     runs = gather.read_runs(paths)
     facts = collect(runs, settings, split, errors, verify, lab, study)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise RocLabError(f"cannot write the report to {out}: {error.strerror}") from None
     try:
         work.chmod(0o755)
         _figures(runs, facts, work / "figures")
@@ -59,9 +62,18 @@ def report(
         write_json(work / "comparison.json", facts["comparison"])
         write_json(work / MARK, facts)
         _put(work, out)
+    except (OSError, shutil.Error) as error:  # a full disk, most likely
+        raise RocLabError(f"cannot write the report to {out}: {_reason(error)}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return facts
+
+
+def _reason(error: OSError) -> str:
+    """An error's words; of copying a folder, those about its first file."""
+    if isinstance(error, shutil.Error) and error.args and error.args[0]:
+        return str(error.args[0][0][2])
+    return error.strerror or str(error)
 
 
 def commands_of(runs: Sequence[gather.RunFolder]) -> list[list[str]]:

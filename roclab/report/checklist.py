@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def _same_files(run: RunFolder, recorded: dict[str, str] | None) -> bool:
 
 def _lab(lab: Path, student_id: str) -> list[Item]:
     trouble = notebook_trouble(lab / "Tokenizer_Lab.ipynb")
-    again = f"roclab tokenizer lab --student-id {student_id} --out {lab}"
+    again = shlex.join(["roclab", "tokenizer", "lab", "--student-id", student_id, "--out", str(lab)])
     found = _json(lab / "lab.json")
     written = str(found.get("student_id")) if isinstance(found, dict) else None
     return [

@@ -51,8 +51,11 @@ def handin(
     if not incomplete:
         require(items)
     relative = _relative(runs, report, lab, study)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
+    except OSError as error:
+        raise RocLabError(f"cannot write {out}: {error.strerror}") from None
     os.close(handle)
     try:
         missing = [item for item in items if not item.found]
@@ -61,6 +64,8 @@ def handin(
         shown = prove(Path(temporary), incomplete)
         os.chmod(temporary, 0o644)
         os.replace(temporary, out)
+    except OSError as error:
+        raise RocLabError(f"cannot write {out}: {error.strerror or error}") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
     with zipfile.ZipFile(out) as archive:

@@ -100,10 +100,6 @@ class Page:
     def next_figure(self) -> str:
         return f"Figure {self.figures + 1}"
 
-    def raw(self, **formats: str) -> None:
-        """Lines for one format alone: latex=…, typst=…; never foreign text."""
-        self.blocks += [f"```{{={name}}}\n{text}\n```" for name, text in formats.items()]
-
     def code(self, lines: Iterable[str]) -> None:
         text = "\n".join(lines)
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))

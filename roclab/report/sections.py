@@ -3,6 +3,7 @@ people, appendices, provenance. A part that was not given is said to be missing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from roclab.report.words import (
     revision,
     span,
 )
+from roclab.vision.errors.page import EVIDENCE
 
 # The pictures of `vision errors` and of the tokenizer lab, where they do not bring captions of their own.
 CAPTIONS = {
@@ -25,6 +27,19 @@ CAPTIONS = {
     "covariates.png": "Accuracy by properties of the photo, with 95 % intervals",
     "hardest.png": "The classes that are least often right, with 95 % intervals; the dashed line is the mean",
     "shared.png": "How many photos are wrong with one, two or more of the models and strategies",
+}
+
+# Where the facts of `vision errors` belong, by the first part of their keys; its pictures have the same names.
+TOPICS = {
+    "pairs": "Errors of all, errors of one",
+    "shared": "Errors of all, errors of one",
+    "hardest": "Classes and confusions",
+    "confused": "Classes and confusions",
+    "species_groups": "Classes and confusions",
+    "calibration": "Calibration",
+    "decided": "What decided",
+    "covariates": "What the photo has to do with it",
+    "label_errors": "Labels worth a second look",
 }
 
 
@@ -37,7 +52,11 @@ def errors(page: Page, facts: dict[str, Any]) -> None:
         "Each sentence follows from a computed fact; in brackets, how strong the evidence is. The page with the photos"
         " is beside this report (errors/index.html)."
     )
-    tool(page, facts, "errors", "errors", evidence=True)
+    tool(
+        page, facts["errors"], "errors",
+        lambda sentence: TOPICS.get(f"{sentence.get('key', '')}//".split("/")[1]),  # of /hardest/0
+        lambda figure: TOPICS.get(Path(figure).stem),
+    )  # fmt: skip
 
 
 def discussion(page: Page, facts: dict[str, Any]) -> None:
@@ -131,7 +150,12 @@ def lab(page: Page, facts: dict[str, Any]) -> None:
         f"Student ID {esc(facts['lab']['found'].get('student_id', 'unknown'))}; the executed notebook is"
         " Tokenizer_Lab.ipynb."
     )
-    tool(page, facts, "lab", "lab")
+    names = list(dict.fromkeys(s.get("tokenizer") for s in sentences(facts["lab"]["found"])))
+    tool(
+        page, facts["lab"], "lab",
+        lambda sentence: sentence.get("tokenizer") or ("Together" if sentence.get("topic") else None),
+        lambda figure: next((n for n in names if n and Path(figure).stem.endswith(f"-{n}")), "Together"),
+    )  # fmt: skip
 
 
 def study(page: Page, facts: dict[str, Any]) -> None:
@@ -154,22 +178,37 @@ def study(page: Page, facts: dict[str, Any]) -> None:
         "Answers without a rule are kept for reading.",
         f"{facts['study']['folder']}: study.json",
     )  # fmt: skip
-    tool(page, facts, "study", "study")
+    tool(page, facts["study"], "study")
 
 
-def tool(page: Page, facts: dict[str, Any], key: str, prefix: str, evidence: bool = False) -> None:
-    """The sentences and figures of another tool's folder."""
-    tool = facts[key]
-    lines = []
-    for sentence in sentences(tool["found"]):
-        strength = sentence.get("evidence") if evidence else None
-        lines.append(esc(sentence["text"]) + (f" *\\[{esc(strength)}\\]*" if isinstance(strength, str) else ""))
-    page.bullets(lines)
+def tool(
+    page: Page,
+    tool: dict[str, Any],
+    prefix: str,
+    topic: Callable[[dict[str, Any]], str | None] = lambda sentence: None,
+    topic_of_figure: Callable[[str], str | None] = lambda figure: None,
+) -> None:
+    """The sentences and figures of another tool's folder, by topic: a heading, what is said of it, its figures. What
+    has no topic comes first."""
+    said = [(topic(sentence), sentence) for sentence in sentences(tool["found"])]
+    drawn = [(topic_of_figure(name), name) for name in tool["figures"]]
     captions = CAPTIONS | tool["found"].get("captions", {})
-    for name, width in tool["figures"].items():
-        caption = captions.get(name) or Path(name).stem.replace("-", " ").replace("_", " ").capitalize()
-        source = f"{tool['folder']}: figures/{name}"
-        page.figure(f"figures/{prefix}-{name}", esc(caption.rstrip(".")) + ".", source, width)
+    for title in sorted({t for t, _ in said + drawn}, key=[None, *(t for t, _ in said + drawn)].index):
+        if title:
+            page.heading(esc(title), 2)
+        page.bullets(_sentence(sentence) for t, sentence in said if t == title)
+        for name in (name for t, name in drawn if t == title):
+            caption = captions.get(name) or Path(name).stem.replace("-", " ").replace("_", " ").capitalize()
+            source = f"{tool['folder']}: figures/{name}"
+            page.figure(f"figures/{prefix}-{name}", esc(caption.rstrip(".")) + ".", source, tool["figures"][name])
+
+
+def _sentence(sentence: dict[str, Any]) -> str:
+    """A sentence with the strength of its evidence, where the tool states it."""
+    strength = sentence.get("evidence")
+    return esc(sentence["text"]) + (
+        f" *\\[{esc(EVIDENCE.get(strength, strength))}\\]*" if isinstance(strength, str) else ""
+    )
 
 
 def people(page: Page, facts: dict[str, Any]) -> None:
@@ -212,8 +251,6 @@ def class_tables(page: Page, facts: dict[str, Any]) -> None:
 
 def confusion(page: Page, facts: dict[str, Any]) -> None:
     page.heading("Appendix: confusion matrices")
-    # here each picture stays where it stands
-    page.raw(typst="#show figure.where(kind: image): set figure(placement: none)")
     split = facts["split"]
     for i, (name, members) in enumerate(facts["arms"].items(), start=1):
         page.figure(

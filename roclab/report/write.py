@@ -81,10 +81,11 @@ def _summary(page: Page, facts: dict[str, Any]) -> None:
         f" ({len(facts['data']['classes'])} classes), judged on {next(iter(found['arms'].values()))['n']}"
         f" {split_word(split)} photos."
     )
-    best = max(found["arms"], key=lambda name: found["arms"][name]["top1_mean"])
-    arm = found["arms"][best]
+    highest = max(arm["top1_mean"] for arm in found["arms"].values())
+    best = [name for name, arm in found["arms"].items() if arm["top1_mean"] == highest]
+    arm = found["arms"][best[0]]
     lines = [
-        f"The highest mean accuracy is that of {esc(best)}: {percent(arm['top1_mean'])} % "
+        f"The highest mean accuracy is that of {listed([esc(name) for name in best])}: {percent(highest)} % "
         f"(95 % interval {interval(arm['top1_ci95'])} %)."
     ]
     shown = [pair for pair in found["pairs"] if pair["shown"]]

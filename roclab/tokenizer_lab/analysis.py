@@ -387,7 +387,8 @@ def _say_coverage(fact: Mapping[str, Any], say: Any) -> None:
     if listed != single:
         text += f"; {listed} stand in the vocabulary"
     rate = len(fact["normalized"]) / max(len(fact["ids"]), 1)
-    say("coverage", f"{text}; the ID takes a token per {rate:.2f} characters.", single=single, listed=listed,
+    text += f"; in the whole ID a token stands for {rate:.2f} characters on average"
+    say("coverage", f"{text}.", single=single, listed=listed,
         substrings=coverage["substrings"], characters_per_token=rate)  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def verdict(pair: dict[str, Any]) -> str:
     adjusted = f"; {pair['p']:.3g} after Holm's correction" if "p" in pair else ""
     shown = f"[{low:+.1f}, {high:+.1f}] (McNemar p per seed: {', '.join(f'{p:.3g}' for p in values)}{adjusted})"
     if difference == 0:
-        return f"{a} and {b} are level {shown}."
+        return f"{a} and {b} are right equally often {shown}: these photos do not show which is better."
     if is_shown(pair):
         return f"{a} is better than {b} by {difference:.1f} points {shown}."
     return f"{a} leads {b} by {difference:.1f} points {shown}: these photos do not show which is better."

@@ -104,9 +104,11 @@ class Dataset:
         }
 
     def _relative(self, path: Path) -> str:
-        root = self.root.resolve()
         path = path.absolute()
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        for root in (self.root.absolute(), self.root.resolve()):  # they differ where the folder is reached by a link
+            if path.is_relative_to(root):
+                return path.relative_to(root).as_posix()
+        return str(path)
 
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any], root: str | os.PathLike | None = None) -> Dataset:

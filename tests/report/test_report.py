@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roclab.errors import RocLabError
 from roclab.report.build import report
 from roclab.report.page import FORMAT, command_lines, esc, refs
 from roclab.report.privacy import absolute_paths
+from roclab.report.render import TEMPLATES
 from roclab.report.settings import Settings
 from tests.report.conftest import NAME, train_and_judge
 from tests.vision import small
@@ -195,6 +196,26 @@ def test_a_folder_that_is_no_report_is_left_alone(trained, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
+def test_a_place_that_cannot_be_written_is_named(trained, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(RocLabError, match=r"cannot write the report to .*file.report: "):
+        report([trained], tmp_path / "file" / "report", ME)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(trained, tmp_path, monkeypatch):
+    import errno
+
+    from roclab.report import build
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build, "write_json", full)  # the disk is the outside here
+    with pytest.raises(RocLabError, match=r"cannot write the report to .*report: No space left on device"):
+        report([trained], tmp_path / "report", ME)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_report_is_replaced_whole(trained, tmp_path):
     report([trained], tmp_path / "report", ME)
     (tmp_path / "report" / "old.txt").write_text("old", encoding="utf-8")
@@ -212,6 +233,39 @@ def test_an_error_analysis_of_other_runs_is_refused(trained, tmp_path):
     edit(tmp_path / "errors" / "errors.json", split="val", runs=[])
     with pytest.raises(RocLabError, match="explains errors on val"):
         report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
+
+
+def test_sentences_and_figures_of_a_tool_stand_together_by_topic(trained, tmp_path):
+    from roclab.runs import Run
+    from roclab.vision.errors import analyse, write_page
+
+    runs = [Run.open(trained / name) for name in ("features-0", "finetune-0")]
+    write_page(analyse(runs, "test", decided=False), tmp_path / "errors")
+    report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    section = text.split("# Error analysis\n")[1].split("\n# ")[0]
+    topics = {part.split("\n")[0]: part for part in section.split("## ")[1:]}
+    assert "figures/errors-calibration.png" in topics["Calibration"]
+    assert "figures/errors-hardest.png" in topics["Classes and confusions"]
+    assert "figures/errors-covariates.png" in topics["What the photo has to do with it"]
+    assert r"*\[measured\]*" in section
+    assert r"\[none\]" not in section  # a reader's words: not shown
+
+
+def test_figures_stay_in_their_section(written):
+    """No format may let a picture float past the next heading."""
+    typ = (TEMPLATES / "report.typ").read_text(encoding="utf-8")
+    assert "placement: auto" not in typ
+    assert r"\floatplacement{figure}{H}" in (written[0] / "report.tex").read_text(encoding="utf-8")
+
+
+def test_two_that_are_level_are_both_called_highest(runs, tmp_path):
+    best = json.loads((runs / "features-0" / "results-test.json").read_text(encoding="utf-8"))
+    for run in runs.iterdir():
+        edit(run / "results-test.json", top1=best["top1"], ci95=best["ci95"])
+    report([runs], tmp_path / "report", ME)
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert r"that of test\_resnet frozen and test\_resnet fine-tuned: " in text
 
 
 def test_other_tools_words_are_shown_not_obeyed(trained, lab, tmp_path):
@@ -239,6 +293,7 @@ def test_references_and_commands_are_short():
     assert all(line.endswith("\\") for line in lines[:-1])
 
 
+@settings(deadline=None)  # each example starts a program
 @given(st.lists(st.text(alphabet="ab \\`*_{}[]()<>#+-.!|~^$@&\"':%=/1é", max_size=20), min_size=5, max_size=5))
 def test_escaped_text_comes_out_of_pandoc_as_it_went_in(texts):
     import pypandoc

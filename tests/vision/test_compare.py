@@ -75,7 +75,7 @@ def test_a_verdict_claims_only_what_is_shown():
     few = pair | {"mcnemar": [{"p": 0.0625}]}
     assert verdict(few).endswith("these photos do not show which is better.")
     assert "do not show" in verdict(pair | {"difference": 0.01, "ci95": [-0.02, 0.04]})
-    assert "are level" in verdict(pair | {"difference": 0.0, "ci95": [-0.02, 0.02]})
+    assert "right equally often" in verdict(pair | {"difference": 0.0, "ci95": [-0.02, 0.02]})
 
 
 def test_a_run_has_a_picture(tmp_path, monkeypatch):

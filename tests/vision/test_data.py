@@ -283,6 +283,13 @@ def test_a_manifest_brings_back_the_very_same_split(folder: Path, tmp_path: Path
     assert moved.fingerprint() == dataset.fingerprint()
 
 
+def test_paths_are_relative_to_a_linked_folder_too(folder: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    manifest = load_data(tmp_path / "link", seed=0).manifest()
+    assert not any(Path(p["path"]).is_absolute() for p in manifest["photos"])
+    assert Path(manifest["root"], manifest["photos"][0]["path"]).is_file()
+
+
 def test_a_run_made_elsewhere_finds_the_package_and_the_pets(tmp_path: Path, shared_data: Path):
     pytest.importorskip("elpv_dataset", reason="the package elpv-dataset is not installed")
     for dataset, root in ((load_data("elpv"), None), (load_data("pets", shared_data / "pets3"), shared_data / "pets3")):

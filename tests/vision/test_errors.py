@@ -220,6 +220,8 @@ def test_thumbnails_are_made_for_the_photos_shown_alone(tmp_path, monkeypatch):
     facts = analyse([run], "test")
     checked(write_page(facts, tmp_path / "page"))
     assert sum(facts["shared"]["wrong_by"][1:]) > 60
+    (tmp_path / "page" / "thumbs" / "of-an-older-page.jpg").write_bytes(b"")
+    write_page(facts, tmp_path / "page")
     assert len(list((tmp_path / "page" / "thumbs").iterdir())) == len(facts["photos"]) < 50
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from roclab.vision.errors import facts
+from roclab.vision.errors.gradcam import covering_tells
 from roclab.vision.errors.statistics import calibration, difference, harder_than_the_rest, holm, logistic_slope
 from roclab.vision.metrics import expected_calibration_error
 from tests.vision.judged import judged, random_probs
@@ -71,12 +72,19 @@ def test_calibration_tells_honest_from_too_sure():
 def test_where_errors_fall_at_random_there_are_hardly_any_claims():
     """Sixty worlds in which every class is equally hard and errors go anywhere: a family of questions may claim
     something in one of twenty."""
-    false = {"hardest": 0, "confused": 0, "pairs": 0}
+    false = {"hardest": 0, "confused": 0, "pairs": 0, "shared": 0, "crossing": 0, "difference": 0, "decided": 0}
+    species = {f"class {i}": "cat" if i < 3 else "dog" for i in range(8)}
     for world in range(60):
         rng = np.random.default_rng(world)
         labels = np.repeat(np.arange(8), 15)
         probs = np.stack([random_probs(rng, labels, 8, 0.75) for _ in range(2)])
-        seen = judged(labels, probs, {"A": [0], "B": [1]})
+        seen = judged(labels, probs, {"A": [0], "B": [1]}, species=species)
+        groups = facts._species(seen)
+        false["crossing"] += groups["crossing"]["p"] < 0.05
+        false["difference"] += groups["difference"]["p"] < 0.05
+        false["shared"] += facts._shared(seen)["p"] < 0.05
+        covering = [covering_tells(*rng.normal(size=(2, 16))) for _ in range(4)]
+        false["decided"] += any(p < 0.05 for p in holm(covering))
         false["hardest"] += any(row["p"] < 0.05 for row in facts._hardest(seen, 0))
         false["confused"] += any(row["p"] < 0.05 for row in facts._confused(seen))
         false["pairs"] += facts._pairs(seen)[0]["p"] < 0.05

@@ -81,20 +81,24 @@ class Case:
         return np.random.default_rng(self.seed + 1000).integers(1, self.config["vocab_size"] - 1, self.tokens)
 
 
-class SlowPairs(Case):
-    """RoPE as good as switched off: the base is so large that all pairs but the first stand still, and the first is
-    empty. What is left of the scores is scale, mask and softmax."""
+class OneScore(Case):
+    """All tokens but the last are nothing: their embedding is zero, and so are their q, k and v. The last one's scores
+    are 0 for them and q·k/√C for itself, whatever angle RoPE turns both by: scale and softmax alone are left."""
+
+    NOTHING = 7
 
     @cached_property
     def weights(self) -> dict[str, Array]:
-        weights = draw_weights(self.config, self.seed)
-        C = self.config["head_dim"]
-        for name, w in weights.items():
-            if "q_proj" in name or "k_proj" in name:
-                w.reshape(-1, C, w.shape[1])[:, [0, C // 2]] = 0
-            if "down_proj" in name:
-                w[:] = 0
+        weights = super().weights
+        weights["model.embed_tokens.weight"][self.NOTHING] = 0
         return weights
+
+    @cached_property
+    def ids(self) -> Array:
+        ids = super().ids.copy()
+        ids[:, -1] += ids[:, -1] == self.NOTHING
+        ids[:, :-1] = self.NOTHING
+        return ids
 
 
 class Tied(Case):
@@ -151,21 +155,23 @@ STORED_CHANGES = {
 }  # fmt: skip
 
 CASES: dict[str, Case] = {
-    "head": Case(1, silent=("o_proj", "down_proj")),
+    "head": Case(1, changes={"num_hidden_layers": 2}, silent=("o_proj", "down_proj")),
     "eps": Case(2, changes={"rms_norm_eps": 0.5}, silent=("o_proj", "down_proj")),
     "tied": Tied(3, silent=("o_proj", "down_proj")),
     "mlp": Case(4, silent=("o_proj",)),
     "one token": Case(5, (3, 1), {"num_key_value_heads": 6}, ("down_proj",)),
     "one token, grouped": Case(6, (3, 1), silent=("down_proj",)),
-    "leak": Case(9, (2, 7)),
-    "scores": SlowPairs(7, (4, 2), {"rope_theta": 1e30, "num_key_value_heads": 6}),
-    "grouped": SlowPairs(8, (4, 2), {"rope_theta": 1e30}),
-    "mask": SlowPairs(20, (2, 9), {"rope_theta": 1e30}),
+    "sees": Case(21, (1, 6), silent=("q_proj", "down_proj")),  # all scores are 0: what is seen counts alike
+    "leak": Case(9, (2, 7), {"num_hidden_layers": 3}),
+    "scores": OneScore(7, (4, 2), {"num_key_value_heads": 6}, ("down_proj",)),
+    "grouped": OneScore(8, (4, 2), silent=("down_proj",)),
+    "mask": Case(20, (2, 9), silent=("q_proj", "down_proj")),
     "rope": Case(10, (2, 7), silent=("down_proj",)),
     "far": Case(11, (1, 90), {"rope_theta": 20.0}, silent=("down_proj",)),
     "qk": Case(12, silent=("down_proj",)),
     "dropout": Case(13, changes={"attention_dropout": 0.5}),
     "order": Case(14, (2, 5), {"num_hidden_layers": 1}),
+    "every eps": Case(22, (2, 5), {"rms_norm_eps": 0.5}),
     "stack": Case(15, (2, 5), {"num_hidden_layers": 3}),
     "generation": Case(16, (2, 5), {"num_hidden_layers": 2}),
     "end": Case(16, (1, 5), {"num_hidden_layers": 2}),  # its end token is set in checks.py

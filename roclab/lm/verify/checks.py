@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from roclab.lm.verify.cases import CASES, CONFIG, shapes
+from roclab.lm.verify.generation_checks import generation_checks
 from roclab.lm.verify.judge import Check, Verdict, numeric, slope
-from roclab.lm.verify.model_checks import generation_checks, gradient_check, model_checks
+from roclab.lm.verify.model_checks import gradient_check, model_checks
 from roclab.lm.verify.reference import Array, Reference
 
 COMPONENTS = (

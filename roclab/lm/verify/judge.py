@@ -105,8 +105,11 @@ def judge_all(checks: Sequence[Check], answers: list[dict[str, Any]]) -> tuple[l
     verdicts = []
     for check, answer in zip(checks, answers, strict=True):
         if "error" in answer:
-            hint = f"{check.component} could not be checked: {answer['error']}"
-            verdicts.append(Verdict(False, None, answer["error"], hint))
+            component = check.component
+            if check.probe not in GENERATING:  # the model's checks run all parts: the one that raised is at fault
+                component = next((RAISED_IN[n] for n in answer.get("where", ()) if n in RAISED_IN), component)
+            hint = f"{component} could not be checked: {answer['error']}"
+            verdicts.append(Verdict(False, None, answer["error"], hint, component=component))
         else:
             try:
                 verdicts.append(check.judge(answer["value"]))
@@ -137,10 +140,17 @@ def judge_all(checks: Sequence[Check], answers: list[dict[str, Any]]) -> tuple[l
     return verdicts, verdicts[first], first
 
 
+# The part at fault where one of the handout's classes or functions raises.
+RAISED_IN: dict[str, str] = {
+    "RocLMRMSNorm": "RMSNorm", "RocLMMLP": "SwiGLU", "RocLMAttention": "attention", "RocLMRotaryEmbedding": "RoPE",
+    "rotate_half": "RoPE", "apply_rotary_pos_emb": "RoPE", "repeat_kv": "GQA", "RocLMDecoderLayer": "decoder",
+    "RocLMModel": "decoder", "RocLMForCausalLM": "head",
+}  # fmt: skip
+GENERATING = ("generate", "draws", "drawn_twice", "signature")
 # Probes of a function by itself, which the model may or may not use.
 FUNCTIONS = ("rotate_half", "apply_rotary", "repeat_kv")
 # Probes whose answer depends on one formula alone: one match is evidence enough.
-DIRECT = (*FUNCTIONS, "norm", "norm_slope", "mlp", "generate", "draws")
+DIRECT = (*FUNCTIONS, "norm", "norm_slope", "mlp", *GENERATING)
 
 
 def diagnose(checks: Sequence[Check], verdicts: list[Verdict], most: int = 3) -> list[type[Mistake]]:

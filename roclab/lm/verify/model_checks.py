@@ -1,14 +1,13 @@
-"""The checks of the whole model: crafted cases first, each silencing all parts but one, then everything together;
-generation and gradients at the end."""
+"""The checks of the whole model: crafted cases first, each silencing all parts but one, then everything together, and
+its gradients."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from roclab.lm.verify.cases import CASES, Dice, Stored
+from roclab.lm.verify.cases import CASES, Stored
 from roclab.lm.verify.judge import Check, Verdict, numeric, slope
 from roclab.lm.verify.reference import Array, Reference
 
@@ -42,7 +41,7 @@ def model_checks() -> list[Check]:
             "head",
             "head",
             "lm_head(norm(embedding)) where all layers add nothing",
-            "the head is not lm_head(model.norm(x)), or the layers lose the embedding where they add nothing",
+            "the head is not lm_head(model.norm(x)), or x is not the embedding as it is where the layers add nothing",
         ),
         numeric(
             "head: tied",
@@ -74,11 +73,12 @@ def model_checks() -> list[Check]:
             "query head h reads value head h // 3",
             "GQA: value heads are not shared in runs of n_rep query heads",
         ),
+        _sees(),
         last(
             "scores",
             "attention",
             "scores",
-            "softmax over the keys of q·kᵀ/√head_dim, two tokens, RoPE standing still",
+            "softmax over the keys of q·kᵀ/√head_dim, where RoPE turns nothing",
             "attention is not softmax(q·kᵀ/√head_dim)·v over the keys",
         ),
         last(
@@ -100,7 +100,7 @@ def model_checks() -> list[Check]:
             "what each token sees",
             "mask",
             "mask",
-            "itself and all before it, nine tokens",
+            "itself and all before it alike, where all scores are equal",
             "the mask must show each token itself and all before it, and nothing else",
         ),
         _stretched(),
@@ -134,15 +134,50 @@ def model_checks() -> list[Check]:
             "the decoder's layer has another order, norm or residual",
         ),
         check(
+            "eps in every norm",
+            "RMSNorm",
+            "every eps",
+            "rms_norm_eps 0.5 in the layers' norms, q_norm and k_norm too",
+            "one of the layer's norms (input_layernorm, post_attention_layernorm, q_norm, k_norm) does not use the "
+            "config's rms_norm_eps",
+        ),
+        check(
             "three layers",
             "decoder",
             "stack",
             "each layer reads what the one before it returned",
-            "the decoder does not run its layers one after the other",
+            "the decoder does not run its layers one after the other, or a part works otherwise behind the first layer",
         ),
         _batch(),
         _stored(),
     ]
+
+
+def _sees() -> Check:
+    """Which tokens count for which: [t, s] is 1 where another token at s changes the logits at t."""
+    case = CASES["sees"]
+    T, V = case.ids.shape[1], case.config["vocab_size"]
+    texts = [case.ids, *(np.where(np.arange(T) == s, (case.ids + 7) % (V - 1), case.ids) for s in range(T))]
+
+    def pattern(logits: list[Array]) -> Array:
+        first, *others = logits
+        with np.errstate(invalid="ignore"):
+            return np.stack([(np.abs(other - first)[0].max(-1) > 1e-3) * 1.0 for other in others], axis=-1)
+
+    def expected(R: type[Reference]) -> Array:
+        return pattern([R(case.config, case.weights).logits(ids) for ids in texts])
+
+    return numeric(
+        "mask: which tokens count",
+        "mask",
+        "logits_of",
+        {"case": "sees", "texts": [ids.tolist() for ids in texts]},
+        expected,
+        "token s changes the logits of token t (1 at [t, s]) where s is t or before it, and nowhere else",
+        "the mask must show each token itself and all before it, and nothing else",
+        tolerance=0.5,
+        read=lambda value: [pattern([np.asarray(v, dtype=np.float64) for v in value])],
+    )
 
 
 def _leak() -> Check:
@@ -266,132 +301,6 @@ def _stored() -> Check:
         expected,
         "the logits of a whole model, as an independent reference computed them",
         "the whole model's logits are wrong, though its parts may pass",
-    )
-
-
-# ---- generation
-
-
-@lru_cache
-def end_token() -> int:
-    """The token that greedy decoding of the case `end` gives third."""
-    case = CASES["end"]
-    return int(Reference(case.config, case.weights).greedy(case.ids, 8)[0, -1])
-
-
-def generation_checks() -> list[Check]:
-    case, end = CASES["generation"], CASES["end"]
-    greedy = {"max_length": 14, "do_sample": False}
-
-    def ended(R: type[Reference]) -> Array:
-        return R(end.config | {"eos_token_id": end_token()}, end.weights).greedy(end.ids, 14)
-
-    def read_ended(value: Any) -> list[Array]:
-        row, eos = list(value[0]), end_token()
-        last = row.index(eos, end.ids.shape[1]) if eos in row[end.ids.shape[1] :] else len(row)
-        if set(row[last + 1 :]) <= {0, eos}:  # padding behind the end is allowed
-            row = row[: last + 1]
-        return [np.asarray([row]), np.asarray([[*row, eos]])]  # with the end token or without
-
-    def judge_defaults(value: Any) -> Verdict:
-        row, prompt = value[0], CASES["dice"].ids[0].tolist()
-        if len(row) != 50:
-            return Verdict(
-                False, None, f"{len(row)} tokens", "generation: max_length is 50 by default, the prompt counted", True
-            )
-        if row[: len(prompt)] != prompt:
-            return Verdict(
-                False, None, f"begins with {row[:3]}", "generation: the result must begin with the prompt", True
-            )
-        return Verdict(True)
-
-    return [
-        numeric(
-            "generation: greedy",
-            "generation",
-            "generate",
-            {"case": "generation", "changes": {}, "options": greedy},
-            lambda R: R(case.config, case.weights).greedy(case.ids, 14),
-            "the likeliest token each time, 14 in all",
-            "generation with do_sample=False does not take the likeliest next token",
-            tolerance=0,
-        ),
-        numeric(
-            "generation: the end token",
-            "generation",
-            "generate",
-            {"case": "end", "changes": {"eos_token_id": end_token()}, "options": greedy},
-            ended,
-            "it stops at eos_token_id",
-            "generation must stop at eos_token_id",
-            tolerance=0,
-            read=read_ended,
-        ),
-        Check(
-            "generation: default arguments",
-            "generation",
-            "generate",
-            {"case": "dice", "changes": {}, "options": {}},
-            "50 tokens, the prompt first",
-            judge_defaults,
-        ),
-        _draws(
-            "do_sample",
-            1.0,
-            61,
-            1.0,
-            "tokens drawn by their probabilities",
-            "generation with do_sample=True does not draw by the probabilities",
-        ),
-        _draws(
-            "temperature", 2.0, 61, 1.0, "softmax(logits / 2)", "generation: the temperature must divide the logits"
-        ),
-        _draws("top_k", 1.0, 3, 1.0, "the three likeliest only", "generation: top_k must keep the k likeliest tokens"),
-        _draws(
-            "top_p",
-            1.0,
-            61,
-            0.7,
-            "probabilities 0.4, 0.25, 0.2: the fewest that reach 0.7",
-            "generation: top_p must keep the fewest tokens that reach it",
-        ),
-        _draws(
-            "a small top_p", 1.0, 61, 0.3, "the likeliest alone", "generation: top_p must always keep the likeliest"
-        ),
-    ]
-
-
-def _draws(name: str, temperature: float, top_k: int, top_p: float, expects: str, hint: str) -> Check:
-    case = CASES["dice"]
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    assert isinstance(case, Dice)
-
-    def expected(R: type[Reference]) -> Array:
-        model = R(case.config, case.weights)
-        return model.draw(model.logits(case.ids)[0, -1], **options)
-
-    def read(value: dict[str, int]) -> list[Array]:
-        counts = np.zeros(case.config["vocab_size"])
-        for token, count in value.items():
-            counts[int(token)] = count
-        return [counts / counts.sum()]
-
-    def gap(drawn: Array, p: Array) -> float:
-        """The largest difference of a frequency from its probability; 1 if a token was drawn that must not be."""
-        return 1.0 if drawn.shape != p.shape or (drawn[p == 0] > 0).any() else float(np.abs(drawn - p).max())
-
-    arguments = {"case": "dice", "rows": 500, "times": 8, "options": options}
-    return numeric(
-        f"generation: {name}",
-        "generation",
-        "draws",
-        arguments,
-        expected,
-        f"{expects}; 4,000 draws",
-        hint,
-        tolerance=0.04,
-        read=read,
-        gap=gap,
     )
 
 

@@ -7,6 +7,7 @@ An exception is an answer too: the worker reports it.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from types import ModuleType
 from typing import Any
 
@@ -209,6 +210,22 @@ def generate(module: ModuleType, case: str, changes: dict, options: dict) -> lis
     model: Any = build(module, case, **changes)
     torch.manual_seed(0)
     return plain(model.generate(torch.tensor(CASES[case].ids), **options), "generate")
+
+
+def signature(module: ModuleType, wanted: list[str]) -> dict[str, Any]:
+    """The default values of generate's arguments, and whether it has **kwargs, which may hold them."""
+    parameters = inspect.signature(module.RocLMForCausalLM.generate).parameters
+    given = {n: parameters[n].default for n in wanted if n in parameters}
+    plain_ = {n: d if isinstance(d, (int, float, str, type(None))) else repr(d)[:80] for n, d in given.items()}
+    return {"defaults": plain_, "catches_all": any(p.kind is p.VAR_KEYWORD for p in parameters.values())}
+
+
+def drawn_twice(module: ModuleType, case: str) -> list:
+    """Two texts drawn one after the other."""
+    model: Any = build(module, case)
+    ids = torch.tensor(CASES[case].ids)
+    torch.manual_seed(0)
+    return [plain(model.generate(ids, max_length=40, do_sample=True), "generate") for _ in range(2)]
 
 
 def draws(module: ModuleType, case: str, rows: int, times: int, options: dict) -> dict[str, int]:

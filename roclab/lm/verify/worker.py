@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -182,17 +183,23 @@ def _child(request: dict[str, Any], first: int, pipe: int, work: Path, printed: 
         os.setsid()
         _confine(request, work, printed, refused)
         error, module = _import(request["file"])
-        sys.stdout.flush()
+        _flush()
         send("import", error=error, printed=_lines(printed)[0])
         if module is not None:
             for name, arguments in request["probes"][first:]:
                 send("answer", **_answer(module, name, arguments))
-                sys.stdout.flush()
+                _flush()
         send("done")
     except BaseException as error:
         send("import", error=f"the check itself failed: {type(error).__name__}: {error}")
     finally:
         os._exit(0)
+
+
+def _flush() -> None:
+    """What was printed goes into its file, as far as it fits."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
 
 
 def _confine(request: dict[str, Any], work: Path, printed: Path, refused: list[str]) -> None:
@@ -301,11 +308,21 @@ def _answer(module: Any, name: str, arguments: dict[str, Any]) -> dict[str, Any]
     except probes.Unexpected as error:
         return {"error": str(error)}
     except BaseException as error:
-        return {"error": _said(error, getattr(module, "__file__", ""))}
+        file = getattr(module, "__file__", "")
+        return {"error": _said(error, file), "where": _where(error, file)}
+
+
+def _where(error: BaseException, file: str) -> list[str]:
+    """What of the user's file was running, innermost first: classes of methods, functions."""
+    frames = [f for f, _ in traceback.walk_tb(error.__traceback__) if f.f_code.co_filename == file]
+    owners = [(f.f_locals.get("self"), f.f_code.co_name) for f in reversed(frames)]
+    return [name if owner is None else type(owner).__name__ for owner, name in owners][:50]
 
 
 def _said(error: BaseException, file: str) -> str:
     """Kind, first lines and, where it is the user's file that raised, the line."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return f"it prints, or writes into a file, more than {PRINTED_BYTES >> 20} MB"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {' '.join(lines[:3])[:300]}".rstrip(": ")
     if isinstance(error, SyntaxError):

@@ -201,6 +201,7 @@ def _species(facts: dict[str, Any]) -> Sentences:
     if not groups:
         return
     right = groups["species_accuracy"]
+    mean = f" (mean of {len(facts['runs'])} runs)" if len(facts["runs"]) > 1 else ""
     yield _say(
         f"The species is right in {percent(right['share'])} of the photos ({interval(right['ci95'])}, n = "
         f"{right['n']}), whether the class is or not.",
@@ -215,11 +216,11 @@ def _species(facts: dict[str, Any]) -> Sentences:
         outside = high < crossing["by_chance"] or low > crossing["by_chance"]
         evidence = claims(crossing["p"], outside)
         end = {
-            True: "errors stay within the species" if high < crossing["by_chance"] else "errors seek the other species",
+            True: f"errors cross {'less' if high < crossing['by_chance'] else 'more'} often than that",
             False: "these errors do not show a preference for either species",
         }[evidence != "none"]
         yield _say(
-            f"Of {amount(crossing['n'])} errors {amount(crossing['count'])} cross the species "
+            f"Of {amount(crossing['n'])} errors{mean} {amount(crossing['count'])} cross the species "
             f"({percent(crossing['share'])}, {interval(crossing['ci95'])}); errors spread over all other classes would "
             f"cross in {percent(crossing['by_chance'])}: {end} ({p_value(crossing['p'])}).",
             pointer("species_groups", "crossing"),
@@ -270,7 +271,7 @@ def _shared(facts: dict[str, Any]) -> Sentences:
     expected = shared["expected_if_independent"]
     evidence = claims(shared["p"])
     end = (
-        "what is hard lies in the photos for all of them, not in one network"
+        "they err on the same photos more often than that"
         if evidence != "none"
         else "that is not shown to be more than chance"
     )
@@ -307,7 +308,7 @@ def _calibration(facts: dict[str, Any]) -> Sentences:
         elif high < 0:
             end = "it is not sure enough of itself"
         else:
-            end = "its confidences are off, though neither too high nor too low on the whole"
+            end = "its confidences are off; that they are too high or too low on the whole is not shown"
         yield _say(
             f"{name}: confidence {percent(row['confidence'])}, accuracy {percent(row['accuracy'])} (gap "
             f"{100 * row['gap']:+.1f} points, {interval(row['gap_ci95'])}); ECE {row['ece']:.3f} "
@@ -330,24 +331,25 @@ def _calibration(facts: dict[str, Any]) -> Sentences:
 def _decided(facts: dict[str, Any]) -> Sentences:
     for name, row in facts["decided"]["arms"].items():
         low, high = row["ci95"]
-        shows = low > 0
+        evidence = claims(row["p_holm"], low > 0)
         end = (
             "the heat maps point to what decides"
-            if shows
+            if evidence != "none"
             else "the photos do not show that the heat maps point to what decides"
         )
         yield _say(
             f"{name}: covering the hottest quarter of the heat map takes {100 * row['drop_hot']:.1f} points of "
             f"probability from the class called, covering as much elsewhere {100 * row['drop_elsewhere']:.1f} "
-            f"(difference {100 * row['difference']:.1f}, {interval(row['ci95'])}, {_photos(row['photos'])} "
-            f"drawn at random): {end}.",
+            f"(difference {100 * row['difference']:.1f}, {interval(row['ci95'])}; {p_value(row['p_holm'])}; "
+            f"{_photos(row['photos'])} drawn at random): {end}.",
             pointer("decided", "arms", name),
-            "moderate" if shows else "none",  # a bootstrap over a handful of photos is never strong evidence
+            evidence,
             100 * row["drop_hot"],
             100 * row["drop_elsewhere"],
             100 * row["difference"],
             100 * low,
             100 * high,
+            row["p_holm"],
             row["photos"],
         )
 

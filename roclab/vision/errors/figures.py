@@ -65,9 +65,10 @@ def _hardest(facts: dict[str, Any]) -> tuple[Any, str, str]:
     if facts["species"]:
         for kind in sorted(set(facts["species"].values())):
             axes.plot([], [], "o", color=COLOURS.get(kind, "C0"), label=kind)
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above: rows fill the axes
+    which = f"The {len(rows)} hardest of {len(seen)} classes" if len(rows) < len(seen) else "The classes"
     caption = (
-        f"The {len(rows)} hardest of {len(seen)} classes with photos: share called rightly ({_mean_of(facts)}), number "
+        f"{which} with photos: share called rightly ({_mean_of(facts)}), number "
         f"of {facts['split']} photos in brackets, Wilson's 95 % interval; dashed: all {facts['n']} photos "
         f"({overall:.1f} %). Intervals that overlap do not say which class is harder."
     )
@@ -89,10 +90,11 @@ def _confused(facts: dict[str, Any]) -> tuple[Any, str, str]:
     axes.set_xlabel(f"photos ({_mean_of(facts)})")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
+    pairs = len(facts["confused"])
     caption = (
-        f"The {len(rows)} most confused of {len(facts['confused'])} pairs of classes that were confused at all: "
-        f"photos a run, {_mean_of(facts)}; number of {facts['split']} photos of both classes in brackets. The table "
-        "has the intervals."
+        (f"The {len(rows)} most confused of {pairs}" if len(rows) < pairs else "The") + " pairs of classes that were "
+        f"confused at all: photos a run, {_mean_of(facts)}; number of {facts['split']} photos of both classes in "
+        "brackets. The table has the intervals."
     )
     return figure, caption, "photos of the most confused pairs of classes"
 
@@ -123,7 +125,7 @@ def _short(x: float) -> str:
 
 def _calibration(facts: dict[str, Any]) -> tuple[Any, str, str]:
     arms = list(facts["calibration"].items())[:ARMS]
-    columns = min(3, len(arms))
+    columns = 2 if len(arms) == 4 else min(3, len(arms))
     lines = -(-len(arms) // columns)
     figure = new_figure(3.2 * columns + 0.6, 3.7 * lines)
     grid = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()

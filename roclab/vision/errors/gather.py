@@ -184,4 +184,4 @@ def _arms(runs: Sequence[Run]) -> dict[str, list[int]]:
 def _name(config: dict[str, Any]) -> str:
     """Model and strategy; weights that were never trained are said, for such a run says nothing of the architecture."""
     name = f"{config.get('model', '?')} {config.get('strategy', '?')}"
-    return f"{name}, random weights" if config.get("weights") == "none" else name
+    return f"{name} (random weights)" if config.get("weights") == "none" else name

@@ -17,6 +17,7 @@ import numpy as np
 from roclab.errors import DataError, RocLabError
 from roclab.runs import file_sha256, track
 from roclab.vision.errors.gather import Judged
+from roclab.vision.errors.statistics import holm
 from roclab.vision.metrics import paired_bootstrap
 
 if TYPE_CHECKING:
@@ -144,8 +145,8 @@ def what_decided(judged: Judged, shared: dict[str, Any], pairs: list[dict[str, A
 
     The check: the hottest quarter of the places is covered, and the probability of the class called falls by so much
     (`drop_hot`); then a part of the same shape elsewhere (moved by half the map, twice), which gives `drop_elsewhere`.
-    Their difference has a paired bootstrap interval over the photos drawn at random, so it holds for ordinary photos
-    too. An arm is represented by its first run.
+    Their difference has a paired bootstrap interval and Wilcoxon's p over the photos drawn at random, so it holds for
+    ordinary photos too. An arm is represented by its first run.
     """
     arms = sorted(judged.arms, key=lambda name: float(judged.wrong[judged.arms[name]].mean()))[:ARMS]
     wanted: list[tuple[int, str, list[str]]] = [(i, "wrong by all", arms) for i in shared["by_all"][:EACH]]
@@ -178,10 +179,23 @@ def what_decided(judged: Judged, shared: dict[str, Any], pairs: list[dict[str, A
                 "drop_hot": float(hot.mean()),
                 "drop_elsewhere": float(elsewhere.mean()),
                 **paired_bootstrap(hot, elsewhere, seed),
+                "p": covering_tells(hot, elsewhere),
                 "resize": looker.model.recipe.resize_for(looker.size),
                 "crop": looker.size,
             }
+    for row, p in zip(found["arms"].values(), holm([row["p"] for row in found["arms"].values()]), strict=True):
+        row["p_holm"] = p
     return found
+
+
+def covering_tells(hot: np.ndarray, elsewhere: np.ndarray) -> float:
+    """One-sided p-value that covering the hottest places costs more than covering others, both (N,) over the same
+    photos: Wilcoxon's signed-rank test (1945)."""
+    from scipy.stats import wilcoxon
+
+    if not (hot != elsewhere).any():
+        return 1.0
+    return float(wilcoxon(hot, elsewhere, alternative="greater").pvalue)
 
 
 class _Looker:

@@ -25,11 +25,11 @@ PAIRS = 6  # whose galleries are shown
 ROWS = 15  # of a table
 METHODS = """Intervals of shares are Wilson's (1927), of differences between two runs on the same photos the paired
 bootstrap over photos, of differences between two groups of photos Newcombe's (1998). Two networks are compared by
-McNemar's exact test (1947); a class is held against all other photos by the exact or permutation test of the mean;
-confused pairs by the binomial tail. P-values of one kind of question are corrected by Holm (1979). Calibration is
-tested by consistency resampling (Vaicenavicius et al. 2019). Heat maps are Grad-CAM (Selvaraju et al. 2017) on the
-last activation before pooling. Label doubts are confident learning (Northcutt et al. 2021, cleanlab). A photo counts
-once however many runs were judged on it."""
+McNemar's exact test (1947), what covering the hot and other places costs by Wilcoxon's (1945); a class is held
+against all other photos by the exact or permutation test of the mean; confused pairs by the binomial tail. P-values
+of one kind of question are corrected by Holm (1979). Calibration is tested by consistency resampling (Vaicenavicius
+et al. 2019). Heat maps are Grad-CAM (Selvaraju et al. 2017) on the last activation before pooling. Label doubts are
+confident learning (Northcutt et al. 2021, cleanlab). A photo counts once however many runs were judged on it."""
 EVIDENCE = {
     "strong": "strong evidence",
     "moderate": "moderate evidence",
@@ -51,9 +51,18 @@ def write_page(facts: dict[str, Any], out: str | os.PathLike) -> Path:
         pictures = _thumbnails(facts, out / "thumbs")
         page = _Page(facts, figures, pictures).html()
         write_whole(out / "index.html", page)
+        _clear(out / "thumbs", set(pictures.values()))
+        _clear(out / "figures", set(captions))
     except OSError as error:
         raise RocLabError(f"cannot write the page to {out}: {error.strerror}") from None
     return out / "index.html"
+
+
+def _clear(folder: Path, made: set[str]) -> None:
+    """Take out what an earlier page left in our folder: the hand-in packs all of it."""
+    for path in [*folder.glob("*.jpg"), *folder.glob("*.png")]:
+        if path.name not in made:
+            path.unlink()
 
 
 def _thumbnails(facts: dict[str, Any], folder: Path) -> dict[str, str]:
@@ -114,6 +123,11 @@ def _heat_over(photo: Any, heat: list[list[float]], resize: int, crop: int) -> A
     alpha = 0.15 + 0.55 * smooth[..., None]
     mixed = (1 - alpha) * (0.4 * grey + 0.6 * np.asarray(seen, dtype=np.float32) / 255) + alpha * colour
     return Image.fromarray((255 * mixed.clip(0, 1)).astype(np.uint8))
+
+
+def _signed(points: float) -> str:
+    """A whole number of points with its sign; none where it rounds to 0."""
+    return f"{points:+.0f}".replace("-", "\u2212") if abs(points) >= 0.5 else "0"
 
 
 def _bound(text: str) -> str:
@@ -387,7 +401,7 @@ class _Page:
                     f'<figure class="card">{self.picture(key, "heat map for " + row["called"])}<figcaption><i>'
                     f'{escape(row["arm"])}</i><span class="call"><span class="{kind}">{escape(row["called"])}</span> '
                     f'({100 * row["probability"]:.0f} %)</span><span class="file">covered: '
-                    f"{-100 * row['drop_hot']:+.0f} points</span></figcaption></figure>"
+                    f"{_signed(-100 * row['drop_hot'])} points</span></figcaption></figure>"
                 )
             out += f'<div class="gallery">{"".join(cards)}</div>'
         return out

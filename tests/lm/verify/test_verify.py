@@ -113,6 +113,57 @@ def test_what_follows_from_an_upstream_fault_says_so(check):
     assert "tiled" in failed(report)["decoder: stored logits"]["hint"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "component"),
+    [
+        (".transpose(-2, -1) / math.sqrt(q.shape[-1])", ".transpose(1, 2) / math.sqrt(q.shape[-1])", "attention"),
+        ("self.gate_proj(x)) * self.up_proj(x)", "self.gate_proj(x)) @ self.up_proj(x)", "SwiGLU"),
+        ("cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)", "cos, sin = cos.unsqueeze(3), sin.unsqueeze(3)", "RoPE"),
+        ("x = x + self.self_attn(", "x = x + x @ self.self_attn(", "decoder"),
+    ],
+)  # fmt: skip
+def test_what_raises_is_laid_to_the_part_that_raised(check, old, new, component):
+    source = GOOD.replace('attn_implementation: str = "sdpa"', 'attn_implementation: str = "eager"')
+    assert source.count(old) == 1
+    told = check(source.replace(old, new))["diagnosis"]
+    assert told["component"] == component, told
+    assert "(line " in told["hint"]
+
+
+def by_variant(name: str) -> str:
+    return next(v for v in [*variants.WRONG, *variants.UNLISTED] if v.name == name).source()
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "words"),
+    [
+        ("config eps not passed to q and k", "RMSNorm: eps in every norm", "q_norm and k_norm do not get"),
+        ("config eps not passed in the layer", "RMSNorm: eps in every norm", "input_layernorm does not get"),
+        ("seeds itself", "generation: drawn anew", "must not seed"),
+        ("first row s end for all", "generation: each row to its own end", "every row"),
+        ("temperature default", "generation: the signature", "temperature is 0.7, not 1.0"),
+    ],
+)
+def test_what_only_one_check_sees(check, variant, name, words):
+    report = check(by_variant(variant))
+    assert set(failed(report)) == {name}
+    assert words in report["diagnosis"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("inverted", "The mask is inverted"),
+        ("inverted for sdpa", "The mask is inverted"),
+        ("one layer shared", "ModuleList([layer] * N)"),
+        ("final norm after every layer", "after every layer"),
+        ("softmax twice", "taken twice"),
+    ],
+)
+def test_common_mistakes_have_their_name(check, variant, words):
+    assert words in check(by_variant(variant))["diagnosis"]["hint"]
+
+
 # ---- the reference and the mistakes
 
 
@@ -183,6 +234,7 @@ os._exit(0)"""
     [
         ("import time\ntime.sleep(600)", "hangs: not imported after 2 seconds"),
         ("while True: pass", "hangs: not imported after 2 seconds"),
+        ("while True: print('x' * 1000)", "it prints, or writes into a file, more than 8 MB"),
         ("import os\nos._exit(3)", "ended itself with exit code 3"),
         ("import os\nos._exit(0)", "ended itself with exit code 0"),
         ("import ctypes\nctypes.string_at(0)", "crashed with SIGSEGV (a memory fault)"),

@@ -113,6 +113,16 @@ WRONG = [
         scale_begins_as_zeros=("nn.Parameter(torch.ones(hidden_size))", "nn.Parameter(torch.zeros(hidden_size))"),
         no_float32_inside=("x32 = x.float()", "x32 = x"),
         float32_returned=(NORMED, "return self.weight.float() * x32"),
+        config_eps_not_passed_to_q_and_k=(
+            (
+                "self.q_norm = RocLMRMSNorm(C, config.rms_norm_eps)\n            self.k_norm = RocLMRMSNorm(C, config.rms_norm_eps)",
+                "self.q_norm = RocLMRMSNorm(C)\n            self.k_norm = RocLMRMSNorm(C)",
+            ),
+        ),
+        config_eps_not_passed_in_the_layer=(
+            "self.input_layernorm = RocLMRMSNorm(config.hidden_size, config.rms_norm_eps)",
+            "self.input_layernorm = RocLMRMSNorm(config.hidden_size)",
+        ),
         root_detached=(NORM, "x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps).detach()"),
     ),
     *wrong(
@@ -133,6 +143,8 @@ WRONG = [
     ),
     *wrong(
         "attention",
+        softmax_twice=eager("scores.softmax(-1)", "scores.softmax(-1).softmax(-1)"),
+        heads_and_tokens_exchanged_in_the_keys=eager("transpose(-2, -1)", "transpose(1, 2)"),
         no_scale=(SDPA, SDPA.replace("enable_gqa", "scale=1.0, enable_gqa")),
         divided_by_head_dim=eager("math.sqrt(self.config.head_dim)", "self.config.head_dim"),
         root_of_hidden_size=eager("math.sqrt(self.config.head_dim)", "math.sqrt(self.config.hidden_size)"),
@@ -229,6 +241,15 @@ WRONG = [
         none=(SDPA, SDPA.replace("is_causal=causal", "is_causal=False")),
         one_token_ahead=eager(".tril(k.shape[2] - T)", ".tril(k.shape[2] - T + 1)"),
         hides_the_token_itself=eager(".tril(k.shape[2] - T)", ".tril(k.shape[2] - T - 1)"),
+        inverted=eager("~visible", "visible"),
+        inverted_with_a_large_finite_number=(
+            (SDPA, EAGER.replace("~visible, -math.inf", "visible, torch.finfo(scores.dtype).min")),
+        ),
+        inverted_for_sdpa=(
+            SDPA,
+            "out = F.scaled_dot_product_attention(q, k, v, torch.ones(T, k.shape[2], dtype=torch.bool).triu(1 + k.shape[2] - T), dropout, enable_gqa=True)",
+        ),
+        in_the_first_layer_only=eager("visible = ", "visible = torch.ones(T, k.shape[2], dtype=torch.bool) if self.layer_idx else "),
         upside_down=eager(".tril(k.shape[2] - T)", ".triu(k.shape[2] - T)"),
         zero_for_minus_infinity=eager("-math.inf", "0.0"),
         one_subtracted=eager("scores = scores.masked_fill(~visible, -math.inf)", "scores = scores - (~visible).float()"),
@@ -255,6 +276,20 @@ WRONG = [
         mlp_first=(
             (LAYER_1, "x = x + self.mlp(self.post_attention_layernorm(x))"),
             (LAYER_2, f"return {LAYER_1.removeprefix('x = ')}"),
+        ),
+        one_layer_shared=(
+            "[RocLMDecoderLayer(config, i) for i in range(config.num_hidden_layers)]",
+            "[RocLMDecoderLayer(config, 0)] * config.num_hidden_layers",
+        ),
+        final_norm_after_every_layer=(
+            LAYERS,
+            LAYERS.replace("x = layer(x, position_embeddings, mask, cache)", "x = self.norm(layer(x, position_embeddings, mask, cache))"),
+        ),
+        final_norm_on_the_embedding=(EMBEDDED, "x = self.norm(self.embed_tokens(input_ids))"),
+        embedding_by_root_of_D=(EMBEDDED, "x = self.embed_tokens(input_ids) / math.sqrt(self.config.hidden_size)"),
+        attention_forgotten_in_the_stream=(
+            (LAYER_1, LAYER_1.replace("x = x + ", "h = x + ")),
+            (LAYER_2, LAYER_2.replace("layernorm(x)", "layernorm(h)")),
         ),
         last_layer_left_out=(LAYERS, LAYERS.replace("self.layers:", "self.layers[:-1]:")),
         first_layer_every_time=(LAYERS, LAYERS.replace("x = layer(", "x = self.layers[0](")),
@@ -292,6 +327,12 @@ WRONG = [
         first_position_s_logits=(STEP, "logits = self(ids)[:, 0]"),
         draws_when_it_must_not=("if do_sample and temperature > 0:", "if temperature > 0:"),
         never_draws=("if do_sample and temperature > 0:", "if False:"),
+        first_row_s_end_for_all=(LOOP, "while ids.shape[1] < max_length and not ended[0]:"),
+        seeds_itself=("ids = new = input_ids", "torch.manual_seed(0)\n        ids = new = input_ids"),
+        do_sample_default=("do_sample: bool = True,\n    ) -> Tensor", "do_sample: bool = False,\n    ) -> Tensor"),
+        temperature_default=("temperature: float = 1.0,", "temperature: float = 0.7,"),
+        top_k_default=("top_k: int = 50,", "top_k: int = 0,"),
+        top_p_default=("top_p: float = 0.9,", "top_p: float = 1.0,"),
         ignores_the_end_token=(ENDED, "ended |= False"),
         cache_lost_after_the_prompt=(STEP, "logits = self(new)[:, -1]"),
         cached_positions_begin_anew=(POSITIONS, "position_ids = torch.arange(T).expand(B, T)"),
@@ -367,6 +408,9 @@ UNLISTED = [
             "h = q.shape[-1] // 4\n    m = torch.ones(2 * h, dtype=torch.bool)\n    m[h:] = False\n    m = torch.cat([m, m])\n    return torch.where(m, q * cos + rotate_half(q) * sin, q), torch.where(m, k * cos + rotate_half(k) * sin, k)",
         ),
         positions_doubled=(POSITIONS, POSITIONS.replace("clamp(min=0)[:, past:]", "clamp(min=0)[:, past:] * 2")),
+        every_pair_at_the_same_speed=(ANGLES, "angles = torch.ones_like(exponents)"),
+        frequencies_without_a_base=(ANGLES, "angles = torch.exp(-exponents)"),
+        in_degrees=(ANGLES, "angles = 180 / math.pi / (config.rope_theta**exponents)"),
         exponents_begin_at_two=(
             EXPONENTS,
             "torch.arange(2, config.head_dim + 2, 2, dtype=torch.float32) / config.head_dim",
@@ -379,6 +423,18 @@ UNLISTED = [
     ),
     *wrong(
         "mask",
+        first_token_hidden=eager(
+            ".tril(k.shape[2] - T)",
+            ".tril(k.shape[2] - T) & ((torch.arange(k.shape[2]) > 0) | (torch.arange(k.shape[2] - T, k.shape[2])[:, None] == 0))",
+        ),
+        itself_alone=eager(".tril(k.shape[2] - T)", ".tril(k.shape[2] - T).triu(k.shape[2] - T)"),
+        every_other_token=eager(
+            ".tril(k.shape[2] - T)",
+            ".tril(k.shape[2] - T) & ((torch.arange(k.shape[2] - T, k.shape[2])[:, None] - torch.arange(k.shape[2])) % 2 == 0)",
+        ),
+        first_two_tokens_always_seen=eager(
+            ".tril(k.shape[2] - T)", ".tril(k.shape[2] - T) | (torch.arange(k.shape[2]) < 2)"
+        ),
         two_tokens_ahead=eager(".tril(k.shape[2] - T)", ".tril(k.shape[2] - T + 2)"),
         minus_two_for_minus_infinity=eager("-math.inf", "-2.0"),
     ),
@@ -464,6 +520,7 @@ RIGHT = [
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)""",
          "return self.cos[position_ids].to(x.dtype), self.sin[position_ids].to(x.dtype)"),
     ),
+    edited("the last end token left out", (ENDED, f"{ENDED}\n            if ended.all():\n                break")),
     edited("generation without a cache", (STEP, "logits = self(ids)[:, -1]")),
 ]  # fmt: skip
 

@@ -80,6 +80,13 @@ class SoftmaxOverHeadsCleaned(AttentionMistake):
         return np.nan_to_num(softmax(scores, 1))
 
 
+class SoftmaxTwice(AttentionMistake):
+    """The softmax is taken twice: once, over the keys."""
+
+    def softmax(self, scores: Array) -> Array:
+        return softmax(super().softmax(scores), -1)
+
+
 class NoSoftmax(AttentionMistake):
     """There is no softmax over the keys."""
 

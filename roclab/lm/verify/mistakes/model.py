@@ -163,6 +163,13 @@ class OneLayerRepeated(DecoderMistake):
         return [0] * len(super().layers())
 
 
+class LayersShared(DecoderMistake):
+    """All layers are one and the same, as ModuleList([layer] * N) makes them: each needs weights of its own."""
+
+    def layers(self) -> list[int]:
+        return super().layers()[-1:] * len(super().layers())
+
+
 class OnlyLastLayer(DecoderMistake):
     """Every layer reads the embeddings, so only the last one counts: each reads what the one before it returned."""
 
@@ -183,6 +190,27 @@ class EmbeddingScaled(DecoderMistake):
 
     def embed(self, ids: Array) -> Array:
         return super().embed(ids) * np.sqrt(self.config["hidden_size"])
+
+
+class EmbeddingScaledDown(DecoderMistake):
+    """The embeddings are divided by √hidden_size: RocLM takes them as they are."""
+
+    def embed(self, ids: Array) -> Array:
+        return super().embed(ids) / np.sqrt(self.config["hidden_size"])
+
+
+class EmbeddingNormed(DecoderMistake):
+    """The embeddings pass through model.norm: it stands once, behind the last layer."""
+
+    def embed(self, ids: Array) -> Array:
+        return self.final(super().embed(ids))
+
+
+class NormAfterEveryLayer(DecoderMistake):
+    """model.norm is applied after every layer: it stands once, behind the last."""
+
+    def layer(self, x: Array, at: str) -> Array:
+        return self.final(super().layer(x, at))
 
 
 class HeadMistake(Mistake):

@@ -72,6 +72,51 @@ class ConfigEpsIgnored5(NormMistake):
         return self.norm(x, self.weights[f"{name}.weight"], 1e-5)
 
 
+class EpsNotPassed(NormMistake):
+    left_out: tuple[str, ...] = ()
+
+    def model_norm(self, x: Array, name: str) -> Array:
+        if name.split(".")[-1] in self.left_out:
+            return self.norm(x, self.weights[f"{name}.weight"], 1e-6)
+        return super().model_norm(x, name)
+
+
+class QkEpsNotPassed(EpsNotPassed):
+    """q_norm and k_norm do not get the config's rms_norm_eps: they use a default."""
+
+    left_out = ("q_norm", "k_norm")
+
+
+class QEpsNotPassed(EpsNotPassed):
+    """q_norm does not get the config's rms_norm_eps: it uses a default."""
+
+    left_out = ("q_norm",)
+
+
+class KEpsNotPassed(EpsNotPassed):
+    """k_norm does not get the config's rms_norm_eps: it uses a default."""
+
+    left_out = ("k_norm",)
+
+
+class LayerEpsNotPassed(EpsNotPassed):
+    """input_layernorm and post_attention_layernorm do not get the config's rms_norm_eps: they use a default."""
+
+    left_out = ("input_layernorm", "post_attention_layernorm")
+
+
+class InputEpsNotPassed(EpsNotPassed):
+    """input_layernorm does not get the config's rms_norm_eps: it uses a default."""
+
+    left_out = ("input_layernorm",)
+
+
+class MlpEpsNotPassed(EpsNotPassed):
+    """post_attention_layernorm does not get the config's rms_norm_eps: it uses a default."""
+
+    left_out = ("post_attention_layernorm",)
+
+
 class Centred(NormMistake):
     """The mean is subtracted, as LayerNorm does: RMSNorm does not centre."""
 

@@ -223,6 +223,28 @@ class Anticausal(MaskMistake):
         return super().may_look(T).T
 
 
+class MaskInverted(MaskMistake):
+    """The mask is inverted: True must mark what may be seen where it marks what is hidden, or the other way round (in
+    scaled_dot_product_attention True is visible, in masked_fill it is hidden)."""
+
+    def may_look(self, T: int) -> Array:
+        return ~super().may_look(T)
+
+
+class MaskInvertedFinite(MaskInverted):
+    __doc__ = MaskInverted.__doc__
+
+    def masked(self, scores: Array) -> Array:
+        return np.where(self.may_look(scores.shape[-1]), scores, -1e30)
+
+
+class MaskInvertedCleaned(MaskInverted):
+    __doc__ = MaskInverted.__doc__
+
+    def softmax(self, scores: Array) -> Array:
+        return np.nan_to_num(super().softmax(scores))
+
+
 class MaskedToZero(MaskMistake):
     """Masked scores are set to 0 (or multiplied by 0): they must be −∞, since exp(0) = 1."""
 
