@@ -46,18 +46,15 @@ class Sequence:
     """The keys and values of one text: `ids` are the tokens it holds, `capacity` how many fit."""
 
     def __init__(self, model: FastRocLM, capacity: int):
-        config = model.config
         self.capacity = -(-capacity // SPAN) * SPAN
         self.ids: list[int] = []
-        cells = config.num_hidden_layers * 2 * config.num_key_value_heads * self.capacity * config.head_dim
-        kind = np.dtype({2: np.uint16, 4: np.float32}[model.library.roclm_kv_bytes()])
         # Zeros that the system hands out page by page when first touched: a large capacity costs nothing until it is
         # used. In huge pages, which numpy asks for, the first few tokens would touch nearly all of it.
-        pages = mmap.mmap(-1, cells * kind.itemsize)
+        pages = mmap.mmap(-1, model.library.roclm_cache_bytes(model._handle, self.capacity))
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             with contextlib.suppress(OSError):  # a system without huge pages
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
-        self._buffer = np.frombuffer(pages, kind)
+        self._buffer = np.frombuffer(pages, np.uint8)
         self.address = self._buffer.ctypes.data
 
     def cut(self, length: int) -> None:
@@ -67,9 +64,8 @@ class Sequence:
     def grown(self, model: FastRocLM, capacity: int) -> Sequence:
         """A copy with more room."""
         larger = Sequence(model, capacity)
-        heads = model.config.num_hidden_layers * 2 * model.config.num_key_value_heads
-        used = -(-len(self.ids) // SPAN) * SPAN * model.config.head_dim  # both layouts begin with the first positions
-        larger._buffer.reshape(heads, -1)[:, :used] = self._buffer.reshape(heads, -1)[:, :used]
+        sizes = (self.address, self.capacity, larger.address, larger.capacity, len(self.ids))
+        model.library.roclm_copy_cache(model._handle, *sizes)
         larger.ids = list(self.ids)
         return larger
 
@@ -79,6 +75,7 @@ class FastRocLM:
 
     `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already. `exact`: activations
     stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest to the dequantized model.
+    `int8_cache`: keys and values are kept in int8 (never where `exact`), which halves what a long text has to read.
     `threads`: None finds out which number is fastest. `guessing`: prompt lookup (batch.py); it changes no token.
 
     Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, CheckpointError as
@@ -91,6 +88,7 @@ class FastRocLM:
         *,
         quantize: str | None = None,
         exact: bool = False,
+        int8_cache: bool = True,
         path: str | None = None,
         threads: int | None = None,
         guessing: bool = True,
@@ -111,7 +109,7 @@ class FastRocLM:
         shape = Shape(
             config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
             config.num_attention_heads, config.num_key_value_heads, config.head_dim, MAX_ROWS, int(exact),
-            config.rms_norm_eps,
+            int(int8_cache and not exact), config.rms_norm_eps,
         )  # fmt: skip
         _, stored = checkpoint.checked()
         self._handle = library.roclm_new(ctypes.byref(shape))
