@@ -212,7 +212,7 @@ def test_guessing_changes_no_token(fast, smollm_path, params, monkeypatch):
     monkeypatch.setattr(Costs, "of", lambda self, rows: 1.0)  # guess whenever there is anything to guess
     calls = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda work: calls.append(work) or forward(work))
+    monkeypatch.setattr(model, "forward", lambda work, out=None: calls.append(work) or forward(work, out))
     assert complete(model, tokenizer, [prompt], params) == plain
     assert max(len(work[0][1]) for work in calls[1:]) > 1
     if params.ignore_eos:
@@ -233,7 +233,7 @@ def test_the_next_turn_reads_only_what_is_new(fast, monkeypatch):
     longer = [*prompt, *answer, *tokenizer.encode(" And then")]
     rows = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda work: rows.append([len(ids) for _, ids, _ in work]) or forward(work))
+    monkeypatch.setattr(model, "forward", lambda work, out=None: rows.append([len(ids) for _, ids, _ in work]) or forward(work, out))
     again = complete(model, tokenizer, [longer], SamplingParams(max_new_tokens=5))[0].token_ids
     assert rows[0] == [len(longer) - len(prompt) - len(answer) + 1]  # the last token was chosen, never read
     model._idle.clear()

@@ -28,39 +28,47 @@ INLINE int8_cache int8_cache_at(uint8_t *memory, int C, long capacity) {
     return (int8_cache){memory, values, (uint16_t *)(values + capacity * C), capacity, C, (C + GROUP - 1) / GROUP};
 }
 
+/* The group of a channel's tile that holds a position. */
+INLINE uint8_t *value_tile(const int8_cache *c, int channel, long position) {
+    return c->values + ((long)(channel / TILE) * (c->capacity / GROUP) + position / GROUP) * TILE_BYTES(BARE);
+}
+
 /* 32 numbers → int8 p with the scale that is returned, isum = Σ p. Of a few scales, from the largest number's 127th
    part on, the one with the smallest error Σ (x − scale·p)² is taken: a fifth less error than the first of them. */
 enum { SCALES = 6 };
-INLINE float round_group(const float *x, int8_t *p, int32_t *isum) {
+INLINE float round_group(int scales, const float *x, int8_t *p, int32_t *isum) {
     const vf magic = vset(12582912.0f); /* adding it rounds to a whole number: see vexp */
     vf top = {0};
     for (int i = 0; i < GROUP; i += LANES) top = vmax(top, vmax(vload(x + i), -vload(x + i)));
     float largest = vlargest(top), least = INFINITY, inverse = 0, scale = 0;
-    if (largest > 0)
-        for (int k = 0; k < SCALES; k++) {
-            float levels = 127.0f - k, up = levels / largest, down = largest / levels;
-            vf squares = {0};
-            for (int i = 0; i < GROUP; i += LANES) {
-                vf whole = (vload(x + i) * up + magic) - magic, off = vfma(whole, vset(-down), vload(x + i));
-                squares = vfma(off, off, squares);
-            }
-            float error = vsum(squares);
-            if (error < least) least = error, inverse = up, scale = down;
+    float unit = largest > 0 ? 1.0f / largest : 0;
+#pragma GCC unroll 8
+    for (int k = 0; k < scales; k++) {
+        const float levels = 127.0f - (float)k;
+        float up = levels * unit, down = largest * (1.0f / levels);
+        vf squares = {0};
+        for (int i = 0; scales > 1 && i < GROUP; i += LANES) {
+            vf whole = vfma(vload(x + i), vset(up), magic) - magic, off = vfma(whole, vset(-down), vload(x + i));
+            squares = vfma(off, off, squares);
         }
+        float error = scales > 1 ? vsum(squares) : 0;
+        int better = error < least; /* no branch: nobody could foretell it */
+        least = better ? error : least, inverse = better ? up : inverse, scale = better ? down : scale;
+    }
     vi sums = {0};
     for (int i = 0; i < GROUP; i += LANES) {
-        vi whole = (vi)(vload(x + i) * inverse + magic) - 0x4b400000;
+        vi whole = (vi)vfma(vload(x + i), vset(inverse), magic) - 0x4b400000;
         sums += whole;
         vbytes(p + i, whole);
     }
     *isum = visum(sums);
     return scale;
 }
-INLINE void round_row(const acts *a, long at, const float *x, int n) { /* from group `at` on */
+INLINE void round_row(int scales, const acts *a, long at, const float *x, int n) { /* from group `at` on */
     for (int i = 0; i < n; i += GROUP, at++) {
         float tail[GROUP] = {0};
         const float *from = n - i >= GROUP ? x + i : memcpy(tail, x + i, (n - i) * sizeof(float));
-        a->scale[at] = round_group(from, a->q + at * GROUP, a->isum + at);
+        a->scale[at] = round_group(scales, from, a->q + at * GROUP, a->isum + at);
         a->sum[at] = a->scale[at] * (float)a->isum[at];
     }
 }
@@ -73,17 +81,18 @@ static void int8_store(const int8_cache *c, int position, const float *k, const 
     for (int i = 0; i < c->C; i += GROUP, group += TILE_BYTES(Q8)) {
         float part[GROUP] = {0};
         memcpy(part, k + i, (c->C - i < GROUP ? c->C - i : GROUP) * sizeof(float));
-        ((uint16_t *)group)[r] = float_to_half(round_group(part, p, &unused));
+        ((uint16_t *)group)[r] = float_to_half(round_group(SCALES, part, p, &unused));
         for (int j = 0; j < 8; j++) memcpy(group + HEAD_BYTES(Q8) + 64 * j + 4 * r, p + 4 * j, 4);
     }
-    float largest = 0;
-    for (int i = 0; i < c->C; i++) largest = fmaxf(largest, fabsf(v[i]));
-    float inverse = largest > 0 ? 127.0f / largest : 0;
+    vf top = {0};
+    for (int i = 0; i < c->C; i += LANES) top = vmax(top, vmax(vload(v + i), -vload(v + i)));
+    float largest = vlargest(top), inverse = largest > 0 ? 127.0f / largest : 0;
     c->scales[position] = float_to_half(largest / 127.0f);
-    int column = position % GROUP;
-    for (int i = 0; i < c->C; i++) {
-        uint8_t *tile = c->values + ((long)(i / TILE) * (c->capacity / GROUP) + position / GROUP) * TILE_BYTES(BARE);
-        tile[64 * (column / 4) + 4 * (i % TILE) + column % 4] = (uint8_t)(int8_t)lrintf(v[i] * inverse);
+    for (int i = 0; i < c->C; i += TILE) {
+        for (int j = 0; j < TILE; j += LANES)
+            vbytes(p + j, (vi)vfma(vload(v + i + j), vset(inverse), vset(12582912.0f)) - 0x4b400000);
+        uint8_t *tile = value_tile(c, i, position) + position % GROUP / 4 * 64 + position % 4;
+        for (int j = 0; j < TILE; j++) tile[4 * j] = (uint8_t)p[j];
     }
 }
 
@@ -91,24 +100,22 @@ static void int8_store(const int8_cache *c, int position, const float *k, const 
    and of all so far. */
 typedef struct { float *scores, *out; acts weights, rests; float heft[TOGETHER]; chunk_state state[TOGETHER], all[TOGETHER]; } int8_scratch;
 
-INLINE const uint8_t *value_tile(const int8_cache *c, int channel, long position) {
-    return c->values + ((long)(channel / TILE) * (c->capacity / GROUP) + position / GROUP) * TILE_BYTES(BARE);
-}
-
 /* One weight that outshines its span (the first token's, the latest's) leaves its neighbours few of the 127 steps. Where
    a step is more than HEAVY of all weights seen, what rounding took away is rounded and added as well. */
 #define HEAVY 1e-4f
 static void mix_rests(const int8_cache *c, int N, int span, int spans, long start, int8_scratch *s) {
     int any = 0;
+    for (int n = 0; n < N; n++) any |= s->weights.scale[(long)n * spans + span] > HEAVY * s->heft[n];
+    if (!any) return;
     for (int n = 0; n < N; n++) {
         long at = (long)n * spans + span;
         float *e = s->scores + n * CHUNK + span * GROUP, scale = s->weights.scale[at];
-        int heavy = scale > HEAVY * s->heft[n];
-        for (int i = 0; i < GROUP; i++) e[i] = heavy ? e[i] - scale * (float)s->weights.q[at * GROUP + i] : 0;
-        any |= heavy;
-        round_row(&s->rests, n, e, GROUP);
+        if (scale > HEAVY * s->heft[n])
+            for (int i = 0; i < GROUP; i++) e[i] -= scale * (float)s->weights.q[at * GROUP + i];
+        else memset(e, 0, GROUP * sizeof(float));
+        round_row(1, &s->rests, n, e, GROUP);
     }
-    for (int i = 0; i < c->C && any; i += TILE) {
+    for (int i = 0; i < c->C; i += TILE) {
         float more[TOGETHER * TILE];
         tile_all(BARE, 0, value_tile(c, i, start + span * GROUP), 1, &s->rests, N, NULL, more, TILE);
         for (int n = 0; n < N; n++)
@@ -139,7 +146,7 @@ static void int8_attend(const int8_cache *c, const acts *q, int N, const int *le
             }
             s->heft[n] = vsum(heft);
         }
-        round_row(&s->weights, (long)n * spans, e, spans * GROUP);
+        round_row(1, &s->weights, (long)n * spans, e, spans * GROUP);
     }
     for (int i = 0; i < c->C; i += TILE)
         tile_all(BARE, 0, value_tile(c, i, start), spans, &s->weights, N, NULL, s->out + i, c->C);

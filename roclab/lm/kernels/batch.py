@@ -96,17 +96,19 @@ class FastBatch:
         self.model, self.prompts = model, [list(prompt) for prompt in prompts]
         self.rows: list[Sequence] = [model.take_sequence(p, len(p) + new_tokens) for p in self.prompts]
         self.lookup = Lookup(self.prompts[0]) if model.guessing and len(prompts) == 1 else None
+        self._logits = model.new_logits(max(len(self.rows), 1 + LONGEST_GUESS))  # of the last step
         self._ahead: Tensor | None = None  # logits after each guessed token, (k, V), for row 0
         self._used = 0  # how many of them were right so far
 
     def begin(self) -> Tensor:
         return self.model.forward(
-            [(row, prompt[len(row.ids) :], 1) for row, prompt in zip(self.rows, self.prompts, strict=True)]
+            [(row, prompt[len(row.ids) :], 1) for row, prompt in zip(self.rows, self.prompts, strict=True)],
+            self._logits,
         )
 
     def step(self, token_ids: list[int]) -> Tensor:
         if self.lookup is None:
-            return self.model.forward([(row, [i], 1) for row, i in zip(self.rows, token_ids, strict=True)])
+            return self.model.forward([(row, [i], 1) for row, i in zip(self.rows, token_ids, strict=True)], self._logits)
         row, token_id = self.rows[0], token_ids[0]
         self.lookup.append(token_id)
         length = len(self.lookup.ids)  # with this token
@@ -117,7 +119,7 @@ class FastBatch:
             row.cut(length - 1)
         guess = self.lookup.guess(row.capacity - length, self.model.costs)
         started = time.perf_counter()
-        logits = self.model.forward([(row, [token_id, *guess], 1 + len(guess))])
+        logits = self.model.forward([(row, [token_id, *guess], 1 + len(guess))], self._logits)
         self.model.costs.add(1 + len(guess), time.perf_counter() - started)
         self._ahead, self._used = logits[1:], 0
         return logits[:1]

@@ -167,6 +167,7 @@ def _declare(library: Library) -> Library:
         ("roclm_set_vector", None, [pointer, whole, whole, pointer]),
         ("roclm_threads", whole, [pointer, whole]),
         ("roclm_forward", whole, [pointer, whole, pointer, pointer, pointer, pointer, whole, pointer, pointer]),
+        ("roclm_stride", ctypes.c_long, [ctypes.c_long]),
         ("roclm_cache_bytes", ctypes.c_long, [pointer, ctypes.c_long]),
         ("roclm_copy_cache", None, [pointer, pointer, ctypes.c_long, pointer, ctypes.c_long, ctypes.c_long]),
         ("roclm_tile_bytes", ctypes.c_long, [whole]),

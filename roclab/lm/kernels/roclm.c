@@ -53,6 +53,9 @@ typedef struct {
 } model;
 
 static long pad(long n, long to) { return (n + to - 1) / to * to; }
+/* From one token's row of a product to the next: rows a multiple of a page apart would fall into the same few cache
+   lines. */
+static long stride(long rows) { return pad(rows, TILE) + TILE; }
 
 static void *zeros(size_t bytes) {
     void *p = NULL;
@@ -66,7 +69,7 @@ static void *zeros(size_t bytes) {
 /* Row t of the activations from x (n floats, a multiple of 32): rounded to int8 by groups, or float in exact mode. */
 static void quantize(const model *m, int t, const float *x, int n) {
     long at = (long)t * (n / GROUP);
-    if (!m->s.exact) { round_row(&m->a, at, x, n); return; }
+    if (!m->s.exact) { round_row(SCALES, &m->a, at, x, n); return; }
     for (int end = n / GROUP; end; end--, at++, x += GROUP) {
         float sum = 0;
         for (int i = 0; i < GROUP; i++) sum += m->a.f[at * GROUP + i] = x[i];
@@ -96,17 +99,28 @@ static void rotate(float *x, const float *cos, const float *sin, int C) {
 
 /* x·H for the Hadamard matrix H of the largest power of two that divides C, block by block: what queries and keys are
    turned by before they are rounded. Products stay the same (H is orthogonal), and no channel stands out (QuaRot,
-   Ashkboos et al. 2024). */
+   Ashkboos et al. 2024). C is a multiple of 16. */
 static void spread_out(float *x, int C) {
     int n = C & -C;
-    for (int s = 1; s < n; s *= 2)
+    vf factor = vset(1.0f / sqrtf((float)n));
+    for (int i = 0; i < C; i += LANES) {
+        vf v = vload(x + i) * factor;
+#pragma GCC unroll 4
+        for (int s = 1; s < LANES; s *= 2) { /* pairs (a, b) that lie s apart → (a + b, a − b) */
+            vi other;
+            vf sign;
+#pragma GCC unroll 16
+            for (int j = 0; j < LANES; j++) other[j] = j ^ s, sign[j] = j & s ? -1.0f : 1.0f;
+            v = vfma(v, sign, vmove(v, other));
+        }
+        vstore(x + i, v);
+    }
+    for (int s = LANES; s < n; s *= 2)
         for (int i = 0; i < C; i += 2 * s)
-            for (int j = i; j < i + s; j++) {
-                float a = x[j], b = x[j + s];
-                x[j] = a + b, x[j + s] = a - b;
+            for (int j = i; j < i + s; j += LANES) {
+                vf a = vload(x + j), b = vload(x + j + s);
+                vstore(x + j, a + b), vstore(x + j + s, a - b);
             }
-    float factor = 1.0f / sqrtf((float)n);
-    for (int i = 0; i < C; i++) x[i] *= factor;
 }
 
 /* Row `row` of a matrix as floats: the embedding of a token. */
@@ -154,15 +168,15 @@ static void place_row(model *m, int l, int t) { /* QK-norm, RoPE, append to the 
     const layer *w = &m->layers[l];
     const float *cos = m->cos + (long)t * C / 2, *sin = m->sin + (long)t * C / 2;
     for (int h = 0; h < H; h++) {
-        float *q = m->q + (long)t * w->m[WQ].rows + h * C;
+        float *q = m->q + t * stride(w->m[WQ].rows) + h * C;
         if (w->norm[Q_NORM]) rms_norm(q, w->norm[Q_NORM], q, C, m->s.eps);
         rotate(q, cos, sin, C);
         if (!m->s.kv_int8) continue;
         spread_out(q, C);
-        round_row(&m->queries, (((long)(h / share) * m->rows + t) * share + h % share) * G, q, C);
+        round_row(SCALES, &m->queries, (((long)(h / share) * m->rows + t) * share + h % share) * G, q, C);
     }
     for (int h = 0; h < K; h++) {
-        float *k = m->k + (long)t * w->m[WK].rows + h * C, *v = m->v + (long)t * w->m[WV].rows + h * C;
+        float *k = m->k + t * stride(w->m[WK].rows) + h * C, *v = m->v + t * stride(w->m[WV].rows) + h * C;
         if (w->norm[K_NORM]) rms_norm(k, w->norm[K_NORM], k, C, m->s.eps);
         rotate(k, cos, sin, C);
         uint8_t *memory = cache_of(m, l, t, h);
@@ -198,7 +212,7 @@ static void mixed_row(model *m, int l, int t) {
 
 static void add_row(model *m, const matrix *from, const float *norm, int t) {
     int D = m->s.hidden;
-    float *x = m->x + (long)t * D, *y = m->y + (long)t * from->rows;
+    float *x = m->x + (long)t * D, *y = m->y + t * stride(from->rows);
     for (int i = 0; i < D; i++) x[i] += y[i];
     if (!norm) return;
     rms_norm(x, norm, y, D, m->s.eps);
@@ -213,8 +227,8 @@ static void after_mlp_row(model *m, int l, int t) {
 
 static void gated_row(model *m, int l, int t) { /* silu(gate)·up, silu(z) = z / (1 + exp(−z)) */
     int F = m->s.intermediate;
-    float *gate = m->gate + (long)t * m->layers[l].m[GATE].rows;
-    const float *up = m->up + (long)t * m->layers[l].m[UP].rows;
+    float *gate = m->gate + t * stride(m->layers[l].m[GATE].rows);
+    const float *up = m->up + t * stride(m->layers[l].m[UP].rows);
     for (int i = 0; i < F; i += LANES) { /* F is a multiple of 32 */
         vf z = vload(gate + i);
         vstore(gate + i, z / (vexp(-z) + 1.0f) * vload(up + i));
@@ -249,7 +263,7 @@ static void rows(model *m, int thread, row_function *f, int l, int count) {
 
 typedef struct { const matrix *w; float *out; } product;
 
-/* out (tokens, rows) = activations · Wᵀ for matrices that share the activations. Tiles are taken in runs, from a
+/* out (tokens, rows), its rows stride(rows) apart, = activations · Wᵀ for matrices that share the activations. Tiles are taken in runs, from a
    common counter: a thread whose core is busy elsewhere takes fewer. The barrier is left to the rows that follow. */
 static void multiply(model *m, const product *list, int n, int tokens) {
     pool *p = &m->threads;
@@ -261,17 +275,18 @@ static void multiply(model *m, const product *list, int n, int tokens) {
         for (int i = 0; i < n; i++) {
             const matrix *w = list[i].w;
             int tiles = w->rows / TILE, G = w->columns / GROUP, last = end - first < tiles ? end - first : tiles;
+            long ld = stride(w->rows);
             for (int j = at > first ? at - first : 0; j < last; j++) {
                 const uint8_t *tile = w->tiles + (long)j * G * TILE_BYTES(w->kind);
                 const float *bias = w->bias ? w->bias + j * TILE : NULL;
                 float *out = list[i].out + j * TILE;
                 switch (w->kind * 2 + m->s.exact) { /* constants: one loop without branches for each */
-                case 2 * Q4_0: tile_all(Q4_0, 0, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q4_1: tile_all(Q4_1, 0, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q8: tile_all(Q8, 0, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q4_0 + 1: tile_all(Q4_0, 1, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q4_1 + 1: tile_all(Q4_1, 1, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q8 + 1: tile_all(Q8, 1, tile, G, &m->a, tokens, bias, out, w->rows); break;
+                case 2 * Q4_0: tile_all(Q4_0, 0, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q4_1: tile_all(Q4_1, 0, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q8: tile_all(Q8, 0, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q4_0 + 1: tile_all(Q4_0, 1, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q4_1 + 1: tile_all(Q4_1, 1, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q8 + 1: tile_all(Q8, 1, tile, G, &m->a, tokens, bias, out, ld); break;
                 }
             }
             first += tiles;
@@ -288,7 +303,7 @@ static void attend_floats(model *m, int thread, int l, int t, int end, int h) {
         int lengths[QUERIES], N = total - i < QUERIES ? total - i : QUERIES;
         for (int n = 0; n < N; n++) {
             int row = t + (i + n) / share, head = h * share + (i + n) % share;
-            q[n] = m->q + (long)row * m->layers[l].m[WQ].rows + head * C;
+            q[n] = m->q + row * stride(m->layers[l].m[WQ].rows) + head * C;
             out[n] = m->mixed + (long)row * H * C + head * C;
             lengths[n] = m->positions[row] + 1;
         }
@@ -407,9 +422,9 @@ EXPORT model *roclm_new(const shape *s) {
     struct { void **to; long bytes; } wanted[] = {
         {(void **)&m->layers, s->layers * sizeof(layer)}, {(void **)&m->a.q, R * G * GROUP},
         {(void **)&m->a.scale, R * G * 4}, {(void **)&m->a.isum, R * G * 4}, {(void **)&m->a.sum, R * G * 4},
-        {(void **)&m->a.f, s->exact ? R * G * GROUP * 4 : 0}, {(void **)&m->x, R * D * 4}, {(void **)&m->y, R * D * 4},
-        {(void **)&m->q, R * H * 4}, {(void **)&m->k, R * K * 4}, {(void **)&m->v, R * K * 4},
-        {(void **)&m->mixed, R * H * 4}, {(void **)&m->gate, R * F * 4}, {(void **)&m->up, R * F * 4},
+        {(void **)&m->a.f, s->exact ? R * G * GROUP * 4 : 0}, {(void **)&m->x, R * D * 4}, {(void **)&m->y, R * stride(D) * 4},
+        {(void **)&m->q, R * stride(H) * 4}, {(void **)&m->k, R * stride(K) * 4}, {(void **)&m->v, R * stride(K) * 4},
+        {(void **)&m->mixed, R * H * 4}, {(void **)&m->gate, R * stride(F) * 4}, {(void **)&m->up, R * stride(F) * 4},
         {(void **)&m->cos, R * C * 2}, {(void **)&m->sin, R * C * 2}, {(void **)&m->queries.q, Q},
         {(void **)&m->queries.scale, Q / GROUP * 4}, {(void **)&m->queries.isum, Q / GROUP * 4},
         {(void **)&m->queries.sum, Q / GROUP * 4}};
@@ -460,7 +475,8 @@ static int make_room(model *m, long longest) {
         for (size_t j = 0; j < sizeof wanted / sizeof *wanted; j++)
             if (!*wanted[j].to && !(*wanted[j].to = zeros(wanted[j].bytes))) return 1;
     }
-    m->chunks = threads > 1 && longest > CHUNK && m->rows * m->s.kv_heads <= 8 * threads ? (int)((longest - 1) / CHUNK + 1) : 0;
+    int share = threads > 1 && longest > CHUNK && m->rows * m->s.kv_heads <= 8 * threads; /* else there are rows to share */
+    m->chunks = share ? (int)((longest - 1) / CHUNK + 1) : 0;
     long wanted = (long)m->rows * m->s.heads * m->chunks * (C + LANES);
     if (wanted > m->partial_length) {
         free(m->partial);
@@ -471,7 +487,7 @@ static int make_room(model *m, long longest) {
 }
 
 /* Rows in order of position within a sequence. cache[t]: the sequence's keys and values, of roclm_cache_bytes for its
-   capacity[t], a multiple of 32, zero at first. Logits (outputs, padded vocabulary) of `output_rows`. Returns 0, or 1
+   capacity[t], a multiple of 32, zero at first. Logits (outputs, roclm_stride of the vocabulary) of `output_rows`. Returns 0, or 1
    where there is no memory. */
 EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32_t *positions, uint8_t *const *cache,
                          const int64_t *capacity, int outputs, const int32_t *output_rows, float *logits) {
@@ -485,6 +501,7 @@ EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32
     return 0;
 }
 
+EXPORT long roclm_stride(long rows) { return stride(rows); }
 EXPORT long roclm_cache_bytes(const model *m, long capacity) {
     return m->s.layers * m->s.kv_heads * head_bytes(&m->s, capacity);
 }

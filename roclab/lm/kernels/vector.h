@@ -47,18 +47,20 @@ INLINE vf vmax(vf a, vf b) { vi m = a > b; return (vf)((m & (vi)a) | (~m & (vi)b
 INLINE vf vfloat(vi a) { return __builtin_convertvector(a, vf); }
 #endif
 
-INLINE float vsum(vf v) {
-    float s[LANES];
-    vstore(s, v);
-    for (int n = LANES / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) s[i] += s[i + n];
-    return s[0];
-}
+/* Across lanes: sums, the largest, lanes moved (lane i of the result is lane at[i]), the low bytes of whole numbers. */
 #if defined(PATH_AVX512)
+INLINE float vsum(vf v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE vf vmove(vf v, vi at) { return (vf)_mm512_permutexvar_ps((__m512i)at, (__m512)v); }
 INLINE float vlargest(vf v) { return _mm512_reduce_max_ps((__m512)v); }
 INLINE int32_t visum(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
 INLINE void vbytes(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)v)); }
 #elif defined(X86)
+INLINE float vsum(vf v) {
+    __m128 h = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+}
+INLINE vf vmove(vf v, vi at) { return (vf)_mm256_permutevar8x32_ps((__m256)v, (__m256i)at); }
 INLINE float vlargest(vf v) {
     __m128 h = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
     h = _mm_max_ps(h, _mm_movehl_ps(h, h));
@@ -69,11 +71,17 @@ INLINE int32_t visum(vi v) {
     h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
 }
-INLINE void vbytes(int8_t *p, vi v) { /* the low bytes: whole numbers of −128 … 127 */
+INLINE void vbytes(int8_t *p, vi v) {
     __m128i w = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
     _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(w, w));
 }
 #else
+INLINE float vsum(vf v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+INLINE vf vmove(vf v, vi at) {
+    vf moved;
+    for (int i = 0; i < LANES; i++) moved[i] = v[at[i]];
+    return moved;
+}
 INLINE float vlargest(vf v) {
     float s[LANES];
     vstore(s, v);
