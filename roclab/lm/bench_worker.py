@@ -24,11 +24,13 @@ class RocLM:
         from roclab.lm.kernels.choose import open_model
 
         checkpoint = open_checkpoint(path)
-        self.tokenizer = checkpoint.load_tokenizer()
         self.model: Any = open_model(
             checkpoint, options["engine"], quantize=options.get("quantize"), threads=options.get("threads"),
             lookup=False,
         )  # fmt: skip
+        self.tokenizer = checkpoint.load_tokenizer()
+        if hasattr(self.model, "wait"):
+            self.model.wait()
         self.notes = {
             "engine": "torch" if hasattr(self.model, "lm_head") else f"fast ({self.model.path})",
             "threads": getattr(self.model, "threads", None),

@@ -151,7 +151,7 @@ def test_pieces_batches_and_threads_change_no_bit(path, block_type, exact, tmp_p
 
 @pytest.mark.parametrize("kv_heads", [4, 1])
 def test_chunks_of_a_long_text_change_no_bit(path, kv_heads, tmp_path):
-    """Several chunks of positions (512 each): one after the other, or shared by threads; queries of one head, of four."""
+    """Several chunks of positions (512 each): one after the other, or shared by threads."""
     small = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": kv_heads}
     checkpoint = checkpoint_of(tmp_path, block_type="Q8_0", max_position_embeddings=2048, **small)
     ids = (IDS * 80)[:1100]
@@ -233,7 +233,9 @@ def test_the_next_turn_reads_only_what_is_new(fast, monkeypatch):
     longer = [*prompt, *answer, *tokenizer.encode(" And then")]
     rows = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda work, out=None: rows.append([len(ids) for _, ids, _ in work]) or forward(work, out))
+    monkeypatch.setattr(
+        model, "forward", lambda work, out=None: rows.append([len(ids) for _, ids, _ in work]) or forward(work, out)
+    )
     again = complete(model, tokenizer, [longer], SamplingParams(max_new_tokens=5))[0].token_ids
     assert rows[0] == [len(longer) - len(prompt) - len(answer) + 1]  # the last token was chosen, never read
     model._idle.clear()

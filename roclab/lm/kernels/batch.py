@@ -108,7 +108,9 @@ class FastBatch:
 
     def step(self, token_ids: list[int]) -> Tensor:
         if self.lookup is None:
-            return self.model.forward([(row, [i], 1) for row, i in zip(self.rows, token_ids, strict=True)], self._logits)
+            return self.model.forward(
+                [(row, [i], 1) for row, i in zip(self.rows, token_ids, strict=True)], self._logits
+            )
         row, token_id = self.rows[0], token_ids[0]
         self.lookup.append(token_id)
         length = len(self.lookup.ids)  # with this token
