@@ -145,6 +145,7 @@ KINDS: dict[str, Any] = {"roclab": RocLM, "llama.cpp": LlamaCpp, "transformers":
 
 def main() -> None:
     kind, path, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # where our gguf.py would pass for the gguf package
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to stderr
     if kind != "llama.cpp":
