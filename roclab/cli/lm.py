@@ -261,6 +261,7 @@ def _load(
 
     from roclab.lm.checkpoints import open_checkpoint
     from roclab.lm.kernels.choose import open_model
+    from roclab.lm.kernels.fast import FastRocLM
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
@@ -273,10 +274,12 @@ def _load(
         raise RocLabError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from None
     started = time.perf_counter()
     checkpoint = open_checkpoint(name, say)
-    tokenizer = checkpoint.load_tokenizer(tokenizer_path)
     model = open_model(
         checkpoint, engine, dtype=dtypes[dtype], device=device, quantize=quantize, exact=exact, threads=threads
     )
+    tokenizer = checkpoint.load_tokenizer(tokenizer_path)  # while the kernels lay out the weights
+    if isinstance(model, FastRocLM):
+        model.wait()
     return model, tokenizer, time.perf_counter() - started
 
 

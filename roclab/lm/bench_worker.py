@@ -24,11 +24,13 @@ class RocLM:
         from roclab.lm.kernels.choose import open_model
 
         checkpoint = open_checkpoint(path)
-        self.tokenizer = checkpoint.load_tokenizer()
         self.model: Any = open_model(
             checkpoint, options["engine"], quantize=options.get("quantize"), threads=options.get("threads"),
             lookup=False,
         )  # fmt: skip
+        self.tokenizer = checkpoint.load_tokenizer()
+        if hasattr(self.model, "wait"):
+            self.model.wait()
         self.notes = {
             "engine": "torch" if hasattr(self.model, "lm_head") else f"fast ({self.model.path})",
             "threads": getattr(self.model, "threads", None),
@@ -143,6 +145,7 @@ KINDS: dict[str, Any] = {"roclab": RocLM, "llama.cpp": LlamaCpp, "transformers":
 
 def main() -> None:
     kind, path, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # where our gguf.py would pass for the gguf package
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to stderr
     if kind != "llama.cpp":

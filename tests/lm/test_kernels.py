@@ -149,6 +149,27 @@ def test_pieces_batches_and_threads_change_no_bit(path, block_type, exact, tmp_p
     assert torch.equal(model.forward([(others[1], IDS[3:4], 1)]), read(model, IDS[:4])[-1:])
 
 
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_chunks_of_a_long_text_change_no_bit(path, kv_heads, tmp_path):
+    """Several chunks of positions (512 each): one after the other, or shared by threads."""
+    small = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": kv_heads}
+    checkpoint = checkpoint_of(tmp_path, block_type="Q8_0", max_position_embeddings=2048, **small)
+    ids = (IDS * 80)[:1100]
+    with torch.no_grad():
+        expected = checkpoint.load_model()(torch.tensor([ids]))[0]
+    model = FastRocLM(checkpoint, path=path, threads=1)
+    whole = read(model, ids)
+    assert off(whole, expected) < 0.1
+    assert off(read(FastRocLM(checkpoint, path=path, exact=True, threads=1), ids), expected) < 0.002
+    for threads in (1, 2, 3):
+        model.library.roclm_threads(model._handle, threads)
+        sequence = model.new_sequence(1200)
+        for end in (500, 511, 512, 513, 1023, 1026, 1027, 1099, 1100):
+            start = len(sequence.ids)
+            assert torch.equal(model.forward([(sequence, ids[start:end], 1)])[0], whole[end - 1]), (threads, end)
+    assert torch.equal(read(model, ids), whole)
+
+
 def test_more_rows_than_one_call_takes(tmp_path):
     checkpoint = checkpoint_of(tmp_path, max_position_embeddings=2 * MAX_ROWS + 64)
     model = FastRocLM(checkpoint, threads=1)
@@ -191,7 +212,7 @@ def test_guessing_changes_no_token(fast, smollm_path, params, monkeypatch):
     monkeypatch.setattr(Costs, "of", lambda self, rows: 1.0)  # guess whenever there is anything to guess
     calls = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda work: calls.append(work) or forward(work))
+    monkeypatch.setattr(model, "forward", lambda work, out=None: calls.append(work) or forward(work, out))
     assert complete(model, tokenizer, [prompt], params) == plain
     assert max(len(work[0][1]) for work in calls[1:]) > 1
     if params.ignore_eos:
@@ -212,7 +233,9 @@ def test_the_next_turn_reads_only_what_is_new(fast, monkeypatch):
     longer = [*prompt, *answer, *tokenizer.encode(" And then")]
     rows = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda work: rows.append([len(ids) for _, ids, _ in work]) or forward(work))
+    monkeypatch.setattr(
+        model, "forward", lambda work, out=None: rows.append([len(ids) for _, ids, _ in work]) or forward(work, out)
+    )
     again = complete(model, tokenizer, [longer], SamplingParams(max_new_tokens=5))[0].token_ids
     assert rows[0] == [len(longer) - len(prompt) - len(answer) + 1]  # the last token was chosen, never read
     model._idle.clear()

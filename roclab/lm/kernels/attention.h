@@ -1,4 +1,5 @@
-/* softmax(q·kᵀ/√C)·v for a few queries that share a key-value head, against the cache of one sequence.
+/* softmax(q·kᵀ/√C)·v for a few queries that share a key-value head, against the cache of one sequence in half
+   precision (attention_int8.h: in int8).
 
    Layout of the cache, per layer and key-value head, so that lanes are never summed across:
        K  (capacity / SPAN, C, SPAN): SPAN positions side by side; a score per lane
@@ -38,13 +39,14 @@ INLINE void score(int N, const float *const *q, const kv_t *keys, int C, int len
         }
 }
 
-/* In place: exp(scale·(s − max)) for positions below `length`, 0 from there to `padded`; returns the sum. */
-INLINE float soften(float *scores, int length, int padded, float scale) {
+/* In place: exp(scale·(s − max)) for positions below `length`, 0 from there to `padded`; returns the sum and scale·max. */
+INLINE float soften(float *scores, int length, int padded, float scale, float *largest) {
     for (int i = length; i < padded; i++) scores[i] = -INFINITY;
     vf top = vset(-INFINITY);
     int used = (length + LANES - 1) / LANES * LANES; /* whole vectors; the rest needs no exp */
     for (int i = 0; i < used; i += LANES) top = vmax(top, vload(scores + i));
     vf shift = vset(vlargest(top)), sum = {0};
+    *largest = shift[0] * scale;
     for (int i = 0; i < used; i += LANES) {
         vf e = vexp((vload(scores + i) - shift) * scale);
         vstore(scores + i, e);
@@ -78,9 +80,9 @@ INLINE void attend_some(int N, const float *const *q, const int *lengths, const 
     int longest = 0;
     for (int n = 0; n < N; n++) longest = lengths[n] > longest ? lengths[n] : longest;
     int padded = (longest + SPAN - 1) / SPAN * SPAN;
-    float sums[QUERIES];
+    float sums[QUERIES], unused;
     score(N, q, keys, C, longest, scores, ld);
-    for (int n = 0; n < N; n++) sums[n] = soften(scores + n * ld, lengths[n], padded, scale);
+    for (int n = 0; n < N; n++) sums[n] = soften(scores + n * ld, lengths[n], padded, scale, &unused);
     int c = 0;
     for (; c + 2 * LANES <= C; c += 2 * LANES) mix(N, 2, scores, ld, values, C, longest, sums, out, c);
     for (; c < C; c += LANES) mix(N, 1, scores, ld, values, C, longest, sums, out, c);

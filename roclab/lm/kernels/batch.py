@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from roclab.lm.kernels.fast import FastRocLM, Sequence
 
 LONGEST_GUESS = 7
-NGRAM = 3  # tokens that must repeat before their continuation is guessed
+NGRAMS = (6, 4, 3, 2)  # tokens that must repeat before their continuation is guessed, longest first
+RIGHT = (0.0, 0.0, 0.25, 0.4, 0.55, 0.65, 0.75, 0.8, 0.85)  # at first: how often a guess after so many is right
 
 
 class Costs:
@@ -47,41 +48,48 @@ class Costs:
 class Lookup:
     """Guesses how a text goes on from what it said before, and keeps count of how often that was right.
 
-    The share of right guesses is kept apart for guesses that begin anew and those that follow a right one: a copied
-    passage goes on. Guesses are counted whether or not a pass was spent on them, so trying costs nothing.
+    The longer the stretch that repeats itself, the likelier it goes on: the share of right guesses is kept for each
+    length. Guesses are counted whether or not a pass was spent on them, so trying costs nothing.
     """
 
     def __init__(self, ids: Items[int]):
         self.ids: list[int] = []
         self._seen: dict[tuple[int, ...], int] = {}  # n-gram → where it last went on
         self._next: int | None = None  # the place in `ids` whose token is guessed to come
-        self._right = {False: 0.5, True: 0.8}  # by whether the guess before was right
-        self._running = False
+        self._match = 0  # how many tokens before that place are known to be the last ones
+        self._right = list(RIGHT)
         for token_id in ids:
             self.append(token_id)
-        self._right, self._running = {False: 0.5, True: 0.8}, False  # a prompt says little about an answer
+        self._right = list(RIGHT)  # a prompt says little about an answer
 
     def append(self, token_id: int) -> None:
         """The text goes on with this token."""
         right = self._next is not None and self.ids[self._next] == token_id
         if self._next is not None:
-            self._right[self._running] += 0.15 * (right - self._right[self._running])
+            self._right[self._match] += 0.1 * (right - self._right[self._match])
         self.ids.append(token_id)
-        last = tuple(self.ids[-NGRAM:])
-        found = self._seen.get(last)
-        self._next = self._next + 1 if right and self._next is not None else found
-        self._running = right
-        if len(last) == NGRAM:
-            self._seen[last] = len(self.ids)
+        if self._next is not None and right:
+            self._next, self._match = self._next + 1, min(self._match + 1, len(RIGHT) - 1)
+        else:
+            self._next, self._match = None, 0
+        for n in NGRAMS:  # the longest that was seen before, unless what goes on is longer
+            if n <= self._match:
+                break
+            if (found := self._seen.get(tuple(self.ids[-n:]))) is not None:
+                self._next, self._match = found, n
+                break
+        for n in NGRAMS:
+            if n <= len(self.ids):
+                self._seen[tuple(self.ids[-n:])] = len(self.ids)
 
     def guess(self, room: int, costs: Costs) -> list[int]:
         """The tokens worth computing along: as many as make the expected cost of a token smallest, often none."""
         if self._next is None:
             return []
-        best, best_gain, expected, chance = 0, 1.02, 1.0, self._right[self._running]
+        best, best_gain, expected, chance = 0, 1.02, 1.0, 1.0
         for k in range(1, min(LONGEST_GUESS, room, len(self.ids) - self._next) + 1):
+            chance *= self._right[min(self._match + k - 1, len(RIGHT) - 1)]
             expected += chance
-            chance *= self._right[True]
             if (gain := expected / costs.of(k + 1)) > best_gain:
                 best, best_gain = k, gain
         return self.ids[self._next : self._next + best]
@@ -96,17 +104,21 @@ class FastBatch:
         self.model, self.prompts = model, [list(prompt) for prompt in prompts]
         self.rows: list[Sequence] = [model.take_sequence(p, len(p) + new_tokens) for p in self.prompts]
         self.lookup = Lookup(self.prompts[0]) if model.guessing and len(prompts) == 1 else None
+        self._logits = model.new_logits(max(len(self.rows), 1 + LONGEST_GUESS))  # of the last step
         self._ahead: Tensor | None = None  # logits after each guessed token, (k, V), for row 0
         self._used = 0  # how many of them were right so far
 
     def begin(self) -> Tensor:
         return self.model.forward(
-            [(row, prompt[len(row.ids) :], 1) for row, prompt in zip(self.rows, self.prompts, strict=True)]
+            [(row, prompt[len(row.ids) :], 1) for row, prompt in zip(self.rows, self.prompts, strict=True)],
+            self._logits,
         )
 
     def step(self, token_ids: list[int]) -> Tensor:
         if self.lookup is None:
-            return self.model.forward([(row, [i], 1) for row, i in zip(self.rows, token_ids, strict=True)])
+            return self.model.forward(
+                [(row, [i], 1) for row, i in zip(self.rows, token_ids, strict=True)], self._logits
+            )
         row, token_id = self.rows[0], token_ids[0]
         self.lookup.append(token_id)
         length = len(self.lookup.ids)  # with this token
@@ -117,7 +129,7 @@ class FastBatch:
             row.cut(length - 1)
         guess = self.lookup.guess(row.capacity - length, self.model.costs)
         started = time.perf_counter()
-        logits = self.model.forward([(row, [token_id, *guess], 1 + len(guess))])
+        logits = self.model.forward([(row, [token_id, *guess], 1 + len(guess))], self._logits)
         self.model.costs.add(1 + len(guess), time.perf_counter() - started)
         self._ahead, self._used = logits[1:], 0
         return logits[:1]

@@ -26,7 +26,7 @@ from pathlib import Path
 from roclab.errors import RocLabError
 from roclab.runs import cache_folder
 
-SOURCES = ("roclm.c", "matmul.h", "attention.h", "vector.h", "pool.h", "machine.h")
+SOURCES = ("roclm.c", "matmul.h", "attention.h", "attention_int8.h", "vector.h", "pool.h", "machine.h")
 COMMON = ("-O3", "-std=gnu11", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
@@ -48,7 +48,7 @@ class Shape(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("vocab", "hidden", "intermediate", "layers", "heads", "kv_heads",
-                                              "head_dim", "max_rows", "exact")),
+                                              "head_dim", "max_rows", "exact", "kv_int8")),
         ("eps", ctypes.c_float),
     ]  # fmt: skip
 
@@ -167,7 +167,9 @@ def _declare(library: Library) -> Library:
         ("roclm_set_vector", None, [pointer, whole, whole, pointer]),
         ("roclm_threads", whole, [pointer, whole]),
         ("roclm_forward", whole, [pointer, whole, pointer, pointer, pointer, pointer, whole, pointer, pointer]),
-        ("roclm_kv_bytes", whole, []),
+        ("roclm_stride", ctypes.c_long, [ctypes.c_long]),
+        ("roclm_cache_bytes", ctypes.c_long, [pointer, ctypes.c_long]),
+        ("roclm_copy_cache", None, [pointer, pointer, ctypes.c_long, pointer, ctypes.c_long, ctypes.c_long]),
         ("roclm_tile_bytes", ctypes.c_long, [whole]),
         ("roclm_pack", None, [whole, pointer, whole, whole, pointer, pointer]),
         ("roclm_quantize", None, [whole, pointer, ctypes.c_long, pointer]),

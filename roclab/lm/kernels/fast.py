@@ -20,6 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence as Items
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from roclab.lm.model import rope_frequencies
 MAX_ROWS = 128  # tokens a call: enough to compute rather than to wait for weights, few enough for the caches
 KEPT = 4  # finished texts whose caches are kept for the next ones
 REUSE_FROM = 8  # tokens in common
+ARENA = 32 << 20  # bytes of memory asked for at a time, for weights
 SPAN = 32  # positions are kept in runs of 32 (attention.h)
 
 _MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
@@ -46,18 +48,15 @@ class Sequence:
     """The keys and values of one text: `ids` are the tokens it holds, `capacity` how many fit."""
 
     def __init__(self, model: FastRocLM, capacity: int):
-        config = model.config
         self.capacity = -(-capacity // SPAN) * SPAN
         self.ids: list[int] = []
-        cells = config.num_hidden_layers * 2 * config.num_key_value_heads * self.capacity * config.head_dim
-        kind = np.dtype({2: np.uint16, 4: np.float32}[model.library.roclm_kv_bytes()])
         # Zeros that the system hands out page by page when first touched: a large capacity costs nothing until it is
         # used. In huge pages, which numpy asks for, the first few tokens would touch nearly all of it.
-        pages = mmap.mmap(-1, cells * kind.itemsize)
+        pages = mmap.mmap(-1, model.library.roclm_cache_bytes(model._handle, self.capacity))
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             with contextlib.suppress(OSError):  # a system without huge pages
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
-        self._buffer = np.frombuffer(pages, kind)
+        self._buffer = np.frombuffer(pages, np.uint8)
         self.address = self._buffer.ctypes.data
 
     def cut(self, length: int) -> None:
@@ -67,9 +66,8 @@ class Sequence:
     def grown(self, model: FastRocLM, capacity: int) -> Sequence:
         """A copy with more room."""
         larger = Sequence(model, capacity)
-        heads = model.config.num_hidden_layers * 2 * model.config.num_key_value_heads
-        used = -(-len(self.ids) // SPAN) * SPAN * model.config.head_dim  # both layouts begin with the first positions
-        larger._buffer.reshape(heads, -1)[:, :used] = self._buffer.reshape(heads, -1)[:, :used]
+        sizes = (self.address, self.capacity, larger.address, larger.capacity, len(self.ids))
+        model.library.roclm_copy_cache(model._handle, *sizes)
         larger.ids = list(self.ids)
         return larger
 
@@ -79,6 +77,7 @@ class FastRocLM:
 
     `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already. `exact`: activations
     stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest to the dequantized model.
+    `int8_cache`: keys and values are kept in int8 (never where `exact`), which halves what a long text has to read.
     `threads`: None finds out which number is fastest. `guessing`: prompt lookup (batch.py); it changes no token.
 
     Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, CheckpointError as
@@ -91,6 +90,7 @@ class FastRocLM:
         *,
         quantize: str | None = None,
         exact: bool = False,
+        int8_cache: bool = True,
         path: str | None = None,
         threads: int | None = None,
         guessing: bool = True,
@@ -103,7 +103,7 @@ class FastRocLM:
         self.library, self.path = library, library.path
         self.config = config = checkpoint.config
         self.device = torch.device("cpu")
-        self.weight_bytes = 0  # read for every token
+        self.weight_bytes = 0  # read for every token; known after `wait`
         self.guessing, self.costs = guessing, Costs()
         self._lock = threading.RLock()  # one call at a time: the working space is one
         self._idle: list[Sequence] = []  # what was said last, oldest first
@@ -111,49 +111,81 @@ class FastRocLM:
         shape = Shape(
             config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
             config.num_attention_heads, config.num_key_value_heads, config.head_dim, MAX_ROWS, int(exact),
-            config.rms_norm_eps,
+            int(int8_cache and not exact), config.rms_norm_eps,
         )  # fmt: skip
-        _, stored = checkpoint.checked()
+        stored = checkpoint.checked()
         self._handle = library.roclm_new(ctypes.byref(shape))
         if not self._handle:
             raise RocLabError("not enough memory for the model's working space")
         self._memory: list[int] = []
+        self._free = (0, 0)  # what is left of the last piece of it
+        self._memory_lock = threading.Lock()
         weakref.finalize(self, _free, library, self._handle, self._memory)
 
         for layer in range(config.num_hidden_layers):
-            prefix = f"model.layers.{layer}."
-            for which, name in enumerate(_MATRICES):
-                self._set_matrix(checkpoint, stored, layer, which, prefix + name, quantize)
             for which, name in enumerate(_NORMS):
-                if (full := f"{prefix}{name}.weight") in stored:
+                if (full := f"model.layers.{layer}.{name}.weight") in stored:
                     self._set_vector(layer, which, checkpoint.tensor(stored[full], torch.float32))
         self._set_vector(-1, 0, checkpoint.tensor(stored["model.norm.weight"], torch.float32))
         self._set_vector(-1, 1, rope_frequencies(config))
-        self._set_matrix(checkpoint, stored, -1, 0, "model.embed_tokens", quantize)
-        if not config.tie_word_embeddings:
-            self._set_matrix(checkpoint, stored, -1, 1, "lm_head", quantize)
-        self._padded_vocab = -(-config.vocab_size // TILE) * TILE
+        self._logits_width = library.roclm_stride(config.vocab_size)
         self.threads = library.roclm_threads(self._handle, threads or 1)
-        if threads is None:
-            self.threads = self._choose_threads()
+        self._threads_wanted = threads
+        matrices = [
+            (layer, which, f"model.layers.{layer}.{name}")
+            for layer in range(config.num_hidden_layers)
+            for which, name in enumerate(_MATRICES)
+        ]
+        matrices.append((-1, 0, "model.embed_tokens"))
+        if not config.tie_word_embeddings:
+            matrices.append((-1, 1, "lm_head"))
+        # The matrices are laid out while the caller does something else, such as building the tokenizer.
+        pool = ThreadPoolExecutor(min(_cores(), 4))
+        self._loading: list[Future[int]] | None = [
+            pool.submit(self._set_matrix, checkpoint, stored, *matrix, quantize) for matrix in matrices
+        ]
+        pool.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Return once the weights are in place and the number of threads is chosen; `forward` waits by itself. Raises
+        RocLabError where memory does not suffice."""
+        with self._lock:
+            if self._loading is None:
+                return
+            self.weight_bytes = sum(done.result() for done in self._loading)
+            self._loading = None
+            if self._threads_wanted is None:
+                self.threads = self._choose_threads()
 
     def _set_vector(self, layer: int, which: int, vector: Tensor) -> None:
         vector = vector.contiguous()
         self._kept.append(vector)
         self.library.roclm_set_vector(self._handle, layer, which, vector.data_ptr())
 
+    def _room(self, size: int) -> int:
+        """Where so many bytes of weights may go. Matrices lie close together: each in a piece of memory of its own, on
+        pages of 2 MB, a small model would take four times its size, and as long to load."""
+        with self._memory_lock:
+            at, end = self._free
+            if end - at < size:
+                at = self.library.roclm_alloc(arena := max(size, ARENA))
+                if not at:
+                    raise RocLabError("not enough memory for the weights")
+                self._memory.append(at)
+                end = at + arena
+            self._free = (at + -(-size // 64) * 64, end)
+            return at
+
     def _set_matrix(
         self, checkpoint: Checkpoint, stored: dict[str, str], layer: int, which: int, name: str, quantize: str | None
-    ) -> None:
+    ) -> int:
+        """Returns how many bytes of it every token reads."""
         source = stored[f"{name}.weight"]
         rows, columns = checkpoint.shape(source)
         kind, blocks, order = blocks_of(self.library, checkpoint, source, quantize, int8=layer < 0)
         padded = -(-rows // TILE) * TILE
         size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(KINDS[kind])
-        tiles = self.library.roclm_alloc(size)
-        if not tiles:
-            raise RocLabError("not enough memory for the weights")
-        self._memory.append(tiles)
+        tiles = self._room(size)
         order_address = None if order is None else order.ctypes.data
         self.library.roclm_pack(KINDS[kind], blocks.ctypes.data, rows, columns, order_address, tiles)
         checkpoint.release(source)
@@ -167,16 +199,21 @@ class FastRocLM:
         self.library.roclm_set_matrix(self._handle, layer, which, *arguments)
         if layer < 0 and self.config.tie_word_embeddings:
             self.library.roclm_set_matrix(self._handle, -1, 1, *arguments)
-        if layer >= 0 or which == 1 or self.config.tie_word_embeddings:
-            self.weight_bytes += size
+        return size if layer >= 0 or which == 1 or self.config.tie_word_embeddings else 0
 
     def new_sequence(self, capacity: int | None = None) -> Sequence:
         """An empty text with room for `capacity` tokens; None: the model's context."""
         return Sequence(self, capacity or self.config.max_position_embeddings)
 
-    def forward(self, work: Items[tuple[Sequence, Items[int], int]]) -> Tensor:
+    def new_logits(self, rows: int) -> Tensor:
+        """Memory for the logits of so many tokens, for `forward`."""
+        return torch.empty(rows, self._logits_width)
+
+    def forward(self, work: Items[tuple[Sequence, Items[int], int]], out: Tensor | None = None) -> Tensor:
         """Append tokens to sequences: (sequence, ids, n) asks for the logits of the last n of these ids. Returns the
-        logits of all that was asked for, in order, (Σ n, V) float32. Raises RocLabError for ids that do not fit."""
+        logits of all that was asked for, in order, (Σ n, V) float32, in `out` where it is given (from `new_logits`:
+        fresh pages for every token of a batch cost a fifth of its time). Raises RocLabError for ids that do not fit."""
+        self.wait()
         tokens: list[int] = []
         positions: list[int] = []
         addresses: list[int] = []
@@ -193,7 +230,7 @@ class FastRocLM:
             outputs += range(len(tokens) - wanted, len(tokens))
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
             raise RocLabError(f"token ids must lie between 0 and {self.config.vocab_size - 1}")
-        logits = torch.empty(len(outputs), self._padded_vocab)
+        logits = self.new_logits(len(outputs)) if out is None else out[: len(outputs)]
         token_array, position_array = np.array(tokens, np.int32), np.array(positions, np.int32)
         address_array, capacity_array = np.array(addresses, np.uint64), np.array(capacities, np.int64)
         done = 0
@@ -277,12 +314,12 @@ class FastRocLM:
         for threads in candidates:
             self.library.roclm_threads(self._handle, threads)
             times = []
-            for _ in range(6):
+            for _ in range(4):
                 sequence.cut(0)
                 started = time.perf_counter()
                 self.forward([(sequence, [0], 1)])
                 times.append(time.perf_counter() - started)
-            took = sorted(times[1:])[2]
+            took = min(times[1:])
             if took < 0.95 * best_time:  # more threads must earn their place
                 best, best_time = threads, took
         return int(self.library.roclm_threads(self._handle, best))

@@ -15,9 +15,10 @@
 #pragma once
 #include "vector.h"
 
-enum kind { Q4_0 = 0, Q4_1 = 1, Q8 = 2 };
+enum kind { Q4_0 = 0, Q4_1 = 1, Q8 = 2, BARE = 3 /* Q8 without scales: the cache of values */ };
 enum { TILE = 16, GROUP = 32 };
-#define TILE_BYTES(kind) ((kind) == Q8 ? 32 + 512 : (kind) == Q4_1 ? 64 + 256 : 32 + 256) /* of one group */
+#define HEAD_BYTES(kind) ((kind) == BARE ? 0 : (kind) == Q4_1 ? 64 : 32) /* the scales of a tile's group */
+#define TILE_BYTES(kind) (HEAD_BYTES(kind) + ((kind) >= Q8 ? 512 : 256))
 
 /* Activations of several tokens, G = columns / 32 groups each. In float mode `f` is used instead of `q`. */
 typedef struct {
@@ -56,52 +57,80 @@ INLINE bytes dot4(bytes sum, bytes w, bytes a) { return _mm256_dpbusd_avx_epi32(
 #endif
 INLINE int32_t four(const int8_t *p) { int32_t x; memcpy(&x, p, 4); return x; }
 
-/* Σ q·p of one group for a vector of rows. `w`: the group's 8 vectors of quants; `p`: 32 activations. */
+/* Sums stay in their registers in the order written: gcc would regroup whole-number additions into a tree of spills. */
+#define IN_ORDER(x) __asm__("" : "+x"(x))
+
+/* dot[t] = Σ q·p of one group for LANES rows, the first of them `row`, and T tokens: token t's 32 activations lie at
+   p[t·step]. A vector of weights meets all tokens before the next one is loaded. */
 #ifdef PATH_AVX2
-INLINE vi group_dot(enum kind kind, const bytes *w, const int8_t *p, int32_t isum) {
+INLINE void group_dots(enum kind kind, int T, const uint8_t *quants, int row, const int8_t *p, long step,
+                       const int32_t *isum, long isum_step, vi *dot) {
     const __m256i ones = _mm256_set1_epi16(1);
-    if (kind == Q8) { /* unsigned × signed is all there is: |q| · (p with q's sign); 2·127² fits 16 bits, 4· does not */
-        __m256i sum = _mm256_setzero_si256();
+    __m256i sum[BLOCK];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) sum[t] = _mm256_setzero_si256();
+    if (kind == Q8 || kind == BARE) { /* unsigned × signed is all there is: |q| · (p with q's sign) */
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) {
-            __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j]), _mm256_sign_epi8(spread(four(p + 4 * j)), w[j]));
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+            __m256i w = load_bytes(quants + 64 * j + 4 * row), size = _mm256_abs_epi8(w);
+#pragma GCC unroll 8
+            for (int t = 0; t < T; t++) { /* 2·127² fits 16 bits, 4· does not */
+                __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(spread(four(p + t * step + 4 * j)), w));
+                sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs, ones));
+                IN_ORDER(sum[t]);
+            }
         }
-        return (vi)sum;
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) dot[t] = (vi)sum[t];
+        return;
     }
-    __m256i sum = _mm256_maddubs_epi16(w[0], spread(four(p))); /* 16 products of at most 15·127 fit 16 bits */
-#pragma GCC unroll 7
-    for (int j = 1; j < 8; j++) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[j], spread(four(p + 4 * j))));
-    vi dot = (vi)_mm256_madd_epi16(sum, ones);
-    return kind == Q4_0 ? dot - 8 * isum : dot;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        __m256i both = load_bytes(quants + 64 * j + 4 * row), w = low(both), w16 = high(both);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) { /* 16 products of at most 15·127 fit 16 bits */
+            const int8_t *q = p + t * step + 4 * j;
+            sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(w, spread(four(q))));
+            IN_ORDER(sum[t]);
+            sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(w16, spread(four(q + 16))));
+            IN_ORDER(sum[t]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+        dot[t] = (vi)_mm256_madd_epi16(sum[t], ones);
+        if (kind == Q4_0) dot[t] -= 8 * isum[t * isum_step];
+    }
 }
 #else
-INLINE vi group_dot(enum kind kind, const bytes *w, const int8_t *p, int32_t isum) {
-    bytes sum = spread(kind == Q4_1 ? 0 : kind == Q4_0 ? -8 * isum : -128 * isum); /* Q8 was shifted by 128 */
+INLINE void group_dots(enum kind kind, int T, const uint8_t *quants, int row, const int8_t *p, long step,
+                       const int32_t *isum, long isum_step, vi *dot) {
+    bytes sum[BLOCK];
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; j++) sum = dot4(sum, w[j], spread(four(p + 4 * j)));
-    return (vi)sum;
-}
-#endif
-
-/* A group's quants for LANES rows, the first of them `first`. */
-INLINE void unpack(enum kind kind, const uint8_t *quants, int first, bytes *w) {
-    if (kind == Q8) {
+    for (int t = 0; t < T; t++) /* 8-bit weights are shifted by 128, to be unsigned */
+        sum[t] = spread(kind == Q4_1 ? 0 : (kind == Q4_0 ? -8 : -128) * isum[t * isum_step]);
+    if (kind == Q8 || kind == BARE) {
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) {
-            w[j] = load_bytes(quants + 64 * j + 4 * first);
-#ifndef PATH_AVX2
-            w[j] = flip(w[j]); /* −128…127 → 0…255 */
-#endif
+            bytes w = flip(load_bytes(quants + 64 * j + 4 * row));
+#pragma GCC unroll 8
+            for (int t = 0; t < T; t++) sum[t] = dot4(sum[t], w, spread(four(p + t * step + 4 * j)));
         }
     } else {
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
-            bytes both = load_bytes(quants + 64 * j + 4 * first);
-            w[j] = low(both), w[j + 4] = high(both);
+            bytes both = load_bytes(quants + 64 * j + 4 * row), w = low(both), w16 = high(both);
+#pragma GCC unroll 8
+            for (int t = 0; t < T; t++) {
+                sum[t] = dot4(sum[t], w, spread(four(p + t * step + 4 * j)));
+                sum[t] = dot4(sum[t], w16, spread(four(p + t * step + 4 * j + 16)));
+            }
         }
     }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) dot[t] = (vi)sum[t];
 }
+#endif
 
 /* VECS vectors of rows from row `first` on against T tokens. All but the pointers are known when compiling. */
 INLINE void tile_int(enum kind kind, int T, int VECS, int first, const uint8_t *tile, int G, const acts *a, int t0,
@@ -111,19 +140,19 @@ INLINE void tile_int(enum kind kind, int T, int VECS, int first, const uint8_t *
         for (int v = 0; v < VECS; v++) acc[t][v] = bias ? vload(bias + first + v * LANES) : (vf){0};
     for (int g = 0; g < G; g++, tile += TILE_BYTES(kind)) {
         const uint16_t *scales = (const uint16_t *)tile;
-        const uint8_t *quants = tile + (kind == Q4_1 ? 64 : 32);
+        const uint8_t *quants = tile + HEAD_BYTES(kind);
+        long at = (long)t0 * G + g;
 #pragma GCC unroll 2
         for (int v = 0; v < VECS; v++) {
             int row = first + v * LANES;
-            bytes w[8];
-            unpack(kind, quants, row, w);
-            vf d = halves(scales + row), m = kind == Q4_1 ? halves(scales + 16 + row) : d;
+            vi dot[BLOCK];
+            group_dots(kind, T, quants, row, a->q + at * GROUP, (long)G * GROUP, a->isum + at, G, dot);
+            vf d = kind == BARE ? (vf){0} : halves(scales + row), m = kind == Q4_1 ? halves(scales + 16 + row) : d;
 #pragma GCC unroll 8
             for (int t = 0; t < T; t++) {
-                long at = (long)(t0 + t) * G + g;
-                vi dot = group_dot(kind, w, a->q + at * GROUP, kind == Q4_1 ? 0 : a->isum[at]);
-                acc[t][v] = vfma(vfloat(dot), d * a->scale[at], acc[t][v]);
-                if (kind == Q4_1) acc[t][v] = vfma(m, vset(a->sum[at]), acc[t][v]);
+                vf scale = vset(a->scale[at + (long)t * G]);
+                acc[t][v] = vfma(vfloat(dot[t]), kind == BARE ? scale : d * scale, acc[t][v]);
+                if (kind == Q4_1) acc[t][v] = vfma(m, vset(a->sum[at + (long)t * G]), acc[t][v]);
             }
         }
     }
@@ -141,19 +170,19 @@ INLINE void tile_int(enum kind kind, int T, const uint8_t *tile, int G, const ac
         for (int g = 0; g < G; g++, group += TILE_BYTES(kind)) {
             long at = (long)(t0 + t) * G + g;
             const uint16_t *scales = (const uint16_t *)group;
-            const uint8_t *quants = group + (kind == Q4_1 ? 64 : 32);
+            const uint8_t *quants = group + HEAD_BYTES(kind);
             const int8_t *p = a->q + at * GROUP;
             int32_t dot[TILE] = {0};
-            for (int j = 0; j < (kind == Q8 ? 8 : 4); j++)
+            for (int j = 0; j < (kind == Q8 || kind == BARE ? 8 : 4); j++)
                 for (int r = 0; r < TILE; r++)
                     for (int i = 0; i < 4; i++) {
                         uint8_t q = quants[64 * j + 4 * r + i];
-                        if (kind == Q8) dot[r] += (int8_t)q * p[4 * j + i];
+                        if (kind == Q8 || kind == BARE) dot[r] += (int8_t)q * p[4 * j + i];
                         else dot[r] += (q & 15) * p[4 * j + i] + (q >> 4) * p[16 + 4 * j + i];
                     }
             for (int r = 0; r < TILE; r++) {
                 if (kind == Q4_0) dot[r] -= 8 * a->isum[at];
-                acc[r] += (float)dot[r] * (half_to_float(scales[r]) * a->scale[at]);
+                acc[r] += (float)dot[r] * (kind == BARE ? a->scale[at] : half_to_float(scales[r]) * a->scale[at]);
                 if (kind == Q4_1) acc[r] += half_to_float(scales[16 + r]) * a->sum[at];
             }
         }
@@ -169,7 +198,7 @@ INLINE void tile_float(enum kind kind, int T, int first, const uint8_t *tile, in
     for (int t = 0; t < T; t++) acc[t] = bias ? vload(bias + first) : (vf){0};
     for (int g = 0; g < G; g++, tile += TILE_BYTES(kind)) {
         const uint16_t *scales = (const uint16_t *)tile;
-        const uint8_t *quants = tile + (kind == Q4_1 ? 64 : 32);
+        const uint8_t *quants = tile + HEAD_BYTES(kind);
         vf dot[4] = {{0}};
         for (int j = 0; j < (kind == Q8 ? 8 : 4); j++) {
             vi four_columns = viload(quants + 64 * j + 4 * first);

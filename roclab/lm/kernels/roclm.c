@@ -1,7 +1,7 @@
 /* RocLM's forward pass in one call, over quantized weights (the model itself: roclab/lm/model.py, which is the truth
    this is tested against). A call computes any tokens of any sequences: each row is (token id, position, cache), so a
    prompt, one step of a chat, a step of sixteen chats and the check of a guessed continuation are the same call. */
-#include "attention.h"
+#include "attention_int8.h"
 #include "machine.h"
 #include "matmul.h"
 #include "pool.h"
@@ -26,7 +26,7 @@ typedef struct {
 } layer;
 
 typedef struct {
-    int32_t vocab, hidden, intermediate, layers, heads, kv_heads, head_dim, max_rows, exact;
+    int32_t vocab, hidden, intermediate, layers, heads, kv_heads, head_dim, max_rows, exact, kv_int8;
     float eps;
 } shape;
 
@@ -38,17 +38,24 @@ typedef struct {
     pool threads;
     float *scores[MAX_THREADS];
     long scores_length;
-    acts a;
+    acts a, queries; /* queries (kv_heads, rows, heads / kv_heads), for an int8 cache */
+    int8_scratch scratch[MAX_THREADS];
+    int chunks; /* of the longest text, where threads share the chunks of a text; else 0 */
+    float *partial; /* out of each (row, head, chunk) then, with its chunk_state behind it */
+    long partial_length;
     float *x, *y, *q, *k, *v, *mixed, *gate, *up, *cos, *sin; /* (max_rows, …) each */
     /* the call at work */
     int rows, outputs;
     const int32_t *tokens, *positions, *output_rows;
-    kv_t *const *cache;
+    uint8_t *const *cache;
     const int64_t *capacity;
     float *logits;
 } model;
 
 static long pad(long n, long to) { return (n + to - 1) / to * to; }
+/* From one token's row of a product to the next: rows a multiple of a page apart would fall into the same few cache
+   lines. */
+static long stride(long rows) { return pad(rows, TILE) + TILE; }
 
 static void *zeros(size_t bytes) {
     void *p = NULL;
@@ -61,33 +68,12 @@ static void *zeros(size_t bytes) {
 
 /* Row t of the activations from x (n floats, a multiple of 32): rounded to int8 by groups, or float in exact mode. */
 static void quantize(const model *m, int t, const float *x, int n) {
-    int G = n / GROUP;
-    for (int g = 0; g < G; g++, x += GROUP) {
-        long at = (long)t * G + g;
-        if (m->s.exact) {
-            float sum = 0;
-            for (int i = 0; i < GROUP; i++) sum += m->a.f[at * GROUP + i] = x[i];
-            m->a.sum[at] = sum;
-            continue;
-        }
-        vf top = {0};
-        for (int i = 0; i < GROUP; i += LANES) {
-            vf v = vload(x + i);
-            top = vmax(top, vmax(v, -v));
-        }
-        float largest = vlargest(top), inverse = largest > 0 ? 127.0f / largest : 0;
-        int32_t isum = 0;
-        for (int i = 0; i < GROUP; i++) {
-            float shifted = x[i] * inverse + 12582912.0f; /* rounds: see vexp */
-            int32_t p;
-            memcpy(&p, &shifted, 4);
-            p -= 0x4b400000;
-            isum += p;
-            m->a.q[at * GROUP + i] = (int8_t)p;
-        }
-        m->a.scale[at] = largest / 127.0f;
-        m->a.isum[at] = isum;
-        m->a.sum[at] = largest / 127.0f * (float)isum;
+    long at = (long)t * (n / GROUP);
+    if (!m->s.exact) { round_row(SCALES, &m->a, at, x, n); return; }
+    for (int end = n / GROUP; end; end--, at++, x += GROUP) {
+        float sum = 0;
+        for (int i = 0; i < GROUP; i++) sum += m->a.f[at * GROUP + i] = x[i];
+        m->a.sum[at] = sum;
     }
 }
 
@@ -111,13 +97,39 @@ static void rotate(float *x, const float *cos, const float *sin, int C) {
     }
 }
 
+/* x·H for the Hadamard matrix H of the largest power of two that divides C, block by block: what queries and keys are
+   turned by before they are rounded. Products stay the same (H is orthogonal), and no channel stands out (QuaRot,
+   Ashkboos et al. 2024). C is a multiple of 16. */
+static void spread_out(float *x, int C) {
+    int n = C & -C;
+    vf factor = vset(1.0f / sqrtf((float)n));
+    for (int i = 0; i < C; i += LANES) {
+        vf v = vload(x + i) * factor;
+#pragma GCC unroll 4
+        for (int s = 1; s < LANES; s *= 2) { /* pairs (a, b) that lie s apart → (a + b, a − b) */
+            vi other;
+            vf sign;
+#pragma GCC unroll 16
+            for (int j = 0; j < LANES; j++) other[j] = j ^ s, sign[j] = j & s ? -1.0f : 1.0f;
+            v = vfma(v, sign, vmove(v, other));
+        }
+        vstore(x + i, v);
+    }
+    for (int s = LANES; s < n; s *= 2)
+        for (int i = 0; i < C; i += 2 * s)
+            for (int j = i; j < i + s; j += LANES) {
+                vf a = vload(x + j), b = vload(x + j + s);
+                vstore(x + j, a + b), vstore(x + j + s, a - b);
+            }
+}
+
 /* Row `row` of a matrix as floats: the embedding of a token. */
 static void embed(const matrix *e, int row, float *x) {
     int G = e->columns / GROUP, r = row % TILE;
     const uint8_t *group = e->tiles + (long)(row / TILE) * G * TILE_BYTES(e->kind);
     for (int g = 0; g < G; g++, group += TILE_BYTES(e->kind), x += GROUP) {
         const uint16_t *scales = (const uint16_t *)group;
-        const uint8_t *quants = group + (e->kind == Q4_1 ? 64 : 32);
+        const uint8_t *quants = group + HEAD_BYTES(e->kind);
         float d = half_to_float(scales[r]), m = e->kind == Q4_1 ? half_to_float(scales[16 + r]) : -8 * d;
         for (int i = 0; i < GROUP; i++) {
             if (e->kind == Q8) x[i] = d * (int8_t)quants[64 * (i / 4) + 4 * r + i % 4];
@@ -143,38 +155,64 @@ static void begin_row(model *m, int l, int t) {
     quantize(m, t, y, D);
 }
 
-static kv_t *keys_of(model *m, int l, int t, int head) {
-    return m->cache[t] + ((long)l * 2 * m->s.kv_heads + head) * m->capacity[t] * m->s.head_dim;
+/* Where a key-value head's keys and values lie in row t's cache. */
+static long head_bytes(const shape *s, long capacity) {
+    return s->kv_int8 ? int8_bytes(s->head_dim, capacity) : 2 * capacity * s->head_dim * (long)sizeof(kv_t);
 }
-static kv_t *values_of(model *m, int l, int t, int head) { return keys_of(m, l, t, m->s.kv_heads + head); }
+static uint8_t *cache_of(model *m, int l, int t, int head) {
+    return m->cache[t] + ((long)l * m->s.kv_heads + head) * head_bytes(&m->s, m->capacity[t]);
+}
 
 static void place_row(model *m, int l, int t) { /* QK-norm, RoPE, append to the cache */
-    int C = m->s.head_dim, H = m->s.heads, K = m->s.kv_heads;
+    int C = m->s.head_dim, H = m->s.heads, K = m->s.kv_heads, share = H / K, G = (C + GROUP - 1) / GROUP;
     const layer *w = &m->layers[l];
     const float *cos = m->cos + (long)t * C / 2, *sin = m->sin + (long)t * C / 2;
     for (int h = 0; h < H; h++) {
-        float *q = m->q + (long)t * w->m[WQ].rows + h * C;
+        float *q = m->q + t * stride(w->m[WQ].rows) + h * C;
         if (w->norm[Q_NORM]) rms_norm(q, w->norm[Q_NORM], q, C, m->s.eps);
         rotate(q, cos, sin, C);
+        if (!m->s.kv_int8) continue;
+        spread_out(q, C);
+        round_row(SCALES, &m->queries, (((long)(h / share) * m->rows + t) * share + h % share) * G, q, C);
     }
     for (int h = 0; h < K; h++) {
-        float *k = m->k + (long)t * w->m[WK].rows + h * C;
+        float *k = m->k + t * stride(w->m[WK].rows) + h * C, *v = m->v + t * stride(w->m[WV].rows) + h * C;
         if (w->norm[K_NORM]) rms_norm(k, w->norm[K_NORM], k, C, m->s.eps);
         rotate(k, cos, sin, C);
-        store_key(keys_of(m, l, t, h), C, m->positions[t], k);
-        store_value(values_of(m, l, t, h), C, m->positions[t], m->v + (long)t * w->m[WV].rows + h * C);
+        uint8_t *memory = cache_of(m, l, t, h);
+        if (m->s.kv_int8) {
+            int8_cache cache = int8_cache_at(memory, C, m->capacity[t]);
+            spread_out(k, C);
+            int8_store(&cache, m->positions[t], k, v);
+        } else {
+            store_key((kv_t *)memory, C, m->positions[t], k);
+            store_value((kv_t *)memory + m->capacity[t] * C, C, m->positions[t], v);
+        }
     }
+}
+
+static float *partial_of(model *m, int t, int head, int chunk) {
+    return m->partial + (((long)t * m->s.heads + head) * m->chunks + chunk) * (m->s.head_dim + LANES);
 }
 
 static void mixed_row(model *m, int l, int t) {
     (void)l;
-    int n = m->s.heads * m->s.head_dim;
+    int C = m->s.head_dim, n = m->s.heads * C;
+    for (int h = 0; m->chunks && h < m->s.heads; h++) { /* what the threads found in the chunks of the text */
+        float *all = partial_of(m, t, h, 0), *out = m->mixed + (long)t * n + h * C;
+        chunk_state *state = (chunk_state *)(all + C);
+        for (int c = 1; c * CHUNK <= m->positions[t]; c++) {
+            float *more = partial_of(m, t, h, c);
+            merge(state, all, (chunk_state *)(more + C), more, C);
+        }
+        for (int i = 0; i < C; i++) out[i] = all[i] / state->sum;
+    }
     quantize(m, t, m->mixed + (long)t * n, n);
 }
 
 static void add_row(model *m, const matrix *from, const float *norm, int t) {
     int D = m->s.hidden;
-    float *x = m->x + (long)t * D, *y = m->y + (long)t * from->rows;
+    float *x = m->x + (long)t * D, *y = m->y + t * stride(from->rows);
     for (int i = 0; i < D; i++) x[i] += y[i];
     if (!norm) return;
     rms_norm(x, norm, y, D, m->s.eps);
@@ -189,8 +227,8 @@ static void after_mlp_row(model *m, int l, int t) {
 
 static void gated_row(model *m, int l, int t) { /* silu(gate)·up, silu(z) = z / (1 + exp(−z)) */
     int F = m->s.intermediate;
-    float *gate = m->gate + (long)t * m->layers[l].m[GATE].rows;
-    const float *up = m->up + (long)t * m->layers[l].m[UP].rows;
+    float *gate = m->gate + t * stride(m->layers[l].m[GATE].rows);
+    const float *up = m->up + t * stride(m->layers[l].m[UP].rows);
     for (int i = 0; i < F; i += LANES) { /* F is a multiple of 32 */
         vf z = vload(gate + i);
         vstore(gate + i, z / (vexp(-z) + 1.0f) * vload(up + i));
@@ -225,7 +263,7 @@ static void rows(model *m, int thread, row_function *f, int l, int count) {
 
 typedef struct { const matrix *w; float *out; } product;
 
-/* out (tokens, rows) = activations · Wᵀ for matrices that share the activations. Tiles are taken in runs, from a
+/* out (tokens, rows), its rows stride(rows) apart, = activations · Wᵀ for matrices that share the activations. Tiles are taken in runs, from a
    common counter: a thread whose core is busy elsewhere takes fewer. The barrier is left to the rows that follow. */
 static void multiply(model *m, const product *list, int n, int tokens) {
     pool *p = &m->threads;
@@ -237,17 +275,18 @@ static void multiply(model *m, const product *list, int n, int tokens) {
         for (int i = 0; i < n; i++) {
             const matrix *w = list[i].w;
             int tiles = w->rows / TILE, G = w->columns / GROUP, last = end - first < tiles ? end - first : tiles;
+            long ld = stride(w->rows);
             for (int j = at > first ? at - first : 0; j < last; j++) {
                 const uint8_t *tile = w->tiles + (long)j * G * TILE_BYTES(w->kind);
                 const float *bias = w->bias ? w->bias + j * TILE : NULL;
                 float *out = list[i].out + j * TILE;
                 switch (w->kind * 2 + m->s.exact) { /* constants: one loop without branches for each */
-                case 2 * Q4_0: tile_all(Q4_0, 0, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q4_1: tile_all(Q4_1, 0, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q8: tile_all(Q8, 0, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q4_0 + 1: tile_all(Q4_0, 1, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q4_1 + 1: tile_all(Q4_1, 1, tile, G, &m->a, tokens, bias, out, w->rows); break;
-                case 2 * Q8 + 1: tile_all(Q8, 1, tile, G, &m->a, tokens, bias, out, w->rows); break;
+                case 2 * Q4_0: tile_all(Q4_0, 0, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q4_1: tile_all(Q4_1, 0, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q8: tile_all(Q8, 0, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q4_0 + 1: tile_all(Q4_0, 1, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q4_1 + 1: tile_all(Q4_1, 1, tile, G, &m->a, tokens, bias, out, ld); break;
+                case 2 * Q8 + 1: tile_all(Q8, 1, tile, G, &m->a, tokens, bias, out, ld); break;
                 }
             }
             first += tiles;
@@ -255,31 +294,74 @@ static void multiply(model *m, const product *list, int n, int tokens) {
     }
 }
 
-/* Queries of one sequence that share a key-value head are taken QUERIES at a time: each key read serves them all. */
-static void attention(model *m, int thread, int l) {
-    pool *p = &m->threads;
-    int C = m->s.head_dim, H = m->s.heads, K = m->s.kv_heads, share = H / K, Q = m->layers[l].m[WQ].rows, item = 0;
-    float scale = 1.0f / sqrtf((float)C);
-    for (int t = 0, end; t < m->rows; t = end) {
-        int most = share < QUERIES ? QUERIES / share : 1; /* rows taken together */
-        for (end = t + 1; end < m->rows && end < t + most && m->cache[end] == m->cache[t]; end++) {}
-        for (int h = 0; h < K; h++) {
-            if (item++ % p->threads != thread) continue;
-            int total = (end - t) * share;
-            for (int i = 0; i < total; i += QUERIES) {
-                const float *q[QUERIES];
-                float *out[QUERIES];
-                int lengths[QUERIES], N = total - i < QUERIES ? total - i : QUERIES;
-                for (int n = 0; n < N; n++) {
-                    int row = t + (i + n) / share, head = h * share + (i + n) % share;
-                    q[n] = m->q + (long)row * Q + head * C;
-                    out[n] = m->mixed + (long)row * H * C + head * C;
-                    lengths[n] = m->positions[row] + 1;
-                }
-                attend(N, q, lengths, keys_of(m, l, t, h), values_of(m, l, t, h), C, scale, m->scores[thread],
-                       m->scores_length, out);
+static void attend_floats(model *m, int thread, int l, int t, int end, int h) {
+    int C = m->s.head_dim, H = m->s.heads, share = H / m->s.kv_heads, total = (end - t) * share;
+    const kv_t *keys = (const kv_t *)cache_of(m, l, t, h), *values = keys + m->capacity[t] * C;
+    for (int i = 0; i < total; i += QUERIES) {
+        const float *q[QUERIES];
+        float *out[QUERIES];
+        int lengths[QUERIES], N = total - i < QUERIES ? total - i : QUERIES;
+        for (int n = 0; n < N; n++) {
+            int row = t + (i + n) / share, head = h * share + (i + n) % share;
+            q[n] = m->q + row * stride(m->layers[l].m[WQ].rows) + head * C;
+            out[n] = m->mixed + (long)row * H * C + head * C;
+            lengths[n] = m->positions[row] + 1;
+        }
+        attend(N, q, lengths, keys, values, C, 1.0f / sqrtf((float)C), m->scores[thread], m->scores_length, out);
+    }
+}
+
+/* Chunk c of the text alone where threads share chunks; else all of them, one after the other. */
+static void attend_int8(model *m, int thread, int l, int t, int end, int h, int c) {
+    int C = m->s.head_dim, H = m->s.heads, share = H / m->s.kv_heads, total = (end - t) * share;
+    int8_cache cache = int8_cache_at(cache_of(m, l, t, h), C, m->capacity[t]);
+    int8_scratch *s = &m->scratch[thread];
+    for (int i = 0; i < total; i += TOGETHER) { /* more than once only where a head's queries are more */
+        int lengths[TOGETHER], N = total - i < TOGETHER ? total - i : TOGETHER;
+        long first = (((long)h * m->rows + t) * share + i) * cache.G;
+        acts q = {m->queries.q + first * GROUP, m->queries.scale + first, m->queries.isum + first,
+                  m->queries.sum + first, NULL};
+        int last = m->chunks ? c : m->positions[t + (i + N - 1) / share] / CHUNK;
+        for (int chunk = c; chunk <= last; chunk++) {
+            for (int n = 0; n < N; n++) {
+                int length = m->positions[t + (i + n) / share] + 1 - chunk * CHUNK;
+                lengths[n] = length < CHUNK ? length : CHUNK;
+            }
+            int8_attend(&cache, &q, N, lengths, (long)chunk * CHUNK, 1.0f / sqrtf((float)C), s);
+            for (int n = 0; n < N; n++) {
+                if (lengths[n] <= 0) continue;
+                int row = t + (i + n) / share, head = h * share + (i + n) % share;
+                float *to = m->chunks ? partial_of(m, row, head, c) : m->mixed + ((long)row * H + head) * C;
+                if (m->chunks || !chunk) {
+                    memcpy(to, s->out + n * C, C * sizeof(float));
+                    if (m->chunks) memcpy(to + C, &s->state[n], sizeof(chunk_state));
+                    else s->all[n] = s->state[n];
+                } else merge(&s->all[n], to, &s->state[n], s->out + n * C, C);
             }
         }
+        for (int n = 0; n < N && !m->chunks; n++) {
+            float *to = m->mixed + ((long)(t + (i + n) / share) * H + h * share + (i + n) % share) * C;
+            for (int j = 0; j < C; j++) to[j] /= s->all[n].sum;
+        }
+    }
+}
+
+/* Queries of one sequence that share a key-value head are taken together: each key read serves them all. A piece of
+   work is some rows and a head, or one chunk of these where a call has too few rows to go round. */
+static void attention(model *m, int thread, int l) {
+    pool *p = &m->threads;
+    int share = m->s.heads / m->s.kv_heads, most = m->s.kv_int8 ? TOGETHER : QUERIES, item = 0;
+    int mine = atomic_fetch_add(&p->next, 1);
+    for (int t = 0, end; t < m->rows; t = end) {
+        for (end = t + 1; end < m->rows && (end - t + 1) * share <= most && m->cache[end] == m->cache[t]; end++) {}
+        int chunks = m->chunks ? m->positions[end - 1] / CHUNK + 1 : 1;
+        for (int h = 0; h < m->s.kv_heads; h++)
+            for (int c = 0; c < chunks; c++) {
+                if (item++ != mine) continue;
+                mine = atomic_fetch_add(&p->next, 1);
+                if (m->s.kv_int8) attend_int8(m, thread, l, t, end, h, c);
+                else attend_floats(m, thread, l, t, end, h);
+            }
     }
 }
 
@@ -311,9 +393,15 @@ EXPORT void roclm_free(model *m) {
     if (!m) return;
     pool_resize(&m->threads, 1);
     void *all[] = {m->a.q, m->a.scale, m->a.isum, m->a.sum, m->a.f, m->x, m->y, m->q, m->k, m->v, m->mixed, m->gate,
-                   m->up, m->cos, m->sin, m->layers};
+                   m->up, m->cos, m->sin, m->layers, m->queries.q, m->queries.scale, m->queries.isum, m->queries.sum,
+                   m->partial};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
-    for (int i = 0; i < MAX_THREADS; i++) free(m->scores[i]);
+    for (int i = 0; i < MAX_THREADS; i++) {
+        int8_scratch *s = &m->scratch[i];
+        void *own[] = {m->scores[i], s->scores, s->out, s->weights.q, s->weights.scale, s->weights.isum, s->weights.sum,
+                       s->rests.q, s->rests.scale, s->rests.isum, s->rests.sum};
+        for (size_t j = 0; j < sizeof own / sizeof *own; j++) free(own[j]);
+    }
     pthread_mutex_destroy(&m->threads.lock);
     pthread_cond_destroy(&m->threads.changed);
     free(m);
@@ -330,14 +418,16 @@ EXPORT model *roclm_new(const shape *s) {
     long R = s->max_rows, C = s->head_dim, H = pad((long)s->heads * C, TILE), K = pad((long)s->kv_heads * C, TILE);
     long D = pad(s->hidden, TILE), F = pad(s->intermediate, TILE), widest = D > F ? D : F;
     if (H > widest) widest = H;
-    long G = widest / GROUP + 1;
+    long G = widest / GROUP + 1, Q = s->kv_int8 ? R * s->heads * pad(C, GROUP) : 0; /* int8 of all queries */
     struct { void **to; long bytes; } wanted[] = {
         {(void **)&m->layers, s->layers * sizeof(layer)}, {(void **)&m->a.q, R * G * GROUP},
         {(void **)&m->a.scale, R * G * 4}, {(void **)&m->a.isum, R * G * 4}, {(void **)&m->a.sum, R * G * 4},
-        {(void **)&m->a.f, s->exact ? R * G * GROUP * 4 : 0}, {(void **)&m->x, R * D * 4}, {(void **)&m->y, R * D * 4},
-        {(void **)&m->q, R * H * 4}, {(void **)&m->k, R * K * 4}, {(void **)&m->v, R * K * 4},
-        {(void **)&m->mixed, R * H * 4}, {(void **)&m->gate, R * F * 4}, {(void **)&m->up, R * F * 4},
-        {(void **)&m->cos, R * C * 2}, {(void **)&m->sin, R * C * 2}};
+        {(void **)&m->a.f, s->exact ? R * G * GROUP * 4 : 0}, {(void **)&m->x, R * D * 4}, {(void **)&m->y, R * stride(D) * 4},
+        {(void **)&m->q, R * stride(H) * 4}, {(void **)&m->k, R * stride(K) * 4}, {(void **)&m->v, R * stride(K) * 4},
+        {(void **)&m->mixed, R * H * 4}, {(void **)&m->gate, R * stride(F) * 4}, {(void **)&m->up, R * stride(F) * 4},
+        {(void **)&m->cos, R * C * 2}, {(void **)&m->sin, R * C * 2}, {(void **)&m->queries.q, Q},
+        {(void **)&m->queries.scale, Q / GROUP * 4}, {(void **)&m->queries.isum, Q / GROUP * 4},
+        {(void **)&m->queries.sum, Q / GROUP * 4}};
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
         if (!(*wanted[i].to = zeros(wanted[i].bytes))) { roclm_free(m); return NULL; }
     return m;
@@ -361,28 +451,78 @@ EXPORT void roclm_set_vector(model *m, int l, int which, const float *v) {
 
 EXPORT int roclm_threads(model *m, int threads) { return pool_resize(&m->threads, threads); }
 
-/* Rows in order of position within a sequence. cache[t]: the sequence's keys and values, (layers, 2, kv_heads,
-   capacity[t] · head_dim) of kv_t, capacity a multiple of 32. Logits (outputs, padded vocabulary) of `output_rows`.
-   Returns 0, or 1 where there is no memory. */
-EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32_t *positions, kv_t *const *cache,
-                         const int64_t *capacity, int outputs, const int32_t *output_rows, float *logits) {
-    long longest = 0;
-    for (int t = 0; t < count; t++) longest = positions[t] + 1 > longest ? positions[t] + 1 : longest;
-    if (pad(longest, SPAN) > m->scores_length || !m->scores[m->threads.threads - 1]) {
+/* The working space of the attention, for the longest text of a call; 0, or 1 where there is no memory. */
+static int make_room(model *m, long longest) {
+    int C = m->s.head_dim, threads = m->threads.threads;
+    if (!m->s.kv_int8) {
+        if (pad(longest, SPAN) <= m->scores_length && m->scores[threads - 1]) return 0;
         m->scores_length = pad(longest * 3 / 2, SPAN);
-        for (int i = 0; i < m->threads.threads; i++) {
+        for (int i = 0; i < threads; i++) {
             free(m->scores[i]);
             if (!(m->scores[i] = zeros(m->scores_length * QUERIES * 4))) { m->scores_length = 0; return 1; }
         }
+        return 0;
     }
+    long groups = TOGETHER * CHUNK / GROUP;
+    for (int i = 0; i < threads; i++) {
+        int8_scratch *s = &m->scratch[i];
+        struct { void **to; long bytes; } wanted[] = {
+            {(void **)&s->scores, TOGETHER * CHUNK * 4}, {(void **)&s->out, TOGETHER * C * 4},
+            {(void **)&s->weights.q, groups * GROUP}, {(void **)&s->weights.scale, groups * 4},
+            {(void **)&s->weights.isum, groups * 4}, {(void **)&s->weights.sum, groups * 4},
+            {(void **)&s->rests.q, TOGETHER * GROUP}, {(void **)&s->rests.scale, TOGETHER * 4},
+            {(void **)&s->rests.isum, TOGETHER * 4}, {(void **)&s->rests.sum, TOGETHER * 4}};
+        for (size_t j = 0; j < sizeof wanted / sizeof *wanted; j++)
+            if (!*wanted[j].to && !(*wanted[j].to = zeros(wanted[j].bytes))) return 1;
+    }
+    int share = threads > 1 && longest > CHUNK && m->rows * m->s.kv_heads <= 8 * threads; /* else there are rows to share */
+    m->chunks = share ? (int)((longest - 1) / CHUNK + 1) : 0;
+    long wanted = (long)m->rows * m->s.heads * m->chunks * (C + LANES);
+    if (wanted > m->partial_length) {
+        free(m->partial);
+        m->partial_length = 2 * wanted;
+        if (!(m->partial = zeros(m->partial_length * 4))) { m->partial_length = 0; return 1; }
+    }
+    return 0;
+}
+
+/* Rows in order of position within a sequence. cache[t]: the sequence's keys and values, of roclm_cache_bytes for its
+   capacity[t], a multiple of 32, zero at first. Logits (outputs, roclm_stride of the vocabulary) of `output_rows`. Returns 0, or 1
+   where there is no memory. */
+EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32_t *positions, uint8_t *const *cache,
+                         const int64_t *capacity, int outputs, const int32_t *output_rows, float *logits) {
+    long longest = 0;
+    for (int t = 0; t < count; t++) longest = positions[t] + 1 > longest ? positions[t] + 1 : longest;
     m->rows = count, m->outputs = outputs;
     m->tokens = tokens, m->positions = positions, m->output_rows = output_rows;
     m->cache = cache, m->capacity = capacity, m->logits = logits;
+    if (make_room(m, longest)) return 1;
     pool_run(&m->threads, forward, m);
     return 0;
 }
 
-EXPORT int roclm_kv_bytes(void) { return sizeof(kv_t); }
+EXPORT long roclm_stride(long rows) { return stride(rows); }
+EXPORT long roclm_cache_bytes(const model *m, long capacity) {
+    return m->s.layers * m->s.kv_heads * head_bytes(&m->s, capacity);
+}
+/* The first `length` positions of one sequence's cache into another's. */
+EXPORT void roclm_copy_cache(const model *m, const uint8_t *from, long from_capacity, uint8_t *to, long to_capacity,
+                             long length) {
+    int C = m->s.head_dim, n = m->s.layers * m->s.kv_heads;
+    long used = pad(length, SPAN);
+    for (int i = 0; i < n; i++, from += head_bytes(&m->s, from_capacity), to += head_bytes(&m->s, to_capacity)) {
+        if (!m->s.kv_int8) {
+            memcpy(to, from, used * C * sizeof(kv_t));
+            memcpy(to + to_capacity * C * sizeof(kv_t), from + from_capacity * C * sizeof(kv_t), used * C * sizeof(kv_t));
+            continue;
+        }
+        int8_cache a = int8_cache_at((uint8_t *)from, C, from_capacity), b = int8_cache_at(to, C, to_capacity);
+        memcpy(b.keys, a.keys, int8_keys_bytes(C, used));
+        for (long j = 0; j < C / TILE; j++)
+            memcpy(b.values + j * to_capacity * TILE, a.values + j * from_capacity * TILE, used * TILE);
+        memcpy(b.scales, a.scales, used * 2);
+    }
+}
 EXPORT long roclm_tile_bytes(int kind) { return TILE_BYTES(kind); }
 
 /* GGUF blocks (rows, columns / 32) → tiles. `order[r]`: which row of the blocks becomes row r; NULL: as they are. */
@@ -391,7 +531,7 @@ EXPORT void roclm_pack(int kind, const uint8_t *blocks, int rows, int columns, c
     for (int tile = 0; tile < pad(rows, TILE) / TILE; tile++)
         for (int g = 0; g < G; g++, tiles += TILE_BYTES(kind)) {
             uint16_t *scales = (uint16_t *)tiles;
-            uint8_t *quants = tiles + (kind == Q4_1 ? 64 : 32);
+            uint8_t *quants = tiles + HEAD_BYTES(kind);
             for (int r = 0; r < TILE; r++) {
                 int row = tile * TILE + r;
                 if (row >= rows) { /* rows that fill up the last tile are zero */
@@ -431,15 +571,6 @@ EXPORT double roclm_multiply(model *m, long rounds) {
 }
 
 /* ── Quantizing float weights into GGUF's blocks ───────────────────────────────────────────────────────────────── */
-
-static uint16_t float_to_half(float x) { /* to nearest, ties to even; the scales of weights are never infinite */
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    uint32_t sign = bits >> 16 & 0x8000, body = bits & 0x7fffffff;
-    if (body >= 0x477ff000) return (uint16_t)(sign | 0x7bff); /* the largest there is */
-    if (body < 0x38800000) return (uint16_t)(sign | (uint32_t)lrintf(ldexpf(fabsf(x), 24))); /* subnormal */
-    return (uint16_t)(sign | ((body + 0xfff + (body >> 13 & 1) - (112u << 23)) >> 13));
-}
 
 /* Error Σ (d·q + m − w)² of 32 weights for a scale and a minimum as they will be stored, with the q they lead to. */
 static float q4_error(const float *w, float d, float m, uint8_t *q) {

@@ -47,12 +47,40 @@ INLINE vf vmax(vf a, vf b) { vi m = a > b; return (vf)((m & (vi)a) | (~m & (vi)b
 INLINE vf vfloat(vi a) { return __builtin_convertvector(a, vf); }
 #endif
 
+/* Across lanes: sums, the largest, lanes moved (lane i of the result is lane at[i]), the low bytes of whole numbers. */
+#if defined(PATH_AVX512)
+INLINE float vsum(vf v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE vf vmove(vf v, vi at) { return (vf)_mm512_permutexvar_ps((__m512i)at, (__m512)v); }
+INLINE float vlargest(vf v) { return _mm512_reduce_max_ps((__m512)v); }
+INLINE int32_t visum(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
+INLINE void vbytes(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)v)); }
+#elif defined(X86)
 INLINE float vsum(vf v) {
-    float s[LANES];
-    vstore(s, v);
-    for (int n = LANES / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) s[i] += s[i + n];
-    return s[0];
+    __m128 h = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+}
+INLINE vf vmove(vf v, vi at) { return (vf)_mm256_permutevar8x32_ps((__m256)v, (__m256i)at); }
+INLINE float vlargest(vf v) {
+    __m128 h = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+}
+INLINE int32_t visum(vi v) {
+    __m128i h = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
+}
+INLINE void vbytes(int8_t *p, vi v) {
+    __m128i w = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(w, w));
+}
+#else
+INLINE float vsum(vf v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+INLINE vf vmove(vf v, vi at) {
+    vf moved;
+    for (int i = 0; i < LANES; i++) moved[i] = v[at[i]];
+    return moved;
 }
 INLINE float vlargest(vf v) {
     float s[LANES];
@@ -61,6 +89,15 @@ INLINE float vlargest(vf v) {
         if (s[i] > s[0]) s[0] = s[i];
     return s[0];
 }
+INLINE int32_t visum(vi v) {
+    int32_t sum = 0;
+    for (int i = 0; i < LANES; i++) sum += v[i];
+    return sum;
+}
+INLINE void vbytes(int8_t *p, vi v) {
+    for (int i = 0; i < LANES; i++) p[i] = (int8_t)v[i];
+}
+#endif
 
 /* exp(x), relative error about 1e-7; 0 below −87. x = n·ln 2 + r, |r| ≤ ½ ln 2: 2ⁿ goes straight into the exponent's
    bits, exp(r) is a polynomial (Cephes, expf). */
@@ -97,6 +134,15 @@ INLINE float half_to_float(uint16_t h) {
     memcpy(&f, &bits, 4);
     return f;
 #endif
+}
+
+static uint16_t float_to_half(float x) { /* to nearest, ties to even; scales are never infinite */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = bits >> 16 & 0x8000, body = bits & 0x7fffffff;
+    if (body >= 0x477ff000) return (uint16_t)(sign | 0x7bff); /* the largest there is */
+    if (body < 0x38800000) return (uint16_t)(sign | (uint32_t)lrintf(ldexpf(fabsf(x), 24))); /* subnormal */
+    return (uint16_t)(sign | ((body + 0xfff + (body >> 13 & 1) - (112u << 23)) >> 13));
 }
 
 #ifdef X86
