@@ -227,7 +227,8 @@ class GGUFFile:
 
     def _strings(self, count: int) -> list[str]:
         """As `_string`, for a vocabulary: a hundred thousand of them, so in one loop without a call of ours."""
-        values, at, data = [], self._at, self._map
+        values: list[bytes] = []
+        at, data = self._at, self._map
         length_at, append = struct.Struct("<Q").unpack_from, values.append
         for _ in range(count):
             (length,) = length_at(data, at)
