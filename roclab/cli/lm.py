@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="RocLM, the language model.", no_args_is_help=True)
 
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_NEW_TOKENS = 256
 MODEL = typer.Option(
     DEFAULT_MODEL, "--model", "-m", help="A short name, a path (GGUF file or model folder), or owner/name on a Hub."
 )
@@ -61,13 +62,20 @@ def pull(name: str = typer.Argument(..., help="A short name such as smollm2-135m
 @app.command()
 def generate(
     prompt: list[str] = typer.Option(None, "--prompt", "-p", help="The text to continue; repeat it for a batch."),
-    prompt_file: Path = typer.Option(None, "--prompt-file", help="Read the prompt from a file; - is standard input."),
+    prompt_file: Path = typer.Option(
+        None, "--prompt-file", help="Read the prompt from a file, - is standard input; a last line end is left out."
+    ),
     model: str = MODEL,
     tokenizer_path: Path = TOKENIZER,
     chat: bool = typer.Option(False, "--chat", help="Ask the prompt as a user's message, through the chat template."),
     system: str = SYSTEM,
     thinking: str = THINKING,
-    max_new_tokens: int = typer.Option(256, "--max-new-tokens", "-n", help="At most this many new tokens."),
+    max_new_tokens: int = typer.Option(
+        None,
+        "--max-new-tokens",
+        "-n",
+        help="At most this many new tokens; if not given 256, or what the context holds.",
+    ),
     temperature: float = TEMPERATURE,
     top_k: int = TOP_K,
     top_p: float = TOP_P,
@@ -88,8 +96,11 @@ def generate(
 
     Example: roclab lm generate --model smollm2-135m --chat --prompt "What is gravity? Explain in two sentences."
     """
+    from dataclasses import replace
+
     from roclab.lm.engine import Timings, complete, stream
     from roclab.lm.sampling import SamplingParams
+    from roclab.runs import track
 
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -116,6 +127,9 @@ def generate(
         ]
     else:
         prompts = [tokenizer.encode(text) for text in texts]
+    if max_new_tokens is None:
+        room = language_model.config.max_position_embeddings - max(map(len, prompts))
+        params = replace(params, max_new_tokens=max(1, min(DEFAULT_NEW_TOKENS, room)))
 
     timings = Timings()
     if not as_json and len(prompts) == 1:
@@ -126,7 +140,10 @@ def generate(
             print(event.text if begun or not chat else "", end="", flush=True)
         print()
         return
-    results = complete(language_model, tokenizer, prompts, params, timings)
+    most = (params.max_new_tokens or 1) * len(prompts)
+    results = complete(
+        language_model, tokenizer, prompts, params, timings, progress=lambda events: track(events, "tokens", most)
+    )
     for row, (text, result) in enumerate(zip(texts, results, strict=True)):
         if not as_json:
             print(f"> {text}\n{result.text}\n")
@@ -257,6 +274,8 @@ def _load(
     threads: int | None = None,
 ) -> tuple[LanguageModel, Tokenizer, float]:
     """Model, tokenizer and the seconds it took to open them; importing torch is not counted."""
+    if sys.stderr.isatty():  # before the imports, which take seconds: a person should see that something happens
+        say(f"opening {name}")
     import torch
 
     from roclab.lm.checkpoints import open_checkpoint
@@ -297,7 +316,8 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
         raise RocLabError("give the prompt with --prompt or with --prompt-file")
     if file is None:
         return list(prompts or [])
-    return [sys.stdin.read() if str(file) == "-" else read_text(file)]
+    text = sys.stdin.read() if str(file) == "-" else read_text(file)
+    return [text.removesuffix("\n").removesuffix("\r")]  # the end of the last line, which editors and echo add
 
 
 def read_text(path: Path, max_bytes: int | None = None) -> str:
