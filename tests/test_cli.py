@@ -136,7 +136,7 @@ def test_pull_says_where_the_weights_are(smollm_path):
         (("generate", "-p", "x", "--tokenizer", "no/such"), "tokenizer.json"),
         (("evaluate", "--text", "README.md", "--max-bytes", "-5"), "--max-bytes"),
         (("evaluate", "--text", "README.md", "--window", "0"), "window of 0"),
-        (("nonsense",), "No such command 'nonsense'. (see roclab lm --help)"),
+        (("nonsense",), "No such command 'nonsense'. (see "),
         (("generate", "-p", "x", "-n", "9000"), "the model's context has 8192"),
         (("generate", "--prompt-file", "no/such/file.txt"), "no/such/file.txt: cannot be read"),
         (("evaluate", "--text", "no/such/file.txt"), "no/such/file.txt: cannot be read"),

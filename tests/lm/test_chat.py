@@ -243,7 +243,7 @@ def test_chat_through_pipes(thinker_folder, tmp_path):
     assert "/etc: no such command" not in done.stderr  # a space first: it is text
     assert "this is a folder" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["talk.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["below", "talk.json"]
     assert "Not a directory" in done.stderr or "File exists" in done.stderr
     assert json.loads(saved.read_text()) == {
         "system": "Be kind.", "thinking": False,
