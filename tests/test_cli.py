@@ -75,6 +75,8 @@ def test_generate_streams_text_and_reads_a_prompt_from_a_pipe():
     done = roclab("lm", "generate", "--prompt-file", "-", "-n", "5", stdin="1, 2, 3, 4,")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().startswith("5,")
+    # echo ends its line; the prompt does not: a model would take it for the end of the paragraph.
+    assert roclab("lm", "generate", "--prompt-file", "-", "-n", "5", stdin="1, 2, 3, 4,\n").stdout == done.stdout
 
 
 def test_a_batch_gives_a_line_of_json_a_prompt():
@@ -134,7 +136,7 @@ def test_pull_says_where_the_weights_are(smollm_path):
         (("generate", "-p", "x", "--tokenizer", "no/such"), "tokenizer.json"),
         (("evaluate", "--text", "README.md", "--max-bytes", "-5"), "--max-bytes"),
         (("evaluate", "--text", "README.md", "--window", "0"), "window of 0"),
-        (("nonsense",), "nonsense"),
+        (("nonsense",), "No such command 'nonsense'. (see "),
         (("generate", "-p", "x", "-n", "9000"), "the model's context has 8192"),
         (("generate", "--prompt-file", "no/such/file.txt"), "no/such/file.txt: cannot be read"),
         (("evaluate", "--text", "no/such/file.txt"), "no/such/file.txt: cannot be read"),

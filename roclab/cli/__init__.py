@@ -67,7 +67,9 @@ def main() -> None:
     except RocLabError as error:
         _fail(error, str(error))
     except _UsageError as error:
-        _fail(error, error.format_message())
+        context = getattr(error, "ctx", None)
+        message = error.format_message()
+        _fail(error, f"{message} (see {context.command_path} --help)" if message and context else message)
     except typer.Abort:  # ctrl-c
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as in `roclab … | head`

@@ -12,13 +12,13 @@ from roclab.lm.chat import Conversation
 from roclab.runs import read_json, write_json
 
 HELP = """\
-/help             this list
+/help               this list
 /think on|off|auto  thinking mode, where the model has one
-/system [TEXT]    show or set the system message; /system none removes it
-/reset            forget the conversation
-/save FILE        write it as JSON (take it up with --load FILE)
-/stats            tokens and speed of the last reply
-/quit             end (so does ctrl-d)
+/system [TEXT]      show or set the system message; /system none removes it
+/reset              forget the conversation
+/save FILE          write it as JSON (take it up with --load FILE)
+/stats              tokens and speed of the last reply
+/quit               end (so does ctrl-d)
 ctrl-c cuts a reply short; what was said stays. Text in several lines: end a line with \\."""
 
 _THINKING = {"on": True, "off": False, "auto": None}
@@ -103,7 +103,12 @@ class ChatLoop:
     def _save(self, argument: str) -> None:
         if not argument:
             raise RocLabError("/save FILE: name a file")
-        path = Path(os.path.expanduser(argument))
+        try:
+            path = Path(argument).expanduser()
+        except RuntimeError:
+            raise RocLabError(
+                f"/save {argument}: there is no such user; write ./{argument} for a folder of that name"
+            ) from None
         if path.is_dir():
             raise RocLabError(f"/save {path}: this is a folder; name a file")
         try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="RocLM, the language model.", no_args_is_help=True)
 
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_NEW_TOKENS = 256
 MODEL = typer.Option(
     DEFAULT_MODEL, "--model", "-m", help="A short name, a path (GGUF file or model folder), or owner/name on a Hub."
 )
@@ -30,6 +31,12 @@ ENGINE = typer.Option("auto", "--engine", help="fast (quantized CPU kernels), to
 EVALUATION_ENGINE = typer.Option("torch", "--engine", help="torch, the exact one; or fast, to see what it loses.")
 QUANTIZE = typer.Option(None, "--quantize", help="Round float weights to int8 or int4, for the fast engine.")
 FLOAT_ACTIVATIONS = typer.Option(
+    None,
+    "--float-activations/--int8-activations",
+    help="Fast engine: whether activations stay floats (slower, and at temperature 0 the words of --engine torch) "
+    "or are rounded to int8; by default floats at temperature 0.",
+)
+INT8_ACTIVATIONS = typer.Option(
     False, "--float-activations", help="Fast engine: no rounding of activations to int8; slower, nearest to torch."
 )
 THREADS = typer.Option(None, "--threads", min=1, max=64, help="Fast engine: by default the fastest number is found.")
@@ -61,13 +68,20 @@ def pull(name: str = typer.Argument(..., help="A short name such as smollm2-135m
 @app.command()
 def generate(
     prompt: list[str] = typer.Option(None, "--prompt", "-p", help="The text to continue; repeat it for a batch."),
-    prompt_file: Path = typer.Option(None, "--prompt-file", help="Read the prompt from a file; - is standard input."),
+    prompt_file: Path = typer.Option(
+        None, "--prompt-file", help="Read the prompt from a file, - is standard input; a last line end is left out."
+    ),
     model: str = MODEL,
     tokenizer_path: Path = TOKENIZER,
     chat: bool = typer.Option(False, "--chat", help="Ask the prompt as a user's message, through the chat template."),
     system: str = SYSTEM,
     thinking: str = THINKING,
-    max_new_tokens: int = typer.Option(256, "--max-new-tokens", "-n", help="At most this many new tokens."),
+    max_new_tokens: int = typer.Option(
+        None,
+        "--max-new-tokens",
+        "-n",
+        help="At most this many new tokens; if not given 256, or what the context holds.",
+    ),
     temperature: float = TEMPERATURE,
     top_k: int = TOP_K,
     top_p: float = TOP_P,
@@ -81,15 +95,18 @@ def generate(
     device: str = DEVICE,
     engine: str = ENGINE,
     quantize: str = QUANTIZE,
-    float_activations: bool = FLOAT_ACTIVATIONS,
+    float_activations: bool | None = FLOAT_ACTIVATIONS,
     threads: int = THREADS,
 ) -> None:
     """Continue a text, or answer a question with --chat.
 
     Example: roclab lm generate --model smollm2-135m --chat --prompt "What is gravity? Explain in two sentences."
     """
+    from dataclasses import replace
+
     from roclab.lm.engine import Timings, complete, stream
     from roclab.lm.sampling import SamplingParams
+    from roclab.runs import track
 
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -105,7 +122,7 @@ def generate(
         if given and not there:
             raise RocLabError(f"{flag} needs {needs}")
     language_model, tokenizer, load_seconds = _load(
-        model, tokenizer_path, dtype, device, engine, quantize, float_activations, threads
+        model, tokenizer_path, dtype, device, engine, quantize, _exact(float_activations, temperature), threads
     )
     if chat:
         _check_thinking(tokenizer, enable_thinking)
@@ -116,6 +133,9 @@ def generate(
         ]
     else:
         prompts = [tokenizer.encode(text) for text in texts]
+    if max_new_tokens is None:
+        room = language_model.config.max_position_embeddings - max(map(len, prompts))
+        params = replace(params, max_new_tokens=max(1, min(DEFAULT_NEW_TOKENS, room)))
 
     timings = Timings()
     if not as_json and len(prompts) == 1:
@@ -126,7 +146,10 @@ def generate(
             print(event.text if begun or not chat else "", end="", flush=True)
         print()
         return
-    results = complete(language_model, tokenizer, prompts, params, timings)
+    most = (params.max_new_tokens or 1) * len(prompts)
+    results = complete(
+        language_model, tokenizer, prompts, params, timings, progress=lambda events: track(events, "tokens", most)
+    )
     for row, (text, result) in enumerate(zip(texts, results, strict=True)):
         if not as_json:
             print(f"> {text}\n{result.text}\n")
@@ -174,7 +197,7 @@ def chat(
     device: str = DEVICE,
     engine: str = ENGINE,
     quantize: str = QUANTIZE,
-    float_activations: bool = FLOAT_ACTIVATIONS,
+    float_activations: bool | None = FLOAT_ACTIVATIONS,
     threads: int = THREADS,
 ) -> None:
     """Talk to a model. /help inside lists the commands; ctrl-c cuts a reply short, ctrl-d ends.
@@ -191,7 +214,7 @@ def chat(
     )  # fmt: skip
     enable_thinking = _thinking(thinking)
     language_model, tokenizer, _ = _load(
-        model, tokenizer_path, dtype, device, engine, quantize, float_activations, threads
+        model, tokenizer_path, dtype, device, engine, quantize, _exact(float_activations, temperature), threads
     )
     _check_thinking(tokenizer, enable_thinking)
     conversation = Conversation(language_model, tokenizer, params, system=system, thinking=enable_thinking)
@@ -218,7 +241,7 @@ def evaluate(
     device: str = DEVICE,
     engine: str = EVALUATION_ENGINE,
     quantize: str = QUANTIZE,
-    float_activations: bool = FLOAT_ACTIVATIONS,
+    float_activations: bool = INT8_ACTIVATIONS,
     threads: int = THREADS,
 ) -> None:
     """Perplexity and bits per byte of a text under a model.
@@ -257,6 +280,8 @@ def _load(
     threads: int | None = None,
 ) -> tuple[LanguageModel, Tokenizer, float]:
     """Model, tokenizer and the seconds it took to open them; importing torch is not counted."""
+    if sys.stderr.isatty():  # before the imports, which take seconds: a person should see that something happens
+        say(f"opening {name}")
     import torch
 
     from roclab.lm.checkpoints import open_checkpoint
@@ -283,6 +308,12 @@ def _load(
     return model, tokenizer, time.perf_counter() - started
 
 
+def _exact(float_activations: bool | None, temperature: float) -> bool:
+    """Whether the fast engine keeps activations as floats. Who asks for the likeliest text should get the model's own:
+    between two words almost alike, int8's rounding decides, and that differs between processors."""
+    return temperature == 0 if float_activations is None else float_activations
+
+
 def _thinking(word: str) -> bool | None:
     choices = {"on": True, "off": False, "auto": None}
     if word not in choices:
@@ -300,7 +331,8 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
         raise RocLabError("give the prompt with --prompt or with --prompt-file")
     if file is None:
         return list(prompts or [])
-    return [sys.stdin.read() if str(file) == "-" else read_text(file)]
+    text = sys.stdin.read() if str(file) == "-" else read_text(file)
+    return [text.removesuffix("\n").removesuffix("\r")]  # the end of the last line, which editors and echo add
 
 
 def read_text(path: Path, max_bytes: int | None = None) -> str:

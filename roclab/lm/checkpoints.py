@@ -13,6 +13,9 @@ No pickle is ever executed.
 
 from __future__ import annotations
 
+import pickle
+import re
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -30,6 +33,7 @@ from roclab.lm.gguf import GGUFFile
 from roclab.lm.model import RocLMConfig, RocLMForCausalLM, rope_frequencies
 from roclab.lm.sources import locate
 from roclab.lm.tokenizer import Tokenizer, read_json_object
+from roclab.runs import track
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SUPPORTED = ("qwen3", "qwen2", "llama", "mistral")
@@ -101,7 +105,7 @@ class Checkpoint(ABC):
         stored_names = self.checked()
         with _NoInitialValues(), torch.device("meta"):  # shapes without memory: the weights come from the file
             model = RocLMForCausalLM(self.config)
-        for name, stored in stored_names.items():
+        for name, stored in track(stored_names.items(), "tensors"):
             module_name, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module_name), leaf, nn.Parameter(self.tensor(stored, dtype).to(device)))
         if self.config.tie_word_embeddings:
@@ -463,11 +467,16 @@ class CourseCheckpoint(Checkpoint):
         try:
             # weights_only: tensors and plain containers, nothing that runs. mmap: read when used, which only the zip
             # form allows; torch before 1.6 wrote another.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is wrong is said below
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except FileNotFoundError:
             raise CheckpointError(f"{path}: missing, although {self.CONFIG} is there") from None
         except Exception as error:  # damaged zip, refused pickle, wrong magic: the library has a type for each
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__
+            if isinstance(error, pickle.UnpicklingError):  # the library's own words tell how to run it after all
+                found = re.search(r"GLOBAL (\S+)", str(error))
+                reason = f"holds {found[1] if found else 'more than tensors'}, never run here; save model.state_dict()"
             raise CheckpointError(f"{path}: not a plain state dict, or damaged ({reason})") from None
         if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
             raise CheckpointError(f"{path}: not a state dict (a dict of tensors was expected)")

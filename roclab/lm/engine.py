@@ -16,7 +16,7 @@ kernels (`roclab.lm.kernels.fast`), whose rows never depend on their batch-mates
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -148,7 +148,12 @@ class TorchBatch:
         return self.model(torch.tensor(token_ids, device=self.input_ids.device)[:, None], cache=self.cache)[:, -1]
 
     def keep(self, rows: list[int]) -> None:
-        self.cache.keep(rows)
+        cache = self.cache
+        for buffers in (cache.keys, cache.values):
+            for i, old in enumerate(buffers):  # only the slots in use: the rest was never touched and costs no memory
+                buffers[i] = old.new_empty(len(rows), *old.shape[1:])
+                buffers[i][:, :, : cache.length] = old[rows, :, : cache.length]
+        cache.real = cache.real[rows]
 
     def alone(self, ids: Sequence[int]) -> Tensor:
         return self.model(torch.tensor([list(ids)], device=self.input_ids.device), logits_to_keep=1)[:, -1]
@@ -174,10 +179,11 @@ def complete(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     timings: Timings | None = None,
+    progress: Callable[[Iterator[TokenEvent]], Iterable[TokenEvent]] = iter,
 ) -> list[Completion]:
-    """`stream`, collected: a Completion per prompt, in their order."""
+    """`stream`, collected: a Completion per prompt, in their order. `progress` wraps the events, to be seen passing."""
     results = [Completion(len(prompt)) for prompt in prompts]
-    for event in stream(model, tokenizer, prompts, params, timings):
+    for event in progress(stream(model, tokenizer, prompts, params, timings)):
         result = results[event.row]
         result.token_ids.append(event.token_id)
         result.text += event.text

@@ -69,7 +69,9 @@ def evaluate_text(
     window = min(DEFAULT_WINDOW, context) if window is None else window
     stride = max(window // 2, 1) if stride is None else stride
     if not 2 <= window <= context:
-        raise DataError(f"a window of {window} tokens does not fit the model's context of {context}")
+        raise DataError(
+            f"a window of {window} tokens: it must have at least 2, and at most the model's context, {context}"
+        )
     if not 1 <= stride < window:
         raise DataError(f"the stride must be at least 1 and below the window of {window}: got {stride}")
     ids = tokenizer.encode(text)

@@ -56,32 +56,27 @@ class RocLMConfig:
     attn_implementation: str = "sdpa"  # "eager" writes the formula out and keeps the attention maps
 
     def __post_init__(self) -> None:
+        def need(holds: bool, name: str, what: str) -> None:
+            if not holds:
+                raise ValueError(f"{name} must be {what}: got {getattr(self, name)!r}")
+
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "head_dim", "max_position_embeddings"):  # fmt: skip
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number: got {value!r}")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads})"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even, because RoPE turns pairs: got {self.head_dim}")
-        if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act must be 'silu' (SwiGLU): got {self.hidden_act!r}")
-        if self.attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(f"attn_implementation must be 'sdpa' or 'eager': got {self.attn_implementation!r}")
+            value = getattr(self, name)
+            need(isinstance(value, int) and value > 0, name, "a positive whole number")
         for name in ("rope_theta", "rms_norm_eps"):
-            if not isinstance(value := getattr(self, name), (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number: got {value!r}")
-        if not all(isinstance(token_id, int) for token_id in self.eos_token_ids):
-            raise ValueError(f"eos_token_id must be a whole number, a list of them or None: got {self.eos_token_id!r}")
+            need(_is_positive(getattr(self, name)), name, "a positive number")
+        heads, kv_heads, layers = self.num_attention_heads, self.num_key_value_heads, self.num_hidden_layers
+        need(heads % kv_heads == 0, "num_attention_heads", f"a multiple of num_key_value_heads ({kv_heads})")
+        need(self.head_dim % 2 == 0, "head_dim", "even, because RoPE turns pairs")
+        need(self.hidden_act == "silu", "hidden_act", "'silu' (SwiGLU)")
+        need(self.attn_implementation in ("sdpa", "eager"), "attn_implementation", "'sdpa' or 'eager'")
+        ids_only = all(isinstance(token_id, int) for token_id in self.eos_token_ids)
+        need(ids_only, "eos_token_id", "a whole number, a list of them or None")
+        kinds = self.layer_types
+        full = kinds is None or (len(kinds) == layers and set(kinds) == {"full_attention"})
+        need(full, "layer_types", f"'full_attention' for each of {layers} layers, or None")
         rope_scaling_constants(self.rope_scaling)
-        if self.layer_types is not None:
-            if len(self.layer_types) != self.num_hidden_layers:
-                raise ValueError(f"layer_types names {len(self.layer_types)} layers of {self.num_hidden_layers}")
-            if other := set(self.layer_types) - {"full_attention"}:
-                raise ValueError(f"layer_types may only hold 'full_attention': got {sorted(other)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RocLMConfig:
@@ -125,24 +120,30 @@ class RocLMMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < math.inf
+
+
+ROPE_CONSTANTS = {  # of each kind of `rope_scaling`
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
 def rope_scaling_constants(scaling: Mapping[str, Any] | None) -> tuple[str, list[float]]:
-    """The kind of a `rope_scaling` and its constants, in the order of `rope_frequencies`. Raises ValueError for a kind
-    that is not supported, or a constant that is missing or not positive."""
+    """The kind of a `rope_scaling` and its constants as ROPE_CONSTANTS orders them. Raises ValueError for a kind that
+    is not supported, or a constant that is missing or not positive."""
     if not isinstance(scaling, (Mapping, type(None))):
         raise ValueError(f"rope_scaling must be a dict: got {scaling!r}")
-    needed = {
-        "default": [],
-        "linear": ["factor"],
-        "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
-    }
     scaling = scaling or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in needed:
-        raise ValueError(f"rope_scaling of kind {kind!r} is not supported (supported: {', '.join(needed)})")
-    for name in needed[kind]:
-        if not isinstance(value := scaling.get(name), (int, float)) or not 0 < value < math.inf:
+    if kind not in ROPE_CONSTANTS:
+        raise ValueError(f"rope_scaling of kind {kind!r} is not supported (supported: {', '.join(ROPE_CONSTANTS)})")
+    for name in ROPE_CONSTANTS[kind]:
+        if not _is_positive(value := scaling.get(name)):
             raise ValueError(f"rope_scaling needs a positive {name}: got {value!r}")
-    return kind, [scaling[name] for name in needed[kind]]
+    return kind, [scaling[name] for name in ROPE_CONSTANTS[kind]]
 
 
 def rope_frequencies(config: RocLMConfig) -> Tensor:
@@ -224,12 +225,9 @@ class KVCache:
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.real = torch.zeros(batch_size, capacity, dtype=torch.bool, device=device)
+        self.capacity = capacity
         self.length = 0  # slots in use; set by the model after every layer has appended
         self.padded = False  # whether any slot in use is padding: without it most masks are not needed
-
-    @property
-    def capacity(self) -> int:
-        return self.real.shape[1]
 
     def append(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, K, T, C) behind what is there; return all so far, (B, K, S, C) each."""
@@ -237,14 +235,6 @@ class KVCache:
         self.keys[layer_idx][:, :, self.length : end] = k
         self.values[layer_idx][:, :, self.length : end] = v
         return self.keys[layer_idx][:, :, :end], self.values[layer_idx][:, :, :end]
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop the other rows of the batch."""
-        for buffers in (self.keys, self.values):
-            for i, old in enumerate(buffers):  # only the slots in use: the rest was never touched and costs no memory
-                buffers[i] = old.new_empty(len(rows), *old.shape[1:])
-                buffers[i][:, :, : self.length] = old[rows, :, : self.length]
-        self.real = self.real[rows]
 
 
 class RocLMAttention(nn.Module):
@@ -320,17 +310,17 @@ class RocLMModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """`attention_mask` (B, T), true for tokens and false for left padding, covers the new tokens only; the cache
         remembers the earlier ones. Raises ValueError if the tokens do not fit the context or the cache."""
-        B, T = input_ids.shape
+        T = input_ids.shape[1]
         past, room = 0, self.config.max_position_embeddings
         if cache is not None:
             past, room = cache.length, min(room, cache.capacity)
         if past + T > room:
             raise ValueError(f"{past + T} tokens do not fit: the context holds {room}")
 
-        real = torch.ones(B, T, dtype=torch.bool, device=input_ids.device)
-        padded = attention_mask is not None and not bool(attention_mask.all())
-        if attention_mask is not None:
-            real = attention_mask.bool()
+        if attention_mask is None:
+            real, padded = torch.ones_like(input_ids, dtype=torch.bool), False  # (B, T)
+        else:
+            real, padded = attention_mask.bool(), not bool(attention_mask.all())
         if cache is not None:
             cache.real[:, past : past + T] = real
             cache.padded = padded = padded or cache.padded
@@ -486,4 +476,5 @@ def self_check() -> bool:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # so small a model takes longer with more, much longer where the cores are busy
     raise SystemExit(not self_check())

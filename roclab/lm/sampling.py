@@ -68,7 +68,8 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 def draw(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
     """One token from one row of logits (V,), temperature above 0."""
     logits = logits.float()
-    # The largest becomes 0 first: divided by a tiny temperature it would overflow.
-    row = ((logits - logits.max()) / params.temperature)[None]
+    # The largest becomes 0 first: divided by a tiny temperature it would overflow. Below float32's range that is 0/0.
+    temperature = max(params.temperature, torch.finfo(torch.float32).tiny)
+    row = ((logits - logits.max()) / temperature)[None]
     row = filter_min_p(filter_top_p(filter_top_k(row, params.top_k), params.top_p), params.min_p)
     return int(torch.multinomial(row.softmax(-1)[0], 1, generator=generator))

@@ -195,6 +195,8 @@ def test_a_malicious_pickle_is_refused_and_not_executed(layout, tmp_path):
     with pytest.raises(CheckpointError, match="not a plain state dict") as caught:
         open_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
+    assert "save model.state_dict()" in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # torch's advice how to run it after all
     assert not proof.exists()
 
 
@@ -467,6 +469,11 @@ def test_the_command_line_reports_a_truncated_gguf_file_and_a_pickle(good_gguf, 
 def test_the_command_line_reports_a_context_that_is_too_short(good_gguf):
     result = roclab("lm", "generate", "--model", str(good_gguf), "--prompt", "x" * 100, "--max-new-tokens", "100")
     assert_one_line(result, "100", "128")
+    # Who names no number gets what there is room for, not a refusal of a number that nobody asked for.
+    result = roclab("lm", "generate", "--model", str(good_gguf), "--prompt", "x" * 100, "--json")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert 1 <= answer["new_tokens"] <= 128 - answer["prompt_tokens"]
 
 
 def test_the_command_line_generates_from_every_layout(good_folder, good_gguf, tmp_path):

@@ -89,6 +89,16 @@ def test_the_real_weights(path, smollm, smollm_path):
         assert divergence < most, (exact, divergence)
 
 
+def test_the_likeliest_text_is_the_readable_models_on_every_path(path, smollm, smollm_path):
+    """After "the presence of" two words are 0.03 logits apart."""
+    model, tokenizer = smollm
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "What is gravity? Explain in two sentences."}])
+    params = SamplingParams(max_new_tokens=30)
+    fast = FastRocLM(open_checkpoint(smollm_path), path=path, exact=True, threads=1)
+    expected = complete(model, tokenizer, [prompt], params)[0].token_ids
+    assert complete(fast, tokenizer, [prompt], params)[0].token_ids == expected
+
+
 def test_float_weights_rounded_to_int8_and_int4(path, tmp_path):
     checkpoint = open_checkpoint(write_folder(tmp_path, peer("qwen3", **WIDE)))
     with torch.no_grad():
@@ -298,6 +308,16 @@ def test_auto_takes_the_kernels_where_they_fit(tmp_path, smollm_path, monkeypatc
             open_model(real, engine, **options)
     with pytest.raises(RocLabError, match="--quantize int8 or int4"):
         open_model(floats, "fast")
+    assert isinstance(open_model(real, "torch", exact=True), RocLMForCausalLM)  # its activations are floats anyway
+
+
+def test_greedy_generation_keeps_floats_unless_told(smollm_path):
+    command = ["lm", "generate", "--model", str(smollm_path), "--chat", "--prompt", "What is gravity? Explain in two "]
+    command[-1] += "sentences."
+    texts = [roclab(*command, "-n", "30", "--engine", e, *more).stdout for e, *more in (["fast"], ["torch"])]
+    assert texts[0] == texts[1] != ""
+    rounded = roclab(*command, "-n", "3", "--engine", "fast", "--int8-activations")
+    assert rounded.returncode == 0
 
 
 @pytest.mark.parametrize("compiler", ["", "/nowhere/cc", "false"])

@@ -166,7 +166,7 @@ def test_without_qk_norm_the_modules_are_absent():
         ({"num_key_value_heads": 4}, "multiple"),
         ({"head_dim": 15}, "even"),
         ({"hidden_act": "gelu"}, "silu"),
-        ({"layer_types": ["full_attention"]}, "1 layers of 3"),
+        ({"layer_types": ["full_attention"]}, "each of 3 layers"),
         ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "sliding_attention"),
         ({"hidden_size": "64"}, "hidden_size must be a positive whole number"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "'yarn' is not supported"),

@@ -33,10 +33,10 @@ def open_model(
     if engine not in ENGINES:
         raise RocLabError(f"--engine {engine}: choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
     reason = _why_torch(checkpoint, dtype, device, quantize)
-    wants_kernels = quantize is not None or exact or threads is not None
+    wants_kernels = quantize is not None or threads is not None  # float activations are what torch has anyway
     if engine == "torch" or (engine == "auto" and reason and not wants_kernels):
         if wants_kernels:
-            raise RocLabError("--quantize, --float-activations and --threads belong to the fast engine, not to torch")
+            raise RocLabError("--quantize and --threads belong to the fast engine, not to torch")
         return checkpoint.load_model(dtype, device)
     if reason:
         raise RocLabError(f"the fast engine cannot run {checkpoint.path}: {reason}")
