@@ -98,22 +98,29 @@ def _sentences(summary: Mapping[str, Any], transcripts: Transcripts, max_new_tok
     for kind, row in sorted(rows, key=lambda pair: -pair[1]["rate"]):
         low, high = row["ci95"]
         if low > 0.5:
-            say(f"It is good at {kind}: {_of(row)}; the interval lies above one half.", kind=kind, **row)
+            say(f"It is good at “{kind}”: {_of(row)}; the interval lies above one half.", kind=kind, **row)
         elif high < 0.5:
-            say(f"It is not good at {kind}: {_of(row)}; the interval lies below one half.", kind=kind, **row)
+            say(f"It is not good at “{kind}”: {_of(row)}; the interval lies below one half.", kind=kind, **row)
         else:
-            say(f"Whether it gets more than half of {kind} right is open: {_of(row)}.", kind=kind, **row)
+            say(
+                f"Whether it is good at “{kind}” is open, for the interval holds one half: {_of(row)}.",
+                kind=kind,
+                **row,
+            )
     apart = [(a, b) for a, x in rows for b, y in rows if x["ci95"][0] > y["ci95"][1]]
     for better in dict.fromkeys(a for a, _ in apart):
         worse = [b for a, b in apart if a == better]
+        others = " and ".join(f"“{kind}”" for kind in worse)
         say(
-            f"It is better at {better} than at {' and '.join(worse)}: the intervals do not meet.",
+            f"It is better at “{better}” than at {others}: the intervals do not meet.",
             better={better: summary["kinds"][better]},
             worse={kind: summary["kinds"][kind] for kind in worse},
         )
     for kind, row in summary["kinds"].items():
         if unscored := row["n"] - row["scored"]:
-            say(f"{unscored} answers of the kind {kind} have no rule and are kept for reading.", kind=kind, n=unscored)
+            say(
+                f"{unscored} answers of the kind “{kind}” have no rule and are kept for reading.", kind=kind, n=unscored
+            )
     if len(summary["seeds"]) > 1:
         greedy = [t for t in transcripts if t["run"] == "greedy"]
         sampled = [t for t in transcripts if t["run"] != "greedy"]

@@ -200,10 +200,10 @@ def said(passes: dict[str, list[bool]]) -> str:
 
 def test_sentences_claim_no_more_than_the_interval():
     text = said({"facts": [True] * 8, "code": [False] * 8, "writing": [True, False] * 4})
-    assert "It is good at facts: 8 of 8 answers to 8 questions pass (100 %, 95 % interval 68–100 %)" in text
-    assert "It is not good at code: 0 of 8" in text
-    assert "Whether it gets more than half of writing right is open" in text
-    assert "It is better at facts than at code: the intervals do not meet." in text
+    assert "It is good at “facts”: 8 of 8 answers to 8 questions pass (100 %, 95 % interval 68–100 %)" in text
+    assert "It is not good at “code”: 0 of 8" in text
+    assert "Whether it is good at “writing” is open" in text
+    assert "It is better at “facts” than at “code”: the intervals do not meet." in text
     assert "open" in said({"facts": [True, True]})  # all right, and still too few to say
 
 
