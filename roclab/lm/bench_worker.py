@@ -22,6 +22,7 @@ class RocLM:
     def __init__(self, path: str, options: dict[str, Any]):
         from roclab.lm.checkpoints import open_checkpoint
         from roclab.lm.kernels.choose import open_model
+        from roclab.lm.kernels.fast import FastRocLM
 
         checkpoint = open_checkpoint(path)
         self.model: Any = open_model(
@@ -29,7 +30,7 @@ class RocLM:
             lookup=False,
         )  # fmt: skip
         self.tokenizer = checkpoint.load_tokenizer()
-        if hasattr(self.model, "wait"):
+        if isinstance(self.model, FastRocLM):
             self.model.wait()
         self.notes = {
             "engine": "torch" if hasattr(self.model, "lm_head") else f"fast ({self.model.path})",
