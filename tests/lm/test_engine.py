@@ -44,6 +44,20 @@ def test_greedy_is_the_same_alone_and_in_any_batch(smollm):
     assert [c.prompt_tokens for c in together] == [len(p) for p in prompts]
 
 
+def test_progress_sees_every_token_pass(smollm):
+    model, tokenizer = smollm
+    seen = []
+
+    def watch(events):
+        for event in events:
+            seen.append(event.token_id)
+            yield event
+
+    prompt = tokenizer.encode(TEXTS[0])
+    assert complete(model, tokenizer, [prompt], SamplingParams(max_new_tokens=3), progress=watch)[0].token_ids == seen
+    assert len(seen) == 3
+
+
 def test_a_near_tie_is_settled_by_the_row_alone(smollm, monkeypatch):
     """Every step treated as a near tie takes the tokens of whole passes over each row alone."""
     model, tokenizer = smollm
