@@ -414,6 +414,6 @@ def restore(
 
 def rewrite_metrics(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """Make metrics.jsonl agree with the checkpoint: a kill between the two may have left a row too few or too many."""
-    run.truncate_metrics(0)
+    run.truncate_metrics(-1)  # all: 0 is the trained head
     for row in rows:
         run.log_metrics(row)

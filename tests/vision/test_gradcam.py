@@ -37,6 +37,14 @@ def colour_network(channels_last):
     return Classifier("colours", module.eval(), Recipe(32, 32), "", str(len(module) - 1))
 
 
+def random_model(name, classes):
+    """A network whose head says something: a fresh one is zero, and so is every map of it."""
+    model = build_model(name, "none", classes)
+    nn.init.normal_(model.head.weight, std=0.02)
+    nn.init.normal_(model.head.bias)
+    return model
+
+
 @pytest.fixture
 def patches():
     """Red in the upper left quarter, green in the lower right: (1, 3, 32, 32)."""
@@ -74,7 +82,7 @@ def test_the_map_is_what_can_be_worked_out(patches, channels_last):
 def test_the_map_sums_to_the_logit_where_the_head_is_linear_on_the_mean(name, layout):
     """Σ_places Σ_k α_k A_k = w_c · mean(A) = logit - bias: false if places and channels were mixed up."""
     torch.manual_seed(0)
-    model = build_model(name, "none", 5)
+    model = random_model(name, 5)
     size = model.image_size or (64 if name == "test_resnet" else 224)
     where = activation(model, size)
     assert layout in (None, where.layout)
@@ -88,7 +96,7 @@ def test_the_map_sums_to_the_logit_where_the_head_is_linear_on_the_mean(name, la
 
 def test_a_wrong_layout_would_be_noticed():
     torch.manual_seed(0)
-    model = build_model("timm/swin_tiny_patch4_window7_224", "none", 5)
+    model = random_model("timm/swin_tiny_patch4_window7_224", 5)
     right = activation(model, 224)
     images = torch.randn(1, 3, 224, 224)
     maps, logits = grad_cam(model, images, [0], Activation(right.module, "BCHW"), rectify=False)
@@ -99,7 +107,7 @@ def test_a_wrong_layout_would_be_noticed():
 
 def test_a_plain_vision_transformer_is_read_from_its_tokens():
     torch.manual_seed(0)
-    model = build_model("timm/vit_tiny_patch16_224", "none", 3)
+    model = random_model("timm/vit_tiny_patch16_224", 3)
     where = activation(model, 224)
     assert (where.layout, where.prefix) == ("BTC", 1)
     images = torch.randn(1, 3, 224, 224)

@@ -425,9 +425,7 @@ def test_rate_warms_up_and_comes_down():
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)
     assert rates[-1] < 0.001
-    assert [size_at(e, long) for e in (0, 3, 5, 6, 9)] == [
-        128, 192, 192, 224, 224,
-    ]  # fmt: skip
+    assert [size_at(e, long) for e in (0, 3, 5, 6, 9)] == [128, 160, 160, 192, 192]
 
 
 def test_mixing_keeps_the_share_of_each_label():

@@ -276,9 +276,9 @@ def test_prints_are_reported_and_forge_nothing(check):
 
 
 def test_prints_while_it_runs_are_reported(check):
-    report = check(
-        GOOD.replace("        B, T = input_ids.shape\n", "        B, T = input_ids.shape\n        print(B)\n")
-    )
+    line = "        T = input_ids.shape[1]\n"
+    assert line in GOOD
+    report = check(GOOD.replace(line, line + "        print(T)\n"))
     assert set(failed(report)) == {"file: prints nothing"}
     assert "while it runs" in report["diagnosis"]["hint"]
 
