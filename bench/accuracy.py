@@ -33,6 +33,7 @@ FINETUNE = {"strategy": "finetune"}
 # learns at one rate, BatchNorm from the cells themselves. A defect may be small and at the edge, so the crops are large
 # and the whole cell is judged (docs/log-vision.md).
 CELLS = {"image_size": 256, "epochs": 14, "full_frame": True, "lp_ft": False, "batch_norm": "train", "batch_size": 32}
+CELLS |= {"optimizer": "adamw", "lr": 1e-3}
 CELLS |= {"layer_decay": 1.0, "gradual": 0.0, "label_smoothing": 0.0, "ema": 0.98, "min_area": 0.8}
 
 # name: (seeds, the figure to reach, settings)

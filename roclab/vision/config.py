@@ -175,13 +175,14 @@ def architecture_defaults(model: str, weights: str = "default") -> dict[str, Any
     own: dict[str, Any] = {}
     # convolutions all the way to the pooling: any size fits, and the early layers, where most of the work at high
     # resolution is, change least
-    convolutional = {"progressive": True, "gradual": 0.5}
+    # near the trained head's optimum Adam still takes steps of full length, SGD ones as small as the gradient; a head that is
+    # certain of its photos is pulled away from them by label smoothing
+    convolutional = {"progressive": True, "gradual": 0.5, "optimizer": "sgd", "label_smoothing": 0.0}
     if "efficientnet" in name or "mobilenet" in name:
-        own = convolutional
+        own = convolutional | {"lr": 1e-2}
     elif "resnet" in name or "resnext" in name or "regnet" in name or "convnext" in name:
-        # near the trained head's optimum Adam still takes steps of full length, SGD ones as small as the gradient: on
-        # pets37 AdamW at 3e-4 undid the features within an epoch and at 1e-4 lost six points; this is the usual rate
-        own = convolutional | {"optimizer": "sgd", "lr": 1e-3, "label_smoothing": 0.0}
+        # on pets37 AdamW at 3e-4 undid the features within an epoch and at 1e-4 lost six points; this is the usual rate
+        own = convolutional | {"lr": 1e-3}
     elif "swin" in name or "vit" in name or "deit" in name:
         # transformers diverge at rates a convolutional net takes; windows and position tables are tied to the size
         # they were trained at, so the resolution is not raised in steps
