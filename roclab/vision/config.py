@@ -175,8 +175,8 @@ def architecture_defaults(model: str, weights: str = "default") -> dict[str, Any
     own: dict[str, Any] = {}
     # convolutions all the way to the pooling: any size fits, and the early layers, where most of the work at high
     # resolution is, change least
-    # near the trained head's optimum Adam still takes steps of full length, SGD ones as small as the gradient; a head that is
-    # certain of its photos is pulled away from them by label smoothing
+    # near the trained head's optimum Adam still takes steps of full length, SGD ones as small as the gradient; a head
+    # that is certain of its photos is pulled away from them by label smoothing
     convolutional = {"progressive": True, "gradual": 0.5, "optimizer": "sgd", "label_smoothing": 0.0}
     if "efficientnet" in name or "mobilenet" in name:
         own = convolutional | {"lr": 1e-2}
