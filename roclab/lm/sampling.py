@@ -73,8 +73,7 @@ def draw(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> 
     # The largest becomes 0 first: divided by a tiny temperature it would overflow. Below float32's range that is 0/0.
     temperature = max(params.temperature, torch.finfo(torch.float32).tiny)
     row = (logits - logits.max()) / temperature
-    row, ids, top_p = _within_reach(row, params)
-    kept = filter_min_p(filter_top_p(filter_top_k(row[None], params.top_k), top_p), params.min_p)[0]
+    kept, ids = filtered(row, params)
     # The inverse of the distribution function: torch.multinomial takes twenty times as long for one draw of many.
     cumulative = kept.softmax(-1, dtype=torch.float64).cumsum(-1)
     point = torch.rand(1, generator=generator, dtype=torch.float64) * cumulative[-1]
@@ -84,15 +83,19 @@ def draw(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> 
     return chosen if ids is None else int(ids[chosen])
 
 
-def _within_reach(row: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None, float]:
-    """The logits that can outlast top-k and top-p, their ids, and the top-p to use among them: sorting a whole
-    vocabulary takes longer than a small model. The row as it is (ids None) if the few largest are not enough."""
-    if len(row) <= LARGEST or (params.top_k == 0 and params.top_p >= 1):
-        return row, None, params.top_p
-    largest, ids = row.topk(LARGEST)
-    if 0 < params.top_k < LARGEST:  # the k-th and its equals are all here
-        return (largest, ids, params.top_p) if largest[params.top_k - 1] > largest[-1] else (row, None, params.top_p)
-    share = float((largest.logsumexp(-1) - row.logsumexp(-1)).exp())
-    if params.top_k or share <= params.top_p:
-        return row, None, params.top_p
-    return largest, ids, params.top_p / share  # a share of all is that much more of a part
+def filtered(row: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """Logits (V,) after top-k, top-p and min-p; or those of the few largest, if no others can outlast the filters, and
+    their ids: sorting a whole vocabulary takes longer than a small model."""
+    top_p, ids = params.top_p, None
+    if len(row) > LARGEST and (params.top_k or top_p < 1):
+        largest, order = row.topk(LARGEST)
+        if 0 < params.top_k < LARGEST:
+            enough = bool(largest[params.top_k - 1] > largest[-1])  # the k-th and its equals are all here
+        else:
+            share = float((largest.logsumexp(-1) - row.logsumexp(-1)).exp())
+            enough = params.top_k == 0 and share > top_p
+            top_p = top_p / share if enough else top_p  # of the part, for a share of all
+        if enough:
+            row, ids = largest, order
+    kept = filter_min_p(filter_top_p(filter_top_k(row[None], params.top_k), top_p), params.min_p)
+    return kept[0], ids

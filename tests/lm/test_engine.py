@@ -10,8 +10,8 @@ import torch
 from roclab.errors import RocLabError
 from roclab.lm import engine
 from roclab.lm.engine import Timings, complete, stream
-from roclab.lm.model import create_roclm_model
-from roclab.lm.sampling import SamplingParams, draw, filter_min_p, penalize_repetition
+from roclab.lm.model import create_roclm_model, filter_top_k, filter_top_p
+from roclab.lm.sampling import SamplingParams, draw, filter_min_p, filtered, penalize_repetition
 
 GRAVITY = "What is gravity? Explain in two sentences."
 ANSWER = (
@@ -176,6 +176,21 @@ def test_draws_follow_the_probabilities():
     for _ in range(4000):
         counts[draw(logits, SamplingParams(temperature=0.7), generator)] += 1
     assert torch.allclose(counts / 4000, (logits / 0.7).softmax(-1), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("spread", "top_k", "top_p", "min_p"),
+    [(4, 50, 1.0, 0.0), (4, 0, 0.9, 0.0), (4, 40, 0.8, 0.0), (4, 0, 0.5, 0.1), (0.1, 0, 0.9, 0.0), (4, 700, 0.9, 0.0),
+     (4, 511, 1.0, 0.01), (4, 512, 1.0, 0.0), (0, 50, 0.9, 0.0)],
+)  # fmt: skip
+def test_the_largest_logits_stand_for_all_where_the_filters_reach_no_further(spread, top_k, top_p, min_p):
+    row = torch.randn(3000, generator=torch.Generator().manual_seed(1)) * spread
+    kept, ids = filtered(row, SamplingParams(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p))
+    assert (ids is not None) == (spread == 4 and top_k < 512)
+    found = torch.zeros(3000).scatter(0, torch.arange(3000) if ids is None else ids, kept.softmax(-1))
+    expected = filter_min_p(filter_top_p(filter_top_k(row[None], top_k), top_p), min_p).softmax(-1)[0]
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(found > 0, expected > 0)
 
 
 def test_a_tiny_temperature_is_as_good_as_none():
