@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import threading
@@ -29,7 +30,7 @@ from torch import Tensor
 from roclab.errors import RocLabError
 from roclab.lm.checkpoints import Checkpoint
 from roclab.lm.kernels.batch import Costs, FastBatch, common_length
-from roclab.lm.kernels.build import Shape, load_library
+from roclab.lm.kernels.build import PackJob, Shape, load_library
 from roclab.lm.kernels.pack import GROUP, KINDS, TILE, blocks_of, why_not
 from roclab.lm.model import rope_frequencies
 
@@ -37,6 +38,7 @@ MAX_ROWS = 128  # tokens a call: enough to compute rather than to wait for weigh
 KEPT = 4  # finished texts whose caches are kept for the next ones
 REUSE_FROM = 8  # tokens in common
 ARENA = 32 << 20  # bytes of memory asked for at a time, for weights
+LAID_OUT_TOGETHER = 16 << 20  # weights
 SPAN = 32  # positions are kept in runs of 32 (attention.h)
 
 _MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
@@ -139,10 +141,17 @@ class FastRocLM:
         matrices.append((-1, 0, "model.embed_tokens"))
         if not config.tie_word_embeddings:
             matrices.append((-1, 1, "lm_head"))
-        # The matrices are laid out while the caller does something else, such as building the tokenizer.
+        # The matrices are laid out while the caller does something else, such as building the tokenizer: in groups, as
+        # each call from Python would wait for the interpreter, which the caller holds for milliseconds at a time.
+        groups, size = [[]], 0
+        for matrix in matrices:
+            groups[-1].append(matrix)
+            size += math.prod(checkpoint.shape(stored[f"{matrix[2]}.weight"]))
+            if size >= LAID_OUT_TOGETHER:
+                groups, size = [*groups, []], 0
         pool = ThreadPoolExecutor(min(_cores(), 4))
         self._loading: list[Future[int]] | None = [
-            pool.submit(self._set_matrix, checkpoint, stored, *matrix, quantize) for matrix in matrices
+            pool.submit(self._set_matrices, checkpoint, stored, group, quantize) for group in groups
         ]
         pool.shutdown(wait=False)
 
@@ -176,30 +185,37 @@ class FastRocLM:
             self._free = (at + -(-size // 64) * 64, end)
             return at
 
-    def _set_matrix(
-        self, checkpoint: Checkpoint, stored: dict[str, str], layer: int, which: int, name: str, quantize: str | None
+    def _set_matrices(
+        self, checkpoint: Checkpoint, stored: dict[str, str], group: Items[tuple[int, int, str]], quantize: str | None
     ) -> int:
-        """Returns how many bytes of it every token reads."""
-        source = stored[f"{name}.weight"]
-        rows, columns = checkpoint.shape(source)
-        kind, blocks, order = blocks_of(self.library, checkpoint, source, quantize, int8=layer < 0)
-        padded = -(-rows // TILE) * TILE
-        size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(KINDS[kind])
-        tiles = self._room(size)
-        order_address = None if order is None else order.ctypes.data
-        self.library.roclm_pack(KINDS[kind], blocks.ctypes.data, rows, columns, order_address, tiles)
-        checkpoint.release(source)
-        bias = None
-        if (full := f"{name}.bias") in stored:
-            vector = torch.zeros(padded)
-            vector[:rows] = checkpoint.tensor(stored[full], torch.float32)
-            self._kept.append(vector)
-            bias = vector.data_ptr()
-        arguments = (KINDS[kind], rows, columns, tiles, bias)
-        self.library.roclm_set_matrix(self._handle, layer, which, *arguments)
-        if layer < 0 and self.config.tie_word_embeddings:
-            self.library.roclm_set_matrix(self._handle, -1, 1, *arguments)
-        return size if layer >= 0 or which == 1 or self.config.tie_word_embeddings else 0
+        """Returns how many bytes of them every token reads."""
+        jobs, kept, read = [], [], 0
+        for layer, which, name in group:
+            source = stored[f"{name}.weight"]
+            rows, columns = checkpoint.shape(source)
+            kind, blocks, order = blocks_of(self.library, checkpoint, source, quantize, int8=layer < 0)
+            padded = -(-rows // TILE) * TILE
+            size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(KINDS[kind])
+            tiles = self._room(size)
+            kept.append((blocks, order))  # alive until they are laid out
+            order_address = None if order is None else order.ctypes.data
+            jobs.append(PackJob(KINDS[kind], rows, columns, blocks.ctypes.data, order_address, tiles))
+            bias = None
+            if (full := f"{name}.bias") in stored:
+                vector = torch.zeros(padded)
+                vector[:rows] = checkpoint.tensor(stored[full], torch.float32)
+                self._kept.append(vector)
+                bias = vector.data_ptr()
+            arguments = (KINDS[kind], rows, columns, tiles, bias)
+            self.library.roclm_set_matrix(self._handle, layer, which, *arguments)
+            if layer < 0 and self.config.tie_word_embeddings:
+                self.library.roclm_set_matrix(self._handle, -1, 1, *arguments)
+            if layer >= 0 or which == 1 or self.config.tie_word_embeddings:
+                read += size
+        self.library.roclm_pack((PackJob * len(jobs))(*jobs), len(jobs))
+        for _, _, name in group:
+            checkpoint.release(stored[f"{name}.weight"])
+        return read
 
     def new_sequence(self, capacity: int | None = None) -> Sequence:
         """An empty text with room for `capacity` tokens; None: the model's context."""

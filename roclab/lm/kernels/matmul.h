@@ -204,13 +204,12 @@ INLINE vf nibble(vi v) {
    so that one product need not wait for the one before. */
 INLINE void tile_float(enum kind kind, int T, int first, const uint8_t *tile, int G, const acts *a, int t0,
                        const float *bias, float *out, long ld) {
-    vf acc[BLOCK];
+    vf acc[4];
     for (int t = 0; t < T; t++) acc[t] = bias ? vload(bias + first) : (vf){0};
     for (int g = 0; g < G; g++, tile += TILE_BYTES(kind)) {
         const uint16_t *scales = (const uint16_t *)tile;
         const uint8_t *quants = tile + HEAD_BYTES(kind);
-        vf dot[BLOCK] = {{0}}, dot16[BLOCK] = {{0}};
-#pragma GCC unroll 4
+        vf dot[4] = {{0}}, dot16[4] = {{0}};
         for (int j = 0; j < 4; j++) {
             vi columns = viload(quants + 64 * j + 4 * first);
             vi columns16 = kind == Q8 ? viload(quants + 256 + 64 * j + 4 * first) : columns >> 4;
@@ -218,7 +217,7 @@ INLINE void tile_float(enum kind kind, int T, int first, const uint8_t *tile, in
             for (int i = 0; i < 4; i++) {
                 vf w = kind == Q8 ? vfloat((columns << (24 - 8 * i)) >> 24) : nibble(columns >> 8 * i);
                 vf w16 = kind == Q8 ? vfloat((columns16 << (24 - 8 * i)) >> 24) : nibble(columns16 >> 8 * i);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
                 for (int t = 0; t < T; t++) {
                     const float *x = a->f + ((long)(t0 + t) * G + g) * GROUP + 4 * j + i;
                     dot[t] = vfma(w, vset(x[0]), dot[t]);
@@ -227,7 +226,7 @@ INLINE void tile_float(enum kind kind, int T, int first, const uint8_t *tile, in
             }
         }
         vf d = halves(scales + first), m = kind == Q4_1 ? halves(scales + 16 + first) : d * -8.0f;
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int t = 0; t < T; t++) {
             acc[t] = vfma(d, dot[t] + dot16[t], acc[t]);
             if (kind != Q8) acc[t] = vfma(m, vset(a->sum[(long)(t0 + t) * G + g]), acc[t]);
@@ -239,20 +238,25 @@ INLINE void tile_float(enum kind kind, int T, int first, const uint8_t *tile, in
 /* One tile against all tokens: `out` (tokens, ld), 16 columns of it. */
 INLINE void tile_all(enum kind kind, int exact, const uint8_t *tile, int G, const acts *a, int tokens,
                      const float *bias, float *out, long ld) {
-#define FLOAT_ROWS(T) \
-    for (int r = 0; r < TILE; r += LANES) tile_float(kind, T, r, tile, G, a, t, bias, out + t * ld, ld)
-#if !defined(X86)
-#define INT_ROWS(T) for (int i = t; i < t + T; i++) tile_int(kind, 1, tile, G, a, i, bias, out + i * ld, ld)
-#else
-#define INT_ROWS(T) \
-    if (T == 1) tile_int(kind, 1, TILE / LANES, 0, tile, G, a, t, bias, out + t * ld, ld); /* stream a tile once */ \
-    else for (int r = 0; r < TILE; r += LANES) tile_int(kind, T, 1, r, tile, G, a, t, bias, out + t * ld, ld)
-#endif
-#define ROWS(T) do { if (exact) { FLOAT_ROWS(T); } else { INT_ROWS(T); } } while (0)
     int t = 0;
+    if (exact) {
+#define ROWS(T) for (int r = 0; r < TILE; r += LANES) tile_float(kind, T, r, tile, G, a, t, bias, out + t * ld, ld)
+        for (; t + 4 <= tokens; t += 4) ROWS(4);
+        switch (tokens - t) {
+        case 1: ROWS(1); break;
+        case 2: ROWS(2); break;
+        case 3: ROWS(3); break;
+        }
+#undef ROWS
+        return;
+    }
+#ifndef X86
+    for (; t < tokens; t++) tile_int(kind, 1, tile, G, a, t, bias, out + t * ld, ld);
+#else
+#define ROWS(T) for (int r = 0; r < TILE; r += LANES) tile_int(kind, T, 1, r, tile, G, a, t, bias, out + t * ld, ld)
     for (; t + BLOCK <= tokens; t += BLOCK) ROWS(BLOCK);
     switch (tokens - t) {
-    case 1: ROWS(1); break;
+    case 1: tile_int(kind, 1, TILE / LANES, 0, tile, G, a, t, bias, out + t * ld, ld); break; /* stream a tile once */
     case 2: ROWS(2); break;
     case 3: ROWS(3); break;
 #if BLOCK == 8
@@ -262,4 +266,6 @@ INLINE void tile_all(enum kind kind, int exact, const uint8_t *tile, int G, cons
     case 7: ROWS(7); break;
 #endif
     }
+#undef ROWS
+#endif
 }

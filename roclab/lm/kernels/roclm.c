@@ -526,7 +526,7 @@ EXPORT void roclm_copy_cache(const model *m, const uint8_t *from, long from_capa
 EXPORT long roclm_tile_bytes(int kind) { return TILE_BYTES(kind); }
 
 /* GGUF blocks (rows, columns / 32) → tiles. `order[r]`: which row of the blocks becomes row r; NULL: as they are. */
-EXPORT void roclm_pack(int kind, const uint8_t *blocks, int rows, int columns, const int32_t *order, uint8_t *tiles) {
+static void pack_matrix(int kind, int rows, int columns, const uint8_t *blocks, const int32_t *order, uint8_t *tiles) {
     int G = columns / GROUP, head = kind == Q4_1 ? 4 : 2, size = head + (kind == Q8 ? 32 : 16);
     for (int tile = 0; tile < pad(rows, TILE) / TILE; tile++)
         for (int g = 0; g < G; g++, tiles += TILE_BYTES(kind)) {
@@ -546,6 +546,18 @@ EXPORT void roclm_pack(int kind, const uint8_t *blocks, int rows, int columns, c
                 for (int j = 0; j < (kind == Q8 ? 8 : 4); j++) memcpy(quants + 64 * j + 4 * r, block + head + 4 * j, 4);
             }
         }
+}
+
+typedef struct {
+    int32_t kind, rows, columns;
+    const uint8_t *blocks;
+    const int32_t *order; /* which row of the blocks is each row; NULL: as they are */
+    uint8_t *tiles;
+} pack_job;
+
+EXPORT void roclm_pack(const pack_job *jobs, int n) {
+    for (const pack_job *j = jobs; j < jobs + n; j++)
+        pack_matrix(j->kind, j->rows, j->columns, j->blocks, j->order, j->tiles);
 }
 
 /* Memory for weights on 2 MB pages where the system has them: fewer address translations, steadier streaming. */
