@@ -143,7 +143,8 @@ class FastRocLM:
             matrices.append((-1, 1, "lm_head"))
         # The matrices are laid out while the caller does something else, such as building the tokenizer: in groups, as
         # each call from Python would wait for the interpreter, which the caller holds for milliseconds at a time.
-        groups, size = [[]], 0
+        groups: list[list[tuple[int, int, str]]] = [[]]
+        size = 0
         for matrix in matrices:
             groups[-1].append(matrix)
             size += math.prod(checkpoint.shape(stored[f"{matrix[2]}.weight"]))
