@@ -203,7 +203,8 @@ def table(result: dict[str, Any]) -> str:
             lines.append(
                 f"{label:<36}" + "".join("–".rjust(16) if c is None else f"{c * factor:16{form}}" for c in cells)
             )
-    lines.append(f"RocLM ran on {programs['roclab']['engine']}.")
+    few = programs["roclab"].get("writing_threads")
+    lines.append(f"RocLM ran on {programs['roclab']['engine']}" + (f"; {few} of the threads write." if few else "."))
     if limits := result["machine"]:
         share = result["summary"]["decode_bandwidth_share"]
         lines.append(

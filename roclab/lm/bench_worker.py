@@ -34,7 +34,8 @@ class RocLM:
             self.model.wait()
         self.notes = {
             "engine": "torch" if hasattr(self.model, "lm_head") else f"fast ({self.model.path})",
-            "threads": getattr(self.model, "threads", None),
+            "threads": getattr(self.model, "most_threads", None),
+            "writing_threads": getattr(self.model, "threads", None),
             "weight_bytes": getattr(self.model, "weight_bytes", None),
         }
 

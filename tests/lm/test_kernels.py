@@ -153,10 +153,11 @@ def test_pieces_batches_and_threads_change_no_bit(path, block_type, exact, tmp_p
     mixed = model.forward([(others[0], IDS, 1), (s := model.new_sequence(128), ids, 2), (others[1], IDS[:3], 0)])
     assert torch.equal(mixed[1:], whole[-2:])
     assert len(s.ids) == 123
-    model.library.roclm_threads(model._handle, 3)
-    assert torch.equal(read(model, ids), whole)
-    model.library.roclm_threads(model._handle, 2)
-    assert torch.equal(model.forward([(others[1], IDS[3:4], 1)]), read(model, IDS[:4])[-1:])
+    for few, many in ((3, 3), (1, 3), (2, 4), (4, 2)):
+        model._set_threads(few, many)
+        assert torch.equal(read(model, ids), whole)
+        assert torch.equal(model.forward([(others[1], IDS[3:4], 1)]), read(model, IDS[:4])[-1:])
+        others[1].cut(3)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 1])
@@ -171,8 +172,8 @@ def test_chunks_of_a_long_text_change_no_bit(path, kv_heads, tmp_path):
     whole = read(model, ids)
     assert off(whole, expected) < 0.1
     assert off(read(FastRocLM(checkpoint, path=path, exact=True, threads=1), ids), expected) < 0.002
-    for threads in (1, 2, 3):
-        model.library.roclm_threads(model._handle, threads)
+    for threads in ((1, 1), (2, 2), (1, 3)):
+        model._set_threads(*threads)
         sequence = model.new_sequence(1200)
         for end in (500, 511, 512, 513, 1023, 1026, 1027, 1099, 1100):
             start = len(sequence.ids)

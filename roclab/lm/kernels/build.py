@@ -174,7 +174,7 @@ def _declare(library: Library) -> Library:
         ("roclm_free", None, [pointer]),
         ("roclm_set_matrix", None, [pointer, whole, whole, whole, whole, whole, pointer, pointer]),
         ("roclm_set_vector", None, [pointer, whole, whole, pointer]),
-        ("roclm_threads", whole, [pointer, whole]),
+        ("roclm_threads", whole, [pointer, whole, whole]),
         ("roclm_forward", whole, [pointer, whole, pointer, pointer, pointer, pointer, whole, pointer, pointer]),
         ("roclm_stride", ctypes.c_long, [ctypes.c_long]),
         ("roclm_cache_bytes", ctypes.c_long, [pointer, ctypes.c_long]),

@@ -80,7 +80,8 @@ class FastRocLM:
     `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already. `exact`: activations
     stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest to the dequantized model.
     `int8_cache`: keys and values are kept in int8 (never where `exact`), which halves what a long text has to read.
-    `threads`: None finds out which number is fastest. `guessing`: prompt lookup (batch.py); it changes no token.
+    `threads`: None finds out how many write fastest; long texts, prompts and batches get all cores, unless
+    these slow each other down. `guessing`: prompt lookup (batch.py); it changes no token.
 
     Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, CheckpointError as
     `Checkpoint.load_model` does.
@@ -131,7 +132,7 @@ class FastRocLM:
         self._set_vector(-1, 0, checkpoint.tensor(stored["model.norm.weight"], torch.float32))
         self._set_vector(-1, 1, rope_frequencies(config))
         self._logits_width = library.roclm_stride(config.vocab_size)
-        self.threads = library.roclm_threads(self._handle, threads or 1)
+        self._set_threads(threads or 1, threads or 1)
         self._threads_wanted = threads
         matrices = [
             (layer, which, f"model.layers.{layer}.{name}")
@@ -165,7 +166,12 @@ class FastRocLM:
             self.weight_bytes = sum(done.result() for done in self._loading)
             self._loading = None
             if self._threads_wanted is None:
-                self.threads = self._choose_threads()
+                self._set_threads(*self._choose_threads())
+
+    def _set_threads(self, few: int, many: int) -> None:
+        """`threads` for a row or a few, `most_threads` for more rows and long texts."""
+        self.most_threads = int(self.library.roclm_threads(self._handle, few, many))
+        self.threads = min(few, self.most_threads)
 
     def _set_vector(self, layer: int, which: int, vector: Tensor) -> None:
         vector = vector.contiguous()
@@ -308,7 +314,7 @@ class FastRocLM:
         best = {"bandwidth": 0.0, "flops": 0.0}
         try:
             for threads in {1, _cores()}:
-                self.library.roclm_threads(self._handle, threads)
+                self.library.roclm_threads(self._handle, threads, threads)
                 for _ in range(repeats):
                     started = time.perf_counter()
                     self.library.roclm_read(self._handle, memory.data_ptr(), memory.numel())
@@ -318,28 +324,27 @@ class FastRocLM:
                     best["bandwidth"] = max(best["bandwidth"], 4 * memory.numel() / (read - started))
                     best["flops"] = max(best["flops"], operations / (done - read))
         finally:
-            self.library.roclm_threads(self._handle, self.threads)
+            self._set_threads(self.threads, self.most_threads)
         return best
 
-    def _choose_threads(self) -> int:
+    def _choose_threads(self) -> tuple[int, int]:
         """The fastest number of threads for writing, found by trying: powers of two up to the cores we may use, each
-        a few steps. Cores that are two halves of one, or busy with something else, show here and nowhere else."""
+        a few steps; and the largest that was not clearly slower, for what is more arithmetic. Cores that are two halves
+        of one, or busy with something else, show here and nowhere else."""
         cores = _cores()
-        best, best_time = 1, float("inf")
-        candidates = [n for n in (1, 2, 4, 8, 16, 32) if n < cores] + [min(cores, 32)]
+        took: dict[int, float] = {}
         sequence = self.new_sequence(SPAN)
-        for threads in candidates:
-            self.library.roclm_threads(self._handle, threads)
+        for threads in [n for n in (1, 2, 4, 8, 16, 32) if n < cores] + [min(cores, 32)]:
+            self.library.roclm_threads(self._handle, threads, threads)
             times = []
             for _ in range(4):
                 sequence.cut(0)
                 started = time.perf_counter()
                 self.forward([(sequence, [0], 1)])
                 times.append(time.perf_counter() - started)
-            took = min(times[1:])
-            if took < 0.95 * best_time:  # more threads must earn their place
-                best, best_time = threads, took
-        return int(self.library.roclm_threads(self._handle, best))
+            took[threads] = min(times[1:])
+        few = min(took, key=lambda n: took[n] * (1 if n == 1 else 1.05))  # more threads must earn their place
+        return few, max(n for n in took if took[n] < 1.2 * took[few])
 
 
 def _cores() -> int:

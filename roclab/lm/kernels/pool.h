@@ -8,10 +8,11 @@
 enum { MAX_THREADS = 64, LOOKS = 200 };
 
 typedef struct pool {
-    int threads; /* the caller is thread 0 */
+    int made, threads; /* how many there are; how many of them run the next job. The caller is thread 0 */
     pthread_t handle[MAX_THREADS];
     pthread_mutex_t lock;
-    pthread_cond_t changed;
+    pthread_cond_t changed, hired[MAX_THREADS];
+    int jobs[MAX_THREADS]; /* that each was hired for */
     atomic_int arrived, round, sleepers, next; /* `next`: the work counter of the current phase */
     void (*job)(void *, int);
     void *argument;
@@ -25,8 +26,8 @@ static void pause_briefly(void) {
 #endif
 }
 
-static void wait_beyond(pool *p, int round, int looks) {
-    for (int i = 0; i < looks; i++, pause_briefly())
+static void wait_beyond(pool *p, int round) {
+    for (int i = 0; i < LOOKS; i++, pause_briefly())
         if (atomic_load_explicit(&p->round, memory_order_acquire) != round) return;
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);
@@ -44,7 +45,7 @@ static int arrive(pool *p) {
         atomic_store(&p->next, 0);
         return 1;
     }
-    wait_beyond(p, round, LOOKS);
+    wait_beyond(p, round);
     return 0;
 }
 static void release(pool *p) {
@@ -61,43 +62,72 @@ static void barrier(pool *p) {
     if (arrive(p)) release(p);
 }
 
-typedef struct { pool *p; int index, round; } seat;
+typedef struct { pool *p; int index; } seat;
 
 static void *worker(void *argument) {
     seat s = *(seat *)argument;
     free(argument);
-    for (;;) {
-        wait_beyond(s.p, s.round, 0); /* sleeps until the next job */
+    for (int done = 0;; done++) {
+        pthread_mutex_lock(&s.p->lock);
+        while (s.p->jobs[s.index] == done) pthread_cond_wait(&s.p->hired[s.index], &s.p->lock);
+        pthread_mutex_unlock(&s.p->lock);
         if (!s.p->job) return NULL;
         s.p->job(s.p->argument, s.index);
-        s.round = atomic_load(&s.p->round) + 1; /* what the closing barrier makes it */
         barrier(s.p);
     }
+}
+
+/* Start the workers below `threads` on the pool's job. The others sleep on. */
+static void hire(pool *p, int threads) {
+    if (threads < 2) return;
+    pthread_mutex_lock(&p->lock);
+    for (int i = 1; i < threads; i++) p->jobs[i]++, pthread_cond_signal(&p->hired[i]);
+    pthread_mutex_unlock(&p->lock);
 }
 
 static void pool_run(pool *p, void (*job)(void *, int), void *argument) {
     p->job = job, p->argument = argument;
     atomic_store(&p->next, 0);
-    if (p->threads > 1) release(p); /* wakes the workers, who wait at the round before */
+    hire(p, p->threads);
     job(argument, 0);
     barrier(p);
+}
+
+static void pool_open(pool *p) {
+    p->made = p->threads = 1;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->changed, NULL);
 }
 
 /* Change the number of threads between jobs; returns how many there are (fewer where the system gives no more). */
 static int pool_resize(pool *p, int threads) {
     if (threads > MAX_THREADS) threads = MAX_THREADS;
-    if (threads == p->threads) return threads;
-    if (p->threads > 1) {
+    if (threads < p->made) {
         p->job = NULL;
-        release(p);
-        for (int i = 1; i < p->threads; i++) pthread_join(p->handle[i], NULL);
+        hire(p, p->made);
+        for (int i = 1; i < p->made; i++) {
+            pthread_join(p->handle[i], NULL);
+            pthread_cond_destroy(&p->hired[i]);
+        }
+        p->made = 1;
     }
-    int made = 1;
-    for (; made < threads; made++) {
+    for (; p->made < threads; p->made++) {
         seat *s = malloc(sizeof *s);
         if (!s) break;
-        *s = (seat){p, made, atomic_load(&p->round)};
-        if (pthread_create(&p->handle[made], NULL, worker, s)) { free(s); break; }
+        *s = (seat){p, p->made};
+        p->jobs[p->made] = 0;
+        pthread_cond_init(&p->hired[p->made], NULL);
+        if (pthread_create(&p->handle[p->made], NULL, worker, s)) {
+            pthread_cond_destroy(&p->hired[p->made]);
+            free(s);
+            break;
+        }
     }
-    return p->threads = made;
+    return p->threads = p->made;
+}
+
+static void pool_close(pool *p) {
+    pool_resize(p, 1);
+    pthread_mutex_destroy(&p->lock);
+    pthread_cond_destroy(&p->changed);
 }

@@ -36,6 +36,7 @@ typedef struct {
     matrix embedding, head;
     const float *final_norm, *inv_freq; /* inv_freq (head_dim / 2) */
     pool threads;
+    int few; /* threads for few rows */
     float *scores[MAX_THREADS];
     long scores_length;
     acts a, queries; /* queries (kv_heads, rows, heads / kv_heads), for an int8 cache */
@@ -391,7 +392,7 @@ static void forward(void *argument, int thread) {
 
 EXPORT void roclm_free(model *m) {
     if (!m) return;
-    pool_resize(&m->threads, 1);
+    pool_close(&m->threads);
     void *all[] = {m->a.q, m->a.scale, m->a.isum, m->a.sum, m->a.f, m->x, m->y, m->q, m->k, m->v, m->mixed, m->gate,
                    m->up, m->cos, m->sin, m->layers, m->queries.q, m->queries.scale, m->queries.isum, m->queries.sum,
                    m->partial};
@@ -402,8 +403,6 @@ EXPORT void roclm_free(model *m) {
                        s->rests.q, s->rests.scale, s->rests.isum, s->rests.sum};
         for (size_t j = 0; j < sizeof own / sizeof *own; j++) free(own[j]);
     }
-    pthread_mutex_destroy(&m->threads.lock);
-    pthread_cond_destroy(&m->threads.changed);
     free(m);
 }
 
@@ -412,9 +411,7 @@ EXPORT model *roclm_new(const shape *s) {
     model *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     m->s = *s;
-    m->threads.threads = 1;
-    pthread_mutex_init(&m->threads.lock, NULL);
-    pthread_cond_init(&m->threads.changed, NULL);
+    pool_open(&m->threads);
     long R = s->max_rows, C = s->head_dim, H = pad((long)s->heads * C, TILE), K = pad((long)s->kv_heads * C, TILE);
     long D = pad(s->hidden, TILE), F = pad(s->intermediate, TILE), widest = D > F ? D : F;
     if (H > widest) widest = H;
@@ -449,11 +446,18 @@ EXPORT void roclm_set_vector(model *m, int l, int which, const float *v) {
     else m->inv_freq = v;
 }
 
-EXPORT int roclm_threads(model *m, int threads) { return pool_resize(&m->threads, threads); }
+/* `few` threads for what memory decides, a row or a few, and `many` for what arithmetic decides: more rows, long texts.
+   Returns the larger of what there is. */
+EXPORT int roclm_threads(model *m, int few, int many) {
+    m->few = few;
+    return pool_resize(&m->threads, few > many ? few : many);
+}
+
+enum { FEW_ROWS = 4 };
 
 /* The working space of the attention, for the longest text of a call; 0, or 1 where there is no memory. */
 static int make_room(model *m, long longest) {
-    int C = m->s.head_dim, threads = m->threads.threads;
+    int C = m->s.head_dim, threads = m->threads.made;
     if (!m->s.kv_int8) {
         if (pad(longest, SPAN) <= m->scores_length && m->scores[threads - 1]) return 0;
         m->scores_length = pad(longest * 3 / 2, SPAN);
@@ -475,7 +479,7 @@ static int make_room(model *m, long longest) {
         for (size_t j = 0; j < sizeof wanted / sizeof *wanted; j++)
             if (!*wanted[j].to && !(*wanted[j].to = zeros(wanted[j].bytes))) return 1;
     }
-    int share = threads > 1 && longest > CHUNK && m->rows * m->s.kv_heads <= 8 * threads; /* else there are rows to share */
+    int share = m->threads.threads > 1 && longest > CHUNK && m->rows * m->s.kv_heads <= 8 * threads; /* else there are rows to share */
     m->chunks = share ? (int)((longest - 1) / CHUNK + 1) : 0;
     long wanted = (long)m->rows * m->s.heads * m->chunks * (C + LANES);
     if (wanted > m->partial_length) {
@@ -496,6 +500,8 @@ EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32
     m->rows = count, m->outputs = outputs;
     m->tokens = tokens, m->positions = positions, m->output_rows = output_rows;
     m->cache = cache, m->capacity = capacity, m->logits = logits;
+    int alone = count <= FEW_ROWS && longest <= CHUNK;
+    m->threads.threads = alone && m->few < m->threads.made ? m->few : m->threads.made;
     if (make_room(m, longest)) return 1;
     pool_run(&m->threads, forward, m);
     return 0;
@@ -574,10 +580,12 @@ EXPORT void roclm_release(void *p) { free(p); }
 /* For `roclab lm bench`: read `floats` numbers, or do `rounds` · 10 · lanes · 2 float operations a thread (returned). */
 EXPORT void roclm_read(model *m, const float *memory, long floats) {
     machine_job j = {&m->threads, memory, floats, 0, {0}};
+    m->threads.threads = m->threads.made;
     pool_run(&m->threads, read_all, &j);
 }
 EXPORT double roclm_multiply(model *m, long rounds) {
     machine_job j = {&m->threads, NULL, 0, rounds, {0}};
+    m->threads.threads = m->threads.made;
     pool_run(&m->threads, multiply_all, &j);
     return (double)rounds * 10 * LANES * 2 * m->threads.threads;
 }
