@@ -329,8 +329,9 @@ class FastRocLM:
 
     def _choose_threads(self) -> tuple[int, int]:
         """The fastest number of threads for writing, found by trying: powers of two up to the cores we may use, each
-        a few steps; and the largest that was not clearly slower, for what is more arithmetic. Cores that are two halves
-        of one, or busy with something else, show here and nowhere else."""
+        a few steps; and the largest with which a step took less than twice as long, for what is more arithmetic: there
+        handing over counts less. Cores that are two halves of one, or busy with something else, show here and nowhere
+        else."""
         cores = _cores()
         took: dict[int, float] = {}
         sequence = self.new_sequence(SPAN)
@@ -344,7 +345,7 @@ class FastRocLM:
                 times.append(time.perf_counter() - started)
             took[threads] = min(times[1:])
         few = min(took, key=lambda n: took[n] * (1 if n == 1 else 1.05))  # more threads must earn their place
-        return few, max(n for n in took if took[n] < 1.2 * took[few])
+        return few, max(n for n in took if took[n] < 2 * took[few])
 
 
 def _cores() -> int:
