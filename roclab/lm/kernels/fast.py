@@ -310,7 +310,7 @@ class FastRocLM:
     def machine(self, megabytes: int = 256, repeats: int = 5) -> dict[str, float]:
         """The most that this machine reads and computes, best of `repeats` with one thread and with all cores:
         bytes a second from memory (`bandwidth`), float32 operations a second (`flops`)."""
-        memory = torch.zeros(megabytes << 18)
+        memory = torch.ones(megabytes << 18)  # zeros would be one page that the system shows everywhere
         best = {"bandwidth": 0.0, "flops": 0.0}
         try:
             for threads in {1, _cores()}:
