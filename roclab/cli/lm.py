@@ -27,7 +27,11 @@ TOKENIZER = typer.Option(
 )
 DTYPE = typer.Option("float32", "--dtype", help="float32, bfloat16 or float16.")
 DEVICE = typer.Option("auto", "--device", help="cpu, cuda, cuda:1, mps, …; auto takes a GPU where there is one.")
-ENGINE = typer.Option("auto", "--engine", help="fast (quantized CPU kernels), torch, or auto: fast where it fits.")
+ENGINE = typer.Option(
+    "auto",
+    "--engine",
+    help="fast (quantized CPU kernels), torch, compiled (torch.compile, for GPUs), or auto: fast where it fits, or torch.",
+)
 EVALUATION_ENGINE = typer.Option("torch", "--engine", help="torch, the exact one; or fast, to see what it loses.")
 QUANTIZE = typer.Option(None, "--quantize", help="Round float weights to int8 or int4, for the fast engine.")
 FLOAT_ACTIVATIONS = typer.Option(

@@ -9,8 +9,9 @@ A prompt's greedy output is the same alone and in any batch (float32). A batch a
 which moves logits in their last digits; where the two best tokens lie closer than NEAR_TIE that could decide, so such
 a step is settled by a pass over that row's tokens alone, which does not know its batch-mates.
 
-What computes the logits is a `Batch`: the readable model on torch (`TorchBatch`), on any device, or the compiled
-kernels (`roclab.lm.kernels.fast`), whose rows never depend on their batch-mates.
+What computes the logits is a `Batch`: the readable model on torch (`TorchBatch`), on any device; the same with its
+steps compiled by torch (`roclab.lm.compiled`); or the C kernels (`roclab.lm.kernels.fast`), whose rows never depend on
+their batch-mates.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from roclab.lm.sampling import SamplingParams, draw, penalize_repetition
 from roclab.lm.tokenizer import TextStream, Tokenizer
 
 if TYPE_CHECKING:
+    from roclab.lm.compiled import CompiledRocLM
     from roclab.lm.kernels.fast import FastRocLM
 
-LanguageModel: TypeAlias = "RocLMForCausalLM | FastRocLM"
+LanguageModel: TypeAlias = "RocLMForCausalLM | CompiledRocLM | FastRocLM"
 
 # Logits; more than ten times the largest difference seen between a batch and a row alone (docs/log.md).
 NEAR_TIE = 1e-3

@@ -109,11 +109,11 @@ def run_study(
     `hashes` (of the weights) go into the run's provenance. Raises RocLabError if `out` holds a study with other
     settings or anything else."""
     from roclab.lm.engine import device_of
-    from roclab.lm.model import RocLMForCausalLM
+    from roclab.lm.kernels.fast import FastRocLM
     from roclab.lm.study_report import summarize, write_report
 
     modes = [True, False] if tokenizer.has_thinking else [None]
-    dtype = str(model.model.embed_tokens.weight.dtype) if isinstance(model, RocLMForCausalLM) else "quantized"
+    dtype = "quantized" if isinstance(model, FastRocLM) else str(next(model.parameters()).dtype)
     config = {
         **asdict(study), "kind": "lm study", "seed": 0, "asked": study.asked, "modes": [MODES[m] for m in modes],
         "questions": Path(study.questions or "study_questions.json").name, "dtype": dtype,

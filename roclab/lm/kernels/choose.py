@@ -11,7 +11,7 @@ from roclab.lm.kernels.build import load_library
 from roclab.lm.kernels.fast import FastRocLM
 from roclab.lm.kernels.pack import why_not
 
-ENGINES = ("auto", "fast", "torch")
+ENGINES = ("auto", "fast", "torch", "compiled")
 
 
 def open_model(
@@ -26,7 +26,8 @@ def open_model(
     lookup: bool = True,
 ) -> LanguageModel:
     """The checkpoint's model on the engine named. "auto" takes the kernels if the device is the CPU, the dtype float32,
-    the weights quantized (or `quantize` says how) and a compiler is there; otherwise torch.
+    the weights quantized (or `quantize` says how) and a compiler is there; otherwise torch. "compiled" is torch with
+    its steps compiled, which pays on GPUs.
 
     Raises RocLabError for an unknown engine, options that this engine does not have, or what `FastRocLM` raises.
     """
@@ -34,10 +35,15 @@ def open_model(
         raise RocLabError(f"--engine {engine}: choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
     reason = _why_torch(checkpoint, dtype, device, quantize)
     wants_kernels = quantize is not None or threads is not None  # float activations are what torch has anyway
-    if engine == "torch" or (engine == "auto" and reason and not wants_kernels):
+    if engine in ("torch", "compiled") or (engine == "auto" and reason and not wants_kernels):
         if wants_kernels:
             raise RocLabError("--quantize and --threads belong to the fast engine, not to torch")
-        return checkpoint.load_model(dtype, device)
+        model = checkpoint.load_model(dtype, device)
+        if engine == "torch" or engine == "auto":
+            return model
+        from roclab.lm.compiled import CompiledRocLM
+
+        return CompiledRocLM(model)
     if reason:
         raise RocLabError(f"the fast engine cannot run {checkpoint.path}: {reason}")
     return FastRocLM(checkpoint, quantize=quantize, exact=exact, threads=threads, guessing=lookup)
