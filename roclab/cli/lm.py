@@ -30,7 +30,7 @@ DEVICE = typer.Option("auto", "--device", help="cpu, cuda, cuda:1, mps, …; aut
 ENGINE = typer.Option(
     "auto",
     "--engine",
-    help="fast (quantized CPU kernels), torch, compiled (torch.compile, for GPUs), or auto: fast where it fits, or torch.",
+    help="fast (quantized CPU kernels), torch, compiled (torch.compile, for GPUs), or auto: fast where it fits.",
 )
 EVALUATION_ENGINE = typer.Option("torch", "--engine", help="torch, the exact one; or fast, to see what it loses.")
 QUANTIZE = typer.Option(None, "--quantize", help="Round float weights to int8 or int4, for the fast engine.")

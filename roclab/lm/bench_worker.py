@@ -25,25 +25,27 @@ class RocLM:
         from roclab.lm.kernels.fast import FastRocLM
 
         checkpoint = open_checkpoint(path)
-        self.model: Any = open_model(
+        self.kernels = FastRocLM
+        self.model = open_model(
             checkpoint, options["engine"], quantize=options.get("quantize"), threads=options.get("threads"),
             lookup=False,
         )  # fmt: skip
         self.tokenizer = checkpoint.load_tokenizer()
+        self.notes: dict[str, Any] = {"engine": "torch" if options["engine"] == "auto" else options["engine"]}
         if isinstance(self.model, FastRocLM):
             self.model.wait()
-        self.notes = {
-            "engine": "torch" if hasattr(self.model, "lm_head") else f"fast ({self.model.path})",
-            "threads": getattr(self.model, "most_threads", None),
-            "writing_threads": getattr(self.model, "threads", None),
-            "weight_bytes": getattr(self.model, "weight_bytes", None),
-        }
+            self.notes = {
+                "engine": f"fast ({self.model.path})",
+                "threads": self.model.most_threads,
+                "writing_threads": self.model.threads,
+                "weight_bytes": self.model.weight_bytes,
+            }
 
     def _run(self, prompts: list[list[int]], n: int) -> tuple[float, float]:
         from roclab.lm.engine import Timings, complete
         from roclab.lm.sampling import SamplingParams
 
-        if hasattr(self.model, "forget"):
+        if isinstance(self.model, self.kernels):
             self.model.forget()  # no prompt is half read already
         timings = Timings()
         complete(self.model, self.tokenizer, prompts, SamplingParams(max_new_tokens=n, ignore_eos=True), timings)
@@ -59,7 +61,7 @@ class RocLM:
         return self._run(prompts, n + 1)[1]
 
     def machine(self) -> dict[str, float] | None:
-        return self.model.machine() if hasattr(self.model, "machine") else None
+        return self.model.machine() if isinstance(self.model, self.kernels) else None
 
 
 class LlamaCpp:

@@ -1,5 +1,4 @@
-"""The compiled step against the model as it is: the same path as on a GPU, traced whole; compiled for the CPU where slow
-tests run."""
+"""The compiled step against the model as it is, by the path a GPU takes; a slow test compiles it for the CPU."""
 
 from __future__ import annotations
 
@@ -80,7 +79,7 @@ def test_a_compiler_that_fails_is_one_line(small):
     batch = CompiledRocLM(small, backend=broken).open_batch([[1, 2]], 4)
     with torch.inference_mode():
         batch.begin()
-        with pytest.raises(RocLabError, match="no compiler here.*--engine torch"):
+        with pytest.raises(RocLabError, match=r"no compiler here.*--engine torch"):
             batch.step([3])
 
 
