@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +85,16 @@ def test_another_style_throughout_passes(sandbox):
     assert report["passed"], failed(report)
 
 
-def test_every_edit_fits_the_model_file():
+def test_every_edit_fits_the_model_file(tmp_path):
+    """Each stands in the file once, and what it leaves uses no name that is not there."""
     wrong = [*variants.WRONG, *variants.UNLISTED]
     assert len({v.source() for v in wrong}) == len(wrong) >= 40
     assert {v.component for v in variants.WRONG} == set(COMPONENTS) - {"file"}
+    for number, variant in enumerate([*wrong, *variants.RIGHT]):
+        (tmp_path / f"{number}.py").write_text(variant.source(), encoding="utf-8")
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "concise"]
+    found = subprocess.run([*ruff, str(tmp_path)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_the_document_tells_of_every_variant():

@@ -335,7 +335,7 @@ WRONG = [
         top_p_default=("top_p: float = 0.9,", "top_p: float = 1.0,"),
         ignores_the_end_token=(ENDED, "ended |= False"),
         cache_lost_after_the_prompt=(STEP, "logits = self(new)[:, -1]"),
-        cached_positions_begin_anew=(POSITIONS, "position_ids = torch.arange(T).expand(B, T)"),
+        cached_positions_begin_anew=(POSITIONS, "position_ids = torch.arange(T, device=input_ids.device).expand(len(input_ids), T)"),
         cached_positions_one_ahead=(POSITIONS, POSITIONS.replace("clamp(min=0)[:, past:]", "clamp(min=0)[:, past:] + (past > 0)")),
         temperature_multiplied=(DRAWN, DRAWN.replace("logits / temperature", "logits * temperature")),
         temperature_ignored=(DRAWN, DRAWN.replace("logits / temperature", "logits")),
