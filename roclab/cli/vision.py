@@ -147,7 +147,13 @@ def compare(
     from roclab.vision.compare import markdown
     from roclab.vision.config import TrainConfig
 
-    own = dict(part.split("=", 1) for part in weights.split(",")) if "=" in weights else {}
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    own: dict[str, str] = {}
+    for part in weights.split(",") if "=" in weights else []:
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (equals and value and name in names):
+            raise RocLabError(f"--weights {part}: write MODEL=WEIGHTS for each, with a MODEL of --models ({models})")
+        own[name] = value
     base = TrainConfig(
         data=data,
         data_root=data_root,
@@ -159,7 +165,7 @@ def compare(
         image_size=image_size,
     )
     wanted = range(first_seed, first_seed + seeds)
-    found = compare_runs(base, models.split(","), strategies.split(","), wanted, out, own, engine)
+    found = compare_runs(base, names, [s.strip() for s in strategies.split(",") if s.strip()], wanted, out, own, engine)
     if as_json:
         _print_json(found)
     else:
@@ -172,6 +178,7 @@ def predict(
     run: Path = typer.Argument(..., help="Folder of a finished run."),
     photos: list[Path] = typer.Argument(..., help="Photos, or folders of photos."),
     top: int = typer.Option(5, min=1, help="How many classes to name."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable photos out, and say so."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON list."),
     engine: str = typer.Option("local", help="local, or ray: spread the photos over a Ray cluster."),
 ) -> None:
@@ -182,7 +189,7 @@ def predict(
     from roclab.runs import Run
     from roclab.vision.predict import predict as look
 
-    found = look(Run.open(run), photos, top, engine)
+    found = look(Run.open(run), photos, top, engine, skip_bad)
     if as_json:
         _print_json(found)
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from roclab.errors import RocLabError
 from roclab.vision.config import FullConfig
+from roclab.vision.memory import freed_memory_kept
 
 if TYPE_CHECKING:
     from roclab.vision.data import Dataset
@@ -39,6 +40,7 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+@freed_memory_kept()  # as training and judging do
 def measure(model: Classifier, image_size: int, training: bool, seconds: float = 1.5) -> float:
     """Seconds a photo takes: forward, or forward and backward with `training`. The model is left as it was."""
     import torch

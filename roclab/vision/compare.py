@@ -17,8 +17,10 @@ import numpy as np
 from roclab.errors import RocLabError
 from roclab.runs import Run, read_json, write_json, write_whole
 from roclab.vision.config import TrainConfig
+from roclab.vision.engine_ray import check_engine, train_over_cluster
 from roclab.vision.evaluate import evaluate, read_predictions
 from roclab.vision.metrics import mcnemar, paired_bootstrap
+from roclab.vision.models import check_name
 from roclab.vision.train import finish
 
 
@@ -36,6 +38,9 @@ def compare(
     `base` holds what all runs share; `weights` a model's own weights where they differ from `base.weights`. Runs in
     `out` that are finished are used as they are. `engine` "ray" trains them as tasks of a Ray cluster.
     """
+    check_engine(engine)
+    for name in models:  # all of them, before hours go into the first
+        check_name(name)
     out = Path(out)
     configs = {
         out / f"{model.replace('/', '-')}-{strategy}-seed{seed}": replace(
@@ -55,8 +60,6 @@ def compare(
         _same_question(path, config)
     unfinished = {path: config for path, config in configs.items() if not (path / "training.json").exists()}
     if engine == "ray":
-        from roclab.vision.engine_ray import train_over_cluster
-
         train_over_cluster(unfinished)
     else:
         for path, config in unfinished.items():

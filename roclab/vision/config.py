@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,28 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 STRATEGIES = ("features", "finetune")
+
+# What a number may be, both ends included. (`load_data` looks at val_fraction.)
+BOUNDS: dict[str, tuple[float, float]] = {
+    "epochs": (1, math.inf),
+    "image_size": (16, 4096),
+    "views": (1, 64),
+    "batch_size": (1, math.inf),
+    "accumulate": (1, math.inf),
+    "lr": (1e-9, 100),
+    "layer_decay": (0.01, 1),
+    "weight_decay": (0, 10),
+    "warmup": (0, 1),
+    "clip": (0, math.inf),
+    "label_smoothing": (0, 0.99),
+    "mixup": (0, 100),
+    "cutmix": (0, 100),
+    "ema": (0, 0.99999),
+    "patience": (0, math.inf),
+    "min_area": (0.01, 1),
+    "gradual": (0, 1),
+    "workers": (0, 256),
+}
 
 
 @dataclass
@@ -63,10 +86,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise RocLabError(f"--strategy {self.strategy}: choose one of {', '.join(STRATEGIES)}")
-        for name, lowest in (("epochs", 1), ("image_size", 16), ("views", 1), ("batch_size", 1), ("accumulate", 1)):
+        for name, (low, high) in BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise RocLabError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+            if value is not None and not low <= value <= high:
+                allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+                raise RocLabError(f"--{name.replace('_', '-')} {value}: must be {allowed}")
         if self.optimizer not in (None, "adamw", "sgd"):
             raise RocLabError(f"--optimizer {self.optimizer}: choose adamw or sgd")
         if self.batch_norm not in (None, "train", "frozen"):
@@ -89,7 +113,7 @@ class TrainConfig:
         `recipe_size` (px) is the weights' own; `any_size` says whether the network takes others in between.
         """
         values = {
-            **architecture_defaults(self.model, self.weights),
+            **architecture_defaults(self.model, self.weights, self.optimizer, self.lp_ft),
             **(FEATURES if self.strategy == "features" else {}),
         }
         filled = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -169,22 +193,29 @@ FROM_SCRATCH: dict[str, Any] = {
 }
 
 
-def architecture_defaults(model: str, weights: str = "default") -> dict[str, Any]:
-    """Fine-tuning defaults for a model name; the reason stands beside each value that differs from `COMMON`."""
+def architecture_defaults(
+    model: str, weights: str = "default", optimizer: str | None = None, lp_ft: bool | None = None
+) -> dict[str, Any]:
+    """Fine-tuning defaults for a model name and what the user has chosen already; the reason stands beside each value
+    that differs from `COMMON`."""
     name = model.lower()
+    mobile = "efficientnet" in name or "mobilenet" in name
     own: dict[str, Any] = {}
-    # convolutions all the way to the pooling: any size fits, and the early layers, where most of the work at high
-    # resolution is, change least
-    # near the trained head's optimum Adam still takes steps of full length, SGD ones as small as the gradient; a head
-    # that is certain of its photos is pulled away from them by label smoothing
-    convolutional = {"progressive": True, "gradual": 0.5, "optimizer": "sgd", "label_smoothing": 0.0}
-    if "efficientnet" in name or "mobilenet" in name:
-        own = convolutional | {"lr": 1e-2}
-    elif "resnet" in name or "resnext" in name or "regnet" in name or "convnext" in name:
-        # on pets37 AdamW at 3e-4 undid the features within an epoch and at 1e-4 lost six points; this is the usual rate
-        own = convolutional | {"lr": 1e-3}
+    if mobile or any(kind in name for kind in ("resnet", "resnext", "regnet", "convnext", "densenet")):
+        # convolutions all the way to the pooling: any size fits, and the early layers, where most of the work at high
+        # resolution is, change least
+        own = {"progressive": True, "gradual": 0.5}
+        if lp_ft is not False and optimizer != "adamw":
+            # near the trained head's optimum Adam still takes steps of full length, SGD ones as small as the gradient;
+            # a head that is certain of its photos is pulled away from them by label smoothing
+            own |= {"optimizer": "sgd", "label_smoothing": 0.0, "lr": 1e-2 if mobile else 1e-3}
+        elif lp_ft is not False and not mobile:
+            # on pets37 AdamW at 3e-4 undid the features within an epoch, and at 1e-4 lost six points
+            own |= {"lr": 3e-5}
     elif "swin" in name or "vit" in name or "deit" in name:
         # transformers diverge at rates a convolutional net takes; windows and position tables are tied to the size
         # they were trained at, so the resolution is not raised in steps
         own = {"lr": 3e-4, "layer_decay": 0.8}
-    return COMMON | own | (FROM_SCRATCH if weights == "none" else {})
+    if optimizer == "sgd" and own.get("optimizer") != "sgd":
+        own |= {"lr": 1e-3}
+    return COMMON | own | (FROM_SCRATCH if weights == "none" else {}) | ({"optimizer": optimizer} if optimizer else {})

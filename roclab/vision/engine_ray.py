@@ -18,6 +18,12 @@ from roclab.runs import Run
 from roclab.vision.config import TrainConfig
 
 
+def check_engine(name: str) -> None:
+    """Raise `RocLabError` if `name` is no engine of `compare` and `predict`."""
+    if name not in ("local", "ray"):
+        raise RocLabError(f"--engine {name}: choose local or ray")
+
+
 def _ray() -> Any:
     try:
         import ray

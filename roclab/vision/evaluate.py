@@ -118,10 +118,16 @@ def to_device(model: Classifier, device: str = "auto") -> Classifier:
 
 
 def pick_device(device: str = "auto") -> torch.device:
+    """The device named, or with "auto" a GPU where there is one. Raises `RocLabError` for one that cannot be used."""
     import torch
 
     if device != "auto":
-        return torch.device(device)
+        try:
+            found = torch.device(device)
+            torch.zeros(1, device=found).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise RocLabError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from None
+        return found
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -100,8 +100,9 @@ def size_at(epoch: int, config: FullConfig) -> int:
     if not config.progressive:
         return config.image_size
     share = epoch / config.epochs
-    factor = 0.6 if share < 0.3 else 0.75 if share < 0.6 else 0.875
-    return max(32, round(config.image_size * factor / 32) * 32)
+    last = epoch + 1 == config.epochs  # where there are few
+    factor = 0.875 if last or share >= 0.6 else 0.75 if share >= 0.3 else 0.6
+    return min(config.image_size, max(32, round(config.image_size * factor / 32) * 32))
 
 
 def rest_early_layers(model: Classifier, epoch: int, config: FullConfig) -> bool:

@@ -9,38 +9,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3), with its defaults
-DEFAULTS = ((M_TRIM_THRESHOLD, 128 << 10), (M_MMAP_MAX, 65536))
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """While this lasts, glibc keeps freed memory for the next step, and gives it back at the end.
+    """glibc keeps freed memory for the next step, and at the end of this gives back what is free.
 
-    Otherwise each activation of more than a few hundred kilobytes is mapped anew in every step and unmapped after it,
-    and the kernel clears every page again: a third of a step's time on a CPU (docs/log-vision.md). Nothing happens
-    where the C library is another.
+    Otherwise each activation of more than 32 MB is mapped anew in every step and unmapped after it, and the kernel
+    clears every page again: up to a third of a step's time on a CPU (docs/log-vision.md). It stays so for the rest of
+    the process: touching these settings ends glibc's own adaption for good, and its first values are worse than both.
+    Nothing happens where the C library is another.
     """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError):
-        yield
-        return
-    mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap …
-    mallopt(M_TRIM_THRESHOLD, -1)  # … which is not trimmed
+    if libc := _glibc():
+        libc.mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap …
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # … which is not trimmed
     try:
         yield
     finally:
-        for option, value in DEFAULTS:
-            mallopt(option, value)
-        malloc_trim(0)
+        give_back()
+
+
+def give_back() -> None:
+    """Free memory goes back to the system."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        if libc.mallopt and libc.malloc_trim:
+            return libc
+    return None
 
 
 def forget_peak_memory() -> None:
     """Begin to count the peak memory anew, where the system can: a comparison trains several runs in one process."""
     import torch
 
+    give_back()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux alone has it

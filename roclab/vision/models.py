@@ -132,21 +132,33 @@ def build_model(
     or IMAGENET1K_V1, a timm tag) or a file. `image_size` matters only for networks of one fixed input size.
     Raises `RocLabError` for an unknown name and `CheckpointError` for weights that do not fit or cannot be had.
     """
-    library, _, architecture = name.rpartition("/")
-    if library == "" and name in STAGES:
+    check_name(name)
+    if name in STAGES:
         classifier = _torchvision_model(name, weights, num_classes)
-    elif library not in ("", "timm"):
-        raise RocLabError(f"--model {name}: unknown; give resnet50, swin_t, efficientnet_lite0 or a name timm knows")
     elif name == LITE0:
         classifier = _lite0(weights, num_classes)
     else:
-        classifier = _timm_model(name, architecture, weights, num_classes, image_size)
+        classifier = _timm_model(name, name.removeprefix("timm/"), weights, num_classes, image_size)
     if num_classes is not None:
         # A head that knows nothing says so: all classes alike, loss ln C (Kolesnikov et al. 2020). timm draws
         # EfficientNet's from ±0.7, and the first epochs on elpv went into unlearning it (training loss 2.4).
         for parameter in classifier.head.parameters():
             parameter.detach().zero_()
     return classifier
+
+
+def check_name(name: str) -> None:
+    """Raise `RocLabError` if there is no such architecture."""
+    if name in STAGES or name == LITE0:
+        return
+    import timm
+
+    library, _, architecture = name.rpartition("/")
+    base = architecture.partition(".")[0]
+    if library not in ("", "timm") or not timm.is_model(base):
+        near = ", ".join(timm.list_models(f"*{base.split('_')[0]}*")[:5]) if base else ""
+        hint = f"; timm has {near}, …" if near else ""
+        raise RocLabError(f"--model {name}: unknown; give resnet50, swin_t, efficientnet_lite0 or a name of timm{hint}")
 
 
 def _torchvision_model(name: str, weights: str, num_classes: int | None) -> Classifier:
@@ -202,10 +214,6 @@ def _timm_model(
     import timm
 
     base, _, tag = architecture.partition(".")
-    if not timm.is_model(base):
-        near = ", ".join(timm.list_models(f"*{base.split('_')[0]}*")[:5])
-        hint = f"; timm has {near}, …" if near else ""
-        raise RocLabError(f"--model {name}: unknown; give resnet50, swin_t, efficientnet_lite0 or a name of timm{hint}")
     if not tag and f"{base}.{weights}" in timm.list_pretrained():
         architecture, weights = f"{base}.{weights}", "default"
     state = None if weights in ("default", "none") else read_weights(weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,32 @@ from typing import Any
 from roclab.errors import DataError
 from roclab.runs import Run
 from roclab.vision.checkpoint import load_model
-from roclab.vision.evaluate import predict_probs, to_device
+from roclab.vision.engine_ray import check_engine, predict_over_cluster
+from roclab.vision.evaluate import predict_probs, read_training, to_device
+from roclab.vision.photos import inspect_photos
 
 
-def predict(run: Run, paths: Sequence[Path], top: int = 5, engine: str = "local") -> list[dict[str, Any]]:
+def predict(
+    run: Run, paths: Sequence[Path], top: int = 5, engine: str = "local", skip_bad: bool = False
+) -> list[dict[str, Any]]:
     """The `top` classes of each photo with their probabilities; folders are searched for photos.
 
     Returns one {"path", "predictions": [{"class", "probability"}, …]} a photo, in order. A photo that cannot be read
-    raises `DataError` that names it. `engine` "ray" spreads the photos over a Ray cluster.
+    raises `DataError` that names it; with `skip_bad` it is named on stderr and left out. `engine` "ray" spreads the
+    photos over a Ray cluster. Raises `RocLabError` if the run is not finished.
     """
+    check_engine(engine)
+    read_training(run)
     photos = find_photos(paths)
+    if skip_bad:
+        checks = inspect_photos(photos)
+        for check in checks:
+            if check.error:
+                print(f"left out {check.path}: {check.error}", file=sys.stderr)
+        photos = [check.path for check in checks if not check.error]
+        if not photos:
+            raise DataError("none of the photos can be read")
     if engine == "ray":
-        from roclab.vision.engine_ray import predict_over_cluster
-
         probs, classes = predict_over_cluster(run, photos)
     else:
         model, classes, image_size = load_model(run)

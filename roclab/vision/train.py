@@ -29,10 +29,12 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     """Begin a run in the folder `out` and carry it to its end."""
     from roclab.vision.budget import fit_to_budget
     from roclab.vision.data import load_data
+    from roclab.vision.evaluate import pick_device
     from roclab.vision.models import build_model
 
     world = join()
     path = Path(out)
+    pick_device(config.device)  # before a run is there that cannot go on
     if (path / "config.json").exists():
         raise RocLabError(f"{path} already holds a run: go on with --resume {path}, or choose another folder")
 

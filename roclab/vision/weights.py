@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,14 +37,17 @@ def read_weights(path: str | os.PathLike) -> State:
     path = Path(path)
     state: Any
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such weights file")
+        kind = "is a folder, not a file" if path.is_dir() else "there is no such file"
+        raise CheckpointError(f"--weights {path}: {kind}; give default, none, a name of torchvision or timm, or a file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about files that it refuses all the same
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors: code in weight files is never run; save a state dict"
