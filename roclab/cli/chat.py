@@ -62,7 +62,8 @@ class ChatLoop:
         lines = [input("> " if self.interactive else "")]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
-            lines.append(input("… " if self.interactive else ""))
+            with contextlib.suppress(EOFError):  # what was typed so far is said
+                lines.append(input("… " if self.interactive else ""))
         return "\n".join(lines).rstrip()
 
     def _answer(self, text: str) -> None:

@@ -5,8 +5,8 @@ kernels from Python takes longer than they do.
     under a mask
 
 Everything that changes from step to step is a tensor (which slot is written, which slots may be seen), and the shapes
-never change while a batch lives, so that one compiled step serves it all; on CUDA it is replayed as a graph. Sizes of
-caches are rounded up, so that the next batch finds its step compiled.
+never change while a batch lives, so that one compiled step serves it all, and CUDA can replay it as a graph. Caches
+come in few sizes and are used again, so that the next batch finds its step compiled.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from roclab.errors import RocLabError
-from roclab.lm.engine import TorchBatch
+from roclab.lm.engine import TorchBatch, left_pad
 from roclab.lm.model import KVCache, RocLMForCausalLM
 
-ROOM = 256  # capacities are multiples of it
+ROOM = 256  # positions of the smallest cache
+STEPS = 64  # batch sizes times cache sizes that may be compiled; torch gives up after 8
 
 
 class StepCache:
@@ -41,17 +43,19 @@ class StepCache:
 class CompiledRocLM:
     """A `RocLMForCausalLM` whose steps of one token are compiled. `backend` and `mode` are torch.compile's.
 
-    Compiling takes up to a minute on the first token of each batch size and cache size; torch keeps what it compiled.
+    Compiling takes up to a minute on the first token of each batch size and cache size. Caches double: these are few.
     """
 
-    def __init__(self, model: RocLMForCausalLM, backend: str = "inductor", mode: str | None = None):
+    def __init__(self, model: RocLMForCausalLM, backend: Any = "inductor", mode: str | None = None):
         self.model, self.config = model, model.config
         self.parameters = model.parameters
         self.device = model.model.embed_tokens.weight.device
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
         if backend == "inductor":
             options["mode"] = mode or ("reduce-overhead" if self.device.type == "cuda" else "default")
+        torch._dynamo.config.recompile_limit = max(STEPS, torch._dynamo.config.recompile_limit)
         self.step = torch.compile(self._step, **options)
+        self._caches: dict[tuple[int, int], KVCache] = {}  # of finished batches: a graph is tied to their addresses
 
     def _step(
         self, ids: Tensor, positions: Tensor, slot: Tensor, seen: Tensor, keys: list[Tensor], values: list[Tensor]
@@ -73,26 +77,43 @@ class CompiledRocLM:
         """For `roclab.lm.engine`."""
         return CompiledBatch(self, prompts, new_tokens)
 
+    def take_cache(self, batch_size: int, positions: int) -> KVCache:
+        """An empty cache with room for so many positions: ROOM, or twice, four times … as many."""
+        capacity = ROOM
+        while capacity < positions:
+            capacity *= 2
+        cache = self._caches.pop((batch_size, capacity), None)
+        if cache is None:
+            dtype = self.model.model.embed_tokens.weight.dtype
+            cache = KVCache(self.config, batch_size, capacity, self.device, dtype)
+            for buffer in (*cache.keys, *cache.values):
+                buffer.zero_()  # slots not yet written are multiplied by weights of 0, and 0 · NaN is NaN
+                torch._dynamo.mark_static_address(buffer, guard=False)  # a graph may then write into it
+        cache.real.zero_()
+        cache.length, cache.padded = 0, False
+        return cache
+
+    def put_back(self, cache: KVCache) -> None:
+        """The batch is finished; the next one of its size takes the same memory."""
+        self._caches[len(cache.real), cache.capacity] = cache
+
 
 class CompiledBatch(TorchBatch):
-    """Rows that have ended stay in the batch, unseen: a smaller batch would be another step to compile."""
+    """Rows that have ended are computed on and not looked at: a smaller batch would be another step to compile."""
 
     def __init__(self, compiled: CompiledRocLM, prompts: Sequence[Sequence[int]], new_tokens: int):
-        longest = max(map(len, prompts)) + new_tokens
-        super().__init__(compiled.model, prompts, new_tokens + -longest % ROOM)
-        self.compiled = compiled
-        self.rows = torch.arange(len(prompts), device=self.input_ids.device)
-        for buffer in (*self.cache.keys, *self.cache.values):
-            buffer.zero_()  # slots not yet written are multiplied by weights of 0, and 0 · NaN is NaN
+        self.compiled, self.model = compiled, compiled.model
+        self.input_ids, self.mask = left_pad(prompts, compiled.device)
+        self.cache = compiled.take_cache(len(prompts), self.input_ids.shape[1] + new_tokens)
+        self.rows = torch.arange(len(prompts), device=compiled.device)
 
     def begin(self) -> Tensor:
         logits = super().begin()
-        real = self.cache.real[:, : self.cache.length]
-        self.lengths = real.sum(-1, keepdim=True)  # (B, 1): the position of the next token
+        self.lengths = self.cache.real.sum(-1, keepdim=True)  # (B, 1): the position of the next token
         return logits
 
     def step(self, token_ids: list[int]) -> Tensor:
-        cache: KVCache = self.cache
+        cache = self.cache
         ids = torch.zeros_like(self.lengths)
         ids[self.rows, 0] = torch.tensor(token_ids, device=ids.device)
         cache.real[:, cache.length] = True
@@ -100,12 +121,18 @@ class CompiledBatch(TorchBatch):
         seen = cache.real[:, None, None, :].clone()
         try:
             logits = self.compiled.step(ids, self.lengths.clone(), slot, seen, cache.keys, cache.values)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = next((line for line in reversed(str(error).splitlines()) if "rror" in line), str(error))
-            raise RocLabError(f"torch.compile failed here ({reason.strip()}); use --engine torch") from error
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            lines = [
+                line.strip() for line in str(error).splitlines()
+            ]  # the first is often "backend='inductor' raised:"
+            reason = next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
+            raise RocLabError(f"torch.compile failed here ({reason}); use --engine torch") from error
         cache.length += 1
         self.lengths += 1
         return logits[self.rows].clone()  # a replayed graph writes its next result over this one
 
     def keep(self, rows: list[int]) -> None:
         self.rows = self.rows[rows]
+
+    def end(self) -> None:
+        self.compiled.put_back(self.cache)

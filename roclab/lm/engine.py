@@ -139,7 +139,7 @@ class TorchBatch:
 
     def __init__(self, model: RocLMForCausalLM, prompts: Sequence[Sequence[int]], new_tokens: int):
         self.model, weight = model, model.model.embed_tokens.weight
-        self.input_ids, self.mask = _left_pad(prompts, weight.device)
+        self.input_ids, self.mask = left_pad(prompts, weight.device)
         capacity = self.input_ids.shape[1] + new_tokens
         self.cache = KVCache(model.config, len(prompts), capacity, weight.device, weight.dtype)
 
@@ -297,7 +297,7 @@ def _room(context: int, prompts: Sequence[Sequence[int]], params: SamplingParams
     return wanted
 
 
-def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Ids (B, T) with the shorter prompts moved right, and the mask of what is real; no mask if nothing is padded."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)

@@ -39,16 +39,17 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         bounds = {
-            "temperature": (0, math.inf), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1),
+            "temperature": (0, 1e6), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1),
             "seed": (0, 2**63 - 1), "max_new_tokens": (1, math.inf), "logprobs": (0, 100),
+            "repetition_penalty": (0.01, 100),
         }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
                 raise RocLabError(f"{name} must be {allowed}: got {value}")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise RocLabError(f"repetition_penalty must be above 0: got {self.repetition_penalty}")
+        if "" in self.stop:
+            raise RocLabError("a stop string is empty: give the text that ends an answer")
 
 
 def filter_min_p(logits: Tensor, min_p: float) -> Tensor:
@@ -85,7 +86,8 @@ def draw(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> 
 
 def filtered(row: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
     """Logits (V,) after top-k, top-p and min-p; or those of the few largest, if no others can outlast the filters, and
-    their ids: sorting a whole vocabulary takes longer than a small model."""
+    their ids: sorting a whole vocabulary takes longer than a small model. (Of equal logits at the edge of top-p, the
+    two ways may keep different ones.)"""
     top_p, ids = params.top_p, None
     if len(row) > LARGEST and (params.top_k or top_p < 1):
         largest, order = row.topk(LARGEST)

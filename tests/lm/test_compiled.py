@@ -79,8 +79,25 @@ def test_a_compiler_that_fails_is_one_line(small):
     batch = CompiledRocLM(small, backend=broken).open_batch([[1, 2]], 4)
     with torch.inference_mode():
         batch.begin()
-        with pytest.raises(RocLabError, match=r"no compiler here.*--engine torch"):
+        with pytest.raises(RocLabError, match=r"failed here \(.*no compiler here.*\); use --engine torch$") as raised:
             batch.step([3])
+    assert "\n" not in str(raised.value)
+
+
+@torch.inference_mode()
+def test_many_sizes_are_compiled_and_caches_used_again(small):
+    """torch gives up after eight of them if it is not told otherwise."""
+    compiled = CompiledRocLM(small, backend="eager")
+    for size in (*range(1, 11), 3):
+        batch = compiled.open_batch([[1, 2, 3 + row] for row in range(size)], 4)
+        batch.begin()
+        logits = batch.step([9] * size)
+        expected = small(torch.tensor([[1, 2, 3 + row, 9] for row in range(size)]))[:, -1]
+        assert torch.allclose(logits, expected, atol=1e-5), size
+        first = batch.cache.keys[0].data_ptr()
+        batch.end()
+        assert compiled.take_cache(size, 5).keys[0].data_ptr() == first
+    assert compiled.take_cache(1, ROOM + 1).capacity == 2 * ROOM
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_a_batch_and_a_row_alone_differ_far_less_than_a_near_tie(smollm):
     """The margin behind NEAR_TIE."""
     model, tokenizer = smollm
     prompts = [tokenizer.encode(text) for text in TEXTS]
-    ids, mask = engine._left_pad(prompts, torch.device("cpu"))
+    ids, mask = engine.left_pad(prompts, torch.device("cpu"))
     with torch.inference_mode():
         together = model(ids, mask, logits_to_keep=1)[:, -1]
         alone = torch.cat([model(torch.tensor([p]), logits_to_keep=1)[:, -1] for p in prompts])

@@ -29,8 +29,8 @@ RIGHT = (0.0, 0.0, 0.25, 0.4, 0.55, 0.65, 0.75, 0.8, 0.85)  # at first: how ofte
 class Costs:
     """What a pass over n rows costs in units of a pass over one row: `USUAL`, stretched by what is seen while writing.
 
-    One number is learnt and not one for each n: a single pass that was held up by another program would speak against
-    its n for good, since what looks dear is not tried again.
+    One number is learnt and not one for each n, it is bounded, and it tends back to 1 while nothing is guessed: what
+    looks dear is not tried again, so a pass that was held up by another program would speak against guessing for good.
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,10 @@ class Costs:
         if rows == 1:
             one = self._one or seconds
             self._one = one + 0.2 * (min(seconds, 1.5 * one) - one)
+            self._stretch += 0.01 * (1 - self._stretch)
         elif self._one:
             seen = max(0.0, seconds / self._one - 1) / (USUAL[rows - 1] - 1)
-            self._stretch += 0.2 * (min(seen, 2 * self._stretch + 0.1) - self._stretch)
+            self._stretch += 0.2 * (min(seen, 2 * self._stretch + 0.1, 5.0) - self._stretch)
 
     def of(self, rows: int) -> float:
         return 1 + self._stretch * (USUAL[rows - 1] - 1)

@@ -27,7 +27,7 @@ from roclab.errors import RocLabError
 from roclab.runs import cache_folder
 
 SOURCES = ("roclm.c", "matmul.h", "attention.h", "attention_int8.h", "vector.h", "pool.h", "machine.h")
-COMMON = ("-O3", "-std=gnu11", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC")
+COMMON = ("-O3", "-std=gnu11", "-fno-math-errno", "-Werror=int-conversion", "-fvisibility=hidden", "-shared", "-fPIC")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 

@@ -33,17 +33,18 @@ def open_model(
     """
     if engine not in ENGINES:
         raise RocLabError(f"--engine {engine}: choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
-    reason = _why_torch(checkpoint, dtype, device, quantize)
     wants_kernels = quantize is not None or threads is not None  # float activations are what torch has anyway
-    if engine in ("torch", "compiled") or (engine == "auto" and reason and not wants_kernels):
-        if wants_kernels:
-            raise RocLabError("--quantize and --threads belong to the fast engine, not to torch")
-        model = checkpoint.load_model(dtype, device)
-        if engine == "torch" or engine == "auto":
-            return model
+    if engine in ("torch", "compiled") and wants_kernels:
+        raise RocLabError(f"--quantize and --threads belong to the fast engine, not to {engine}")
+    if engine == "torch":
+        return checkpoint.load_model(dtype, device)
+    if engine == "compiled":
         from roclab.lm.compiled import CompiledRocLM
 
-        return CompiledRocLM(model)
+        return CompiledRocLM(checkpoint.load_model(dtype, device))
+    reason = _why_torch(checkpoint, dtype, device, quantize)
+    if engine == "auto" and reason and not wants_kernels:
+        return checkpoint.load_model(dtype, device)
     if reason:
         raise RocLabError(f"the fast engine cannot run {checkpoint.path}: {reason}")
     return FastRocLM(checkpoint, quantize=quantize, exact=exact, threads=threads, guessing=lookup)

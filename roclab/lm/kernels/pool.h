@@ -1,4 +1,4 @@
-/* A few threads that run one function together and meet at barriers. Who waits looks a few hundred times, about two
+/* A few threads that run one function together and meet at barriers. Who waits looks a few hundred times, some
    microseconds, then sleeps: on a machine whose cores are shared, spinning costs more than it saves (docs/log.md). */
 #pragma once
 #include <pthread.h>
@@ -39,9 +39,10 @@ static void wait_beyond(pool *p, int round) {
 /* arrive: true for the last thread to come, which may then do what only one shall do, and must call release; the
    others return false once it has. */
 static int arrive(pool *p) {
-    if (p->threads == 1) { atomic_store_explicit(&p->next, 0, memory_order_relaxed); return 1; }
+    int threads = p->threads; /* once arrived, the job may end and the next one have another number */
+    if (threads == 1) { atomic_store_explicit(&p->next, 0, memory_order_relaxed); return 1; }
     int round = atomic_load(&p->round);
-    if (atomic_fetch_add(&p->arrived, 1) == p->threads - 1) {
+    if (atomic_fetch_add(&p->arrived, 1) == threads - 1) {
         atomic_store(&p->next, 0);
         return 1;
     }

@@ -38,7 +38,7 @@ typedef struct {
     pool threads;
     int few; /* threads for few rows */
     float *scores[MAX_THREADS];
-    long scores_length;
+    long scores_length[MAX_THREADS];
     acts a, queries; /* queries (kv_heads, rows, heads / kv_heads), for an int8 cache */
     int8_scratch scratch[MAX_THREADS];
     int chunks; /* of the longest text, where threads share the chunks of a text; else 0 */
@@ -264,8 +264,9 @@ static void rows(model *m, int thread, row_function *f, int l, int count) {
 
 typedef struct { const matrix *w; float *out; } product;
 
-/* out (tokens, rows), its rows stride(rows) apart, = activations · Wᵀ for matrices that share the activations. Tiles are taken in runs, from a
-   common counter: a thread whose core is busy elsewhere takes fewer. The barrier is left to the rows that follow. */
+/* out (tokens, rows), its rows stride(rows) apart, = activations · Wᵀ for matrices that share the activations. Tiles are
+   taken in runs, from a common counter: a thread whose core is busy elsewhere takes fewer. The barrier is left to the
+   rows that follow. */
 static void multiply(model *m, const product *list, int n, int tokens) {
     pool *p = &m->threads;
     int total = 0;
@@ -308,7 +309,8 @@ static void attend_floats(model *m, int thread, int l, int t, int end, int h) {
             out[n] = m->mixed + (long)row * H * C + head * C;
             lengths[n] = m->positions[row] + 1;
         }
-        attend(N, q, lengths, keys, values, C, 1.0f / sqrtf((float)C), m->scores[thread], m->scores_length, out);
+        attend(N, q, lengths, keys, values, C, 1.0f / sqrtf((float)C), m->scores[thread], m->scores_length[thread],
+               out);
     }
 }
 
@@ -459,11 +461,11 @@ enum { FEW_ROWS = 4 };
 static int make_room(model *m, long longest) {
     int C = m->s.head_dim, threads = m->threads.made;
     if (!m->s.kv_int8) {
-        if (pad(longest, SPAN) <= m->scores_length && m->scores[threads - 1]) return 0;
-        m->scores_length = pad(longest * 3 / 2, SPAN);
         for (int i = 0; i < threads; i++) {
+            if (pad(longest, SPAN) <= m->scores_length[i]) continue;
             free(m->scores[i]);
-            if (!(m->scores[i] = zeros(m->scores_length * QUERIES * 4))) { m->scores_length = 0; return 1; }
+            m->scores_length[i] = pad(longest * 3 / 2, SPAN);
+            if (!(m->scores[i] = zeros(m->scores_length[i] * QUERIES * 4))) { m->scores_length[i] = 0; return 1; }
         }
         return 0;
     }
@@ -491,8 +493,8 @@ static int make_room(model *m, long longest) {
 }
 
 /* Rows in order of position within a sequence. cache[t]: the sequence's keys and values, of roclm_cache_bytes for its
-   capacity[t], a multiple of 32, zero at first. Logits (outputs, roclm_stride of the vocabulary) of `output_rows`. Returns 0, or 1
-   where there is no memory. */
+   capacity[t], a multiple of 32, zero at first. Logits (outputs, roclm_stride of the vocabulary) of `output_rows`.
+   Returns 0, or 1 where there is no memory. */
 EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32_t *positions, uint8_t *const *cache,
                          const int64_t *capacity, int outputs, const int32_t *output_rows, float *logits) {
     long longest = 0;
