@@ -304,7 +304,10 @@ static int add_and_wait(atomic_int *number, int n) {
 #include "pool.h"
 static pool threads;
 static atomic_int done;
-static void wide(void *unused, int thread) { (void)unused; late = thread == 1; }
+static void wide(void *unused, int thread) { /* the late one arrives first */
+    (void)unused;
+    if (!(late = thread == 1)) usleep(3000);
+}
 static void narrow(void *unused, int thread) { /* takes items from the counter one by one */
     (void)unused, (void)thread;
     int mine = atomic_fetch_add(&threads.next, 1);
