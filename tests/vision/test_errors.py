@@ -220,9 +220,69 @@ def test_thumbnails_are_made_for_the_photos_shown_alone(tmp_path, monkeypatch):
     facts = analyse([run], "test")
     checked(write_page(facts, tmp_path / "page"))
     assert sum(facts["shared"]["wrong_by"][1:]) > 60
-    (tmp_path / "page" / "thumbs" / "of-an-older-page.jpg").write_bytes(b"")
-    write_page(facts, tmp_path / "page")
     assert len(list((tmp_path / "page" / "thumbs").iterdir())) == len(facts["photos"]) < 50
+
+
+def test_a_page_is_made_anew_and_nothing_else_is_touched(photos, tmp_path):
+    page = tmp_path / "page"
+    page.mkdir()  # an empty folder is free
+    write_page(analyse([finished_run(tmp_path / "bad", photos, 0, 0.0)], "test"), page)
+    older = set(read_json(page / "errors.json")["files"])
+    for folder in ("figures", "thumbs"):
+        (page / folder / "mine.jpg").write_bytes(b"mine")
+    (page / "notes.png").write_bytes(b"mine")
+    (tmp_path / "outside.jpg").write_bytes(b"mine")
+    record = read_json(page / "errors.json")
+    astray = ["../outside.jpg", "thumbs/../../outside.jpg", "notes.png", 3]
+    (page / "errors.json").write_text(json.dumps(record | {"files": [*record["files"], *astray]}), encoding="utf-8")
+
+    checked(write_page(analyse([finished_run(tmp_path / "good", photos, 0, 1.0)], "test"), page))
+    newer = set(read_json(page / "errors.json")["files"])
+    assert older - newer  # a network without errors shows fewer photos
+    there = {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
+    assert there == newer | {"errors.json", "index.html", "notes.png", "figures/mine.jpg", "thumbs/mine.jpg"}
+    assert (tmp_path / "outside.jpg").exists()
+
+
+@pytest.mark.parametrize("record", [None, "not JSON", "[]", '{"captions": {}}'])
+def test_a_folder_that_is_no_page_is_left_alone(tmp_path, record):
+    holiday = tmp_path / "holiday"
+    (holiday / "thumbs").mkdir(parents=True)
+    (holiday / "thumbs" / "beach.jpg").write_bytes(b"mine")
+    if record is not None:
+        (holiday / "errors.json").write_text(record, encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(RocLabError, match="holiday exists and is not a page of `roclab vision errors`: choose another"):
+        write_page({}, holiday)
+    with pytest.raises(RocLabError, match="is not a page"):
+        write_page({}, holiday / "thumbs" / "beach.jpg")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_runs_own_folder_is_refused_before_the_analysis(photos, tmp_path):
+    run = finished_run(tmp_path / "run", photos).path
+    (run / "figures").mkdir()
+    (run / "figures" / "test.png").write_bytes(b"the run's")
+    (run / "predictions.csv").unlink()  # the analysis would stop at this
+    done = roclab("vision", "errors", run, "--out", run)
+    assert done.returncode == 2
+    assert done.stderr == f"roclab: {run} exists and is not a page of `roclab vision errors`: choose another --out\n"
+    assert (run / "figures" / "test.png").read_bytes() == b"the run's"
+
+
+def test_a_page_that_cannot_be_written_leaves_the_older_one(photos, tmp_path, monkeypatch):
+    facts = analyse([finished_run(tmp_path / "run", photos, 0, 0.5)], "test", decided=False)
+    page = tmp_path / "page"
+    write_page(facts, page)
+    before = {path: path.read_bytes() for path in page.rglob("*") if path.is_file()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("roclab.vision.errors.page.write_json", full)  # the disk is the outside here
+    with pytest.raises(RocLabError, match=r"cannot write the page to .*: No space left on device"):
+        write_page(facts, page)
+    assert {path: path.read_bytes() for path in page.rglob("*") if path.is_file()} == before
 
 
 def test_twenty_runs_have_one_page(photos, tmp_path):
