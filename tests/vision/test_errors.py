@@ -15,6 +15,7 @@ from roclab.runs import Run, read_json
 from roclab.vision.errors import analyse, write_page
 from roclab.vision.errors.analysis import lookup, pointer
 from roclab.vision.errors.covariates import annotated, measure
+from roclab.vision.evaluate import evaluate
 from roclab.vision.train import train
 from tests.vision.judged import finished_run
 from tests.vision.small import config, make_photos
@@ -150,11 +151,29 @@ def test_missing_and_damaged_predictions(photos, tmp_path):
     with pytest.raises(RocLabError, match=r"run1/predictions.csv does not fit the run's split.json"):
         analyse([one, other], "test")
     put([*rows[:-1], [*rows[-1][:4], *["soon"] * 3]])
-    with pytest.raises(RocLabError, match="does not fit"):
+    with pytest.raises(RocLabError, match=r"is damaged .its test rows do not fit the run's classes"):
+        analyse([one, other], "test")
+    put([*rows[:-1], rows[-1][:4]])
+    with pytest.raises(RocLabError, match=rf"is damaged .row {len(rows)} has not the columns of the first"):
         analyse([one, other], "test")
     table.unlink()
     with pytest.raises(RocLabError, match=r"predictions.csv is missing: run `roclab vision evaluate"):
         analyse([one, other], "test")
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage\n", b"\n\n", b"\xff\xfe\x00PNG", b"split,path\nval,x\n"])
+def test_predictions_that_are_none_are_called_damaged(photos, tmp_path, garbage):
+    run = finished_run(tmp_path / "run", photos)
+    (run.path / "predictions.csv").write_bytes(garbage)
+    for split in (None, "val"):
+        with pytest.raises(
+            RocLabError, match=r"run/predictions.csv is damaged \(.*\): delete it and run `roclab vision"
+        ):
+            analyse([run], split)
+    with pytest.raises(RocLabError, match="is damaged"):
+        evaluate(run, "test")  # the other split's rows are in it
+    assert not (run.path / "test_opened.json").exists()
+    assert (run.path / "predictions.csv").read_bytes() == garbage
 
 
 def test_a_class_without_test_photo_is_said_and_shown(tmp_path, monkeypatch):
@@ -194,6 +213,18 @@ def test_photos_that_are_gone_or_changed_leave_a_page(photos, tmp_path):
     checked(page)
     assert "the photo is not here" in page.read_text(encoding="utf-8")
     assert "2 of 12 photos are not where the runs had them" in page.read_text(encoding="utf-8")
+    for row in facts["covariates"]["measures"].values():
+        assert row["n"] == sum(group["n"] for group in row["groups"]) == 10
+    figure = next(c for f, c in read_json(page.parent / "errors.json")["captions"].items() if f == "covariates.png")
+    assert "quarters of the 10 test photos that are where the runs had them (2 of 12 are not)" in figure
+    assert len(list((page.parent / "thumbs").glob("*.jpg"))) == len(facts["photos"]) - 2
+    done = roclab("vision", "errors", run.path, "--no-heat-maps", "--out", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (
+        "note: 2 of 12 photos are not where the runs had them, or have changed, "
+        f"{facts['covariates']['missing'][0]} first: left out of what is measured on photos; --data-root says where "
+        "they are\n"
+    )
     assert any("no heat maps" in note for note in facts["notes"])  # this run has no checkpoint either
     (tmp_path / "photos").rename(tmp_path / "moved")
     assert len(analyse([run], "test")["covariates"]["missing"]) == 12
