@@ -34,8 +34,8 @@ def errors(
         print(f"note: {note}", file=sys.stderr)
     if missing := facts["covariates"]["missing"]:
         print(
-            f"note: {len(missing)} of {facts['n']} photos are not where the runs had them, {missing[0]} first: say "
-            "where they are with --data-root",
+            f"note: {len(missing)} of {facts['n']} photos are not where the runs had them, or have changed, "
+            f"{missing[0]} first: left out of what is measured on photos; --data-root says where they are",
             file=sys.stderr,
         )
     if as_json:
