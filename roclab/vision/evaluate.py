@@ -39,10 +39,12 @@ def evaluate(
     `training` is what training.json will hold, given by `train` before it has written it; `data_root` says where the
     photos are now if they have moved.
 
-    Raises `RocLabError` if the training did not finish or the photos are not where they were.
+    Raises `RocLabError`, before anything is written, if the run is damaged, its training did not finish or the photos
+    are not where they were.
     """
     if split not in ("val", "test"):
         raise RocLabError(f"--split {split}: choose val or test (the training photos tell nothing about new ones)")
+    config = _config(run)
     training = training if training is not None else read_training(run)
     _rows(run)  # the other split's rows are kept: a damaged table is said before the test photos are opened
     dataset = run_dataset(run, data_root)
@@ -63,12 +65,16 @@ def evaluate(
         **{
             name: training.get(name) for name in ("mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
         },
-        "model": run.config["model"],
-        "strategy": run.config["strategy"],
-        "seed": run.config["seed"],
+        "model": config.model,
+        "strategy": config.strategy,
+        "seed": config.seed,
     }
     write_json(run.path / f"results-{split}.json", found)
     return found
+
+
+def _config(run: Run) -> FullConfig:
+    return FullConfig.fromdict(run.config, run.path / "config.json")
 
 
 def read_training(run: Run) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def run_probs(run: Run, dataset: Dataset, photos: Sequence[Photo], split: str) -
     A frozen backbone's features are looked up (or computed and kept), so five seeds read the test photos once. If the
     head was trained again on train + val, the validation photos are judged by the head that had not seen them.
     """
-    config = FullConfig.fromdict(run.config)
+    config = _config(run)
     model, _, image_size = load_model(run)
     if config.strategy == "features":
         to_device(model, config.device)
