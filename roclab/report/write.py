@@ -275,7 +275,8 @@ def _curves(page: Page, facts: dict[str, Any]) -> None:
     page.figure(
         "figures/loss.png",
         "Training and validation loss of all runs. The training loss of a fine-tuned network is measured under "
-        "augmentation while it learns; a cross marks a run that was cut short.",
+        "augmentation while it learns; where its validation line begins at epoch 0, it began from a trained head. A "
+        "cross marks a run that was cut short.",
         f"{all_refs(facts['runs'])}: metrics.jsonl",
     )
     rows = []

@@ -89,7 +89,9 @@ def _confused(facts: dict[str, Any]) -> tuple[Any, str, str]:
     axes.invert_yaxis()
     axes.set_xlabel(f"photos ({_mean_of(facts)})")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False
+    )  # above: bars fill the axes
     pairs = len(facts["confused"])
     caption = (
         (f"The {len(rows)} most confused of {pairs}" if len(rows) < pairs else "The") + " pairs of classes that were "
