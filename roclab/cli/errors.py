@@ -11,7 +11,7 @@ import typer
 
 def errors(
     runs: list[Path] = typer.Argument(..., help="Folders of finished runs, judged on the same photos."),
-    out: Path = typer.Option(..., help="Folder of the page."),
+    out: Path = typer.Option(..., help="Folder of the page; an older page in it is replaced."),
     split: str | None = typer.Option(
         None, help="val or test; test if every run has been evaluated on it, else val, if not given."
     ),
@@ -25,16 +25,17 @@ def errors(
     Example: roclab vision errors runs/pets/resnet50-features runs/pets/swin_t-features --out errors
     """
     from roclab.runs import Run
-    from roclab.vision.errors import analyse, write_page
+    from roclab.vision.errors import analyse, older_page, write_page
 
+    older_page(out)  # before minutes go into the analysis
     facts = analyse([Run.open(run) for run in runs], split, seed, data_root, heat_maps)
     page = write_page(facts, out)
     for note in facts["notes"]:
         print(f"note: {note}", file=sys.stderr)
     if missing := facts["covariates"]["missing"]:
         print(
-            f"note: {len(missing)} of {facts['n']} photos are not where the runs had them, {missing[0]} first: say "
-            "where they are with --data-root",
+            f"note: {len(missing)} of {facts['n']} photos are not where the runs had them, or have changed, "
+            f"{missing[0]} first: left out of what is measured on photos; --data-root says where they are",
             file=sys.stderr,
         )
     if as_json:

@@ -98,7 +98,7 @@ def handin(
     student_id: str = typer.Option(..., help="Your student ID, as in the report and the tokenizer lab."),
     name: str = typer.Option(..., help="Your name, as in the report."),
     report: Path = typer.Option(..., help="Folder of `roclab report`."),
-    lab: Path = typer.Option(..., help="Folder of `roclab tokenizer lab`."),
+    lab: Path | None = typer.Option(None, help="Folder of `roclab tokenizer lab`; missing without it."),
     study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
     out: Path = typer.Option(Path("handin.zip"), help="The zip."),
     with_checkpoints: bool = typer.Option(False, "--with-checkpoints", help="Pack the trained models too (large)."),

@@ -27,7 +27,7 @@ class Item:
 
 
 def checklist(
-    runs: Sequence[RunFolder], report: Path, lab: Path, student_id: str, name: str, trouble: str | None = None
+    runs: Sequence[RunFolder], report: Path, lab: Path | None, student_id: str, name: str, trouble: str | None = None
 ) -> list[Item]:
     """Check everything; raises nothing. `trouble` is what reading the runs raised, if it did."""
     items = [Item("runs that fit together", not trouble, trouble or "")]
@@ -75,9 +75,11 @@ def _report(runs: Sequence[RunFolder], report: Path, student_id: str, name: str)
         return [*items, Item("the report’s facts.json", False, f"{report} is not a report: {again}")]
     settings = facts["settings"]
     for key, mine, words in (("author", name, "name"), ("student_id", student_id, "student ID")):
-        items.append(
-            Item(f"the report’s {words}", settings[key] == mine, f"the report says {settings[key]!r}, not {mine!r}")
-        )
+        theirs = settings[key]
+        wrong = f"not filled in: say it in the settings and {again} again"
+        if theirs is not None:
+            wrong = f"the report says {theirs!r}, not {mine!r}"
+        items.append(Item(f"the report’s {words}", theirs == mine, wrong))
     for key, words in (("consulted", "people consulted"), ("ai_tools", "AI tools used")):
         items.append(
             Item(f"{words}, filled in", settings[key] is not None, f"say it in the settings and {again} again")
@@ -104,14 +106,17 @@ def _same_files(run: RunFolder, recorded: dict[str, str] | None) -> bool:
     return all((path / name).is_file() and file_sha256(path / name) == digest for name, digest in recorded.items())
 
 
-def _lab(lab: Path, student_id: str) -> list[Item]:
+def _lab(lab: Path | None, student_id: str) -> list[Item]:
+    again = shlex.join(["roclab", "tokenizer", "lab", "--student-id", student_id, "--out", str(lab or "lab")])
+    if lab is None:
+        return [Item("the tokenizer lab’s folder", False, f"no --lab was given: {again}, then --lab lab")]
     trouble = notebook_trouble(lab / "Tokenizer_Lab.ipynb")
-    again = shlex.join(["roclab", "tokenizer", "lab", "--student-id", student_id, "--out", str(lab)])
     found = _json(lab / "lab.json")
-    written = str(found.get("student_id")) if isinstance(found, dict) else None
+    written = str(found["student_id"]) if isinstance(found, dict) and "student_id" in found else None
+    said = "not filled in" if written is None else f"it is {written!r}"
     return [
         Item("Tokenizer_Lab.ipynb, executed", trouble is None, f"{trouble}: {again}"),
-        Item("the tokenizer lab’s student ID", written == student_id, f"it is {written!r}: {again}"),
+        Item("the tokenizer lab’s student ID", written == student_id, f"{said}: {again}"),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from roclab.report.gather import RunFolder
-from roclab.vision.figures import new_figure, save_figure
+from roclab.vision.figures import dot_of, epoch_axis, loss_lines, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,6 @@ def curves(runs: Sequence[RunFolder], arms: Mapping[str, Sequence[RunFolder]], p
     steps of L-BFGS: with them the axis is logarithmic.
     """
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
 
     figure = _page_figure(4.0)
     axes = figure.subplots()
@@ -52,17 +51,15 @@ def curves(runs: Sequence[RunFolder], arms: Mapping[str, Sequence[RunFolder]], p
     for run in runs:
         name = arm_of.get(run.ref, run.label)
         colour = COLOURS[labels.index(name) % len(COLOURS)]
-        epochs = [row["epoch"] for row in run.metrics]
+        (epochs, losses), training = loss_lines(run.metrics)
         longest = max([longest, *epochs])
-        axes.plot(epochs, [row["train_loss"] for row in run.metrics], "--", color=colour, lw=0.9, alpha=0.75)
-        axes.plot(epochs, [row["val_loss"] for row in run.metrics], "-", color=colour, lw=1.3)
+        dots = dot_of(training)
+        axes.plot(*training, "--", marker=dots, color=colour, lw=0.9, ms=2.5, alpha=0.75)
+        axes.plot(epochs, losses, "-", marker=dots, color=colour, lw=1.3, ms=2.5)
         if epochs and not run.finished:
-            axes.plot(epochs[-1], run.metrics[-1]["val_loss"], "x", color=colour, ms=7)
+            axes.plot(epochs[-1], losses[-1], "x", color=colour, ms=7)
     _style(axes)
-    if longest > 30:
-        axes.set_xscale("log")
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    epoch_axis(axes, longest)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch (frozen backbone: step of L-BFGS)", fontsize=9)
     axes.set_ylabel("cross-entropy (nats)", fontsize=9)
@@ -123,7 +120,7 @@ def f1_by_class(scores: Mapping[str, Mapping[str, dict[str, Any]]], path: Path) 
 def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """Share of each true class (row) that was called each class (column); counts where they can be read."""
     many = len(classes) > 12
-    side = 0.65 * WIDTH  # two of them fill a page
+    side = (1.0 if many else 0.65) * WIDTH  # two of the small ones fill a page
     figure = _page_figure(side * (0.98 if many else 0.92), side)
     axes = figure.subplots()
     totals = counts.sum(1, keepdims=True)
@@ -132,11 +129,11 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
     for i, j in np.argwhere(counts > 0):
         if not many or len(classes) <= 40:
             axes.text(
-                j, i, str(counts[i, j]), ha="center", va="center", fontsize=3.5 if many else 8,
+                j, i, str(counts[i, j]), ha="center", va="center", fontsize=5.5 if many else 8,
                 color="white" if share[i, j] > 0.5 else "black",
             )  # fmt: skip
     names = [plain(c) for c in classes]
-    small = 8 if not many else max(2.5, min(6, 180 / len(classes)))
+    small = 8 if not many else max(2.5, min(7, 260 / len(classes)))
     axes.set_xticks(range(len(classes)), names, rotation=90 if many else 45, ha="center" if many else "right")
     axes.set_yticks(range(len(classes)), names)
     axes.tick_params(labelsize=small, length=1.5)

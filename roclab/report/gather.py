@@ -180,7 +180,9 @@ def group_arms(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
     arms: dict[str, list[RunFolder]] = {}
     for label, kinds in by_label.items():
         settings = [json.loads(rest) for rest in kinds]
-        differing = [k for k in settings[0] if any(s.get(k) != settings[0][k] for s in settings)]
+        # a setting that older runs lack may be the only difference
+        keys = dict.fromkeys(k for setting in settings for k in setting)
+        differing = [k for k in keys if any(s.get(k) != settings[0].get(k) for s in settings)]
         for setting, members in zip(settings, kinds.values(), strict=True):
             suffix = ", ".join(f"{k} {_short(setting.get(k))}" for k in differing)
             arms[f"{label} ({suffix})" if suffix else label] = members

@@ -35,7 +35,7 @@ def handin(
     name: str,
     paths: Sequence[str | Path],
     report: Path,
-    lab: Path,
+    lab: Path | None,
     out: Path,
     study: Path | None = None,
     with_checkpoints: bool = False,
@@ -91,18 +91,17 @@ def _runs(paths: Sequence[str | Path]) -> tuple[list[RunFolder], str | None]:
         return readable, str(error)
 
 
-def _relative(runs: list[RunFolder], report: Path, lab: Path, study: Path | None) -> Relative:
+def _relative(runs: list[RunFolder], report: Path, lab: Path | None, study: Path | None) -> Relative:
     known: dict[str | os.PathLike, str] = {}
     known.update((path, called) for path, called in run_paths(runs).names.items())
     known |= {run.run.path: f"Code/part1/results/{run.name}" for run in runs}
-    known |= {report: "latex", lab: "evaluation/tokenizer-lab"}
-    if study:
-        known[study] = "evaluation/study"
+    known[report] = "latex"
+    known |= {folder: f"evaluation/{name}" for folder, name in ((lab, "tokenizer-lab"), (study, "study")) if folder}
     return Relative(known)
 
 
 def _content(
-    runs: Sequence[RunFolder], report: Path, lab: Path, study: Path | None, with_checkpoints: bool
+    runs: Sequence[RunFolder], report: Path, lab: Path | None, study: Path | None, with_checkpoints: bool
 ) -> Iterator[tuple[str, Path, bool]]:
     """Name in the zip, file, and whether it is code, which is packed as it is."""
     for file in ("report.pdf", "report.tex", "report.md"):
@@ -132,7 +131,8 @@ def _content(
     yield "Code/part1/main.py", PACKAGE / "report" / "templates" / "part1_main.py", True
     yield "Code/part2/roclm_model.py", PACKAGE / "lm" / "model.py", True
     yield "Code/part2/roc_demo.py", PACKAGE / "lm" / "roc_demo.py", True
-    yield "Code/part2/Tokenizer_Lab.ipynb", lab / "Tokenizer_Lab.ipynb", False
+    if lab is not None:
+        yield "Code/part2/Tokenizer_Lab.ipynb", lab / "Tokenizer_Lab.ipynb", False
     for path in _files(PACKAGE):
         yield f"Code/roclab/{path.relative_to(PACKAGE).as_posix()}", path, True
 

@@ -258,7 +258,7 @@ def confusion(page: Page, facts: dict[str, Any]) -> None:
             f"{esc(name)}: photos of each true class (row) called each class (column), "
             f"{'added over the seeds' if len(members) > 1 else 'one run'}; the colour is the share of the row.",
             f"{refs(members)}: results-{split}.json",
-            width=65,
+            width=100 if len(facts["data"]["classes"]) > 12 else 65,
         )
 
 

@@ -24,10 +24,7 @@ from roclab.report.words import (
     spread,
 )
 
-OPTIMISER = {
-    "features": "frozen backbone; the head is multinomial logistic regression on its standardised features (L-BFGS)",
-    "finetune": "all parameters learn (AdamW, linear warm-up, half a cosine down)",
-}
+OPTIMISER = {"adamw": "AdamW", "sgd": "SGD with Nesterov’s momentum of 0.9"}
 
 
 def write(facts: dict[str, Any], commands: Sequence[Sequence[str]]) -> str:
@@ -232,14 +229,20 @@ def _models(page: Page, facts: dict[str, Any]) -> None:
 def how(run: dict[str, Any], members: Sequence[dict[str, Any]]) -> str:
     """An arm's training in words, from its configuration."""
     c = run["config"]
-    parts = [OPTIMISER.get(c["strategy"], esc(c["strategy"])), f"{c['image_size']} px"]
     if c["strategy"] == "features":
+        parts = [
+            "frozen backbone; the head is multinomial logistic regression on its standardised features (L-BFGS)",
+            f"{c['image_size']} px",
+        ]
         chosen = distinct(f"{m['c']:g}" for m in members if m["c"])
         parts += [f"C = {listed(chosen)}, chosen on validation"] if chosen else []
         parts += [f"{c['views']} views of each photo"] if c.get("views", 1) > 1 else []
         parts += ["head trained again on train + val"] if c.get("refit") else []
         return esc("; ".join(parts))
-    parts += [
+    optimizer = c.get("optimizer", "adamw")  # before there was a choice, it was AdamW
+    parts = [
+        f"all parameters learn ({OPTIMISER.get(optimizer, optimizer)}, linear warm-up, half a cosine down)",
+        f"{c['image_size']} px",
         f"learning rate {c['lr']:g} for the head, × {c['layer_decay']:g} for each earlier group of layers",
         f"weight decay {c['weight_decay']:g}",
         f"{c['epochs']} epochs, batches of {c['batch_size']}"
@@ -272,7 +275,8 @@ def _curves(page: Page, facts: dict[str, Any]) -> None:
     page.figure(
         "figures/loss.png",
         "Training and validation loss of all runs. The training loss of a fine-tuned network is measured under "
-        "augmentation while it learns; a cross marks a run that was cut short.",
+        "augmentation while it learns; where its validation line begins at epoch 0, it began from a trained head. A "
+        "cross marks a run that was cut short.",
         f"{all_refs(facts['runs'])}: metrics.jsonl",
     )
     rows = []

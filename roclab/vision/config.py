@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 STRATEGIES = ("features", "finetune")
+ALWAYS_THERE = ("data", "model", "strategy", "seed", "image_size", "epochs")  # older runs may lack what came later
 
 # What a number may be, both ends included. (`load_data` looks at val_fraction.)
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -100,11 +102,21 @@ class TrainConfig:
         return asdict(self)
 
     @classmethod
-    def fromdict(cls, values: dict[str, Any]) -> Self:
-        """From config.json; a key this version does not know raises `RocLabError` that names it."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise RocLabError(f"config.json has keys this version does not know: {', '.join(unknown)}")
+    def fromdict(cls, values: dict[str, Any], path: str | os.PathLike = "config.json") -> Self:
+        """From the JSON object in `path`; a key that is unknown, missing or of another type raises `RocLabError` that
+        names it."""
+        kinds = {f.name: str(f.type).split(" | ") for f in fields(cls)}
+        if unknown := sorted(set(values) - kinds.keys()):
+            raise RocLabError(f"{path} has keys this version does not know: {', '.join(unknown)}")
+        if missing := [name for name in ALWAYS_THERE if name not in values]:
+            raise RocLabError(f"{path} has no {', '.join(missing)}: restore the file, or train again")
+        for name, value in values.items():
+            kind = "None" if value is None else type(value).__name__
+            if kind not in kinds[name] and not (kind == "int" and "float" in kinds[name]):
+                raise RocLabError(
+                    f"{path}: {name} is {value!r}, which should be {' or '.join(kinds[name])}: restore the file, or "
+                    "train again"
+                )
         return cls(**values)
 
     def with_defaults(self, recipe_size: int, any_size: bool = True) -> FullConfig:

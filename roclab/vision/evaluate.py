@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from roclab.vision.data import Dataset, Photo
     from roclab.vision.models import Classifier
 
+COLUMNS = ["split", "path", "true", "predicted"]  # of predictions.csv, before one probability for each class
+
 
 def evaluate(
     run: Run, split: str = "val", training: dict[str, Any] | None = None, data_root: str | None = None
@@ -37,11 +39,14 @@ def evaluate(
     `training` is what training.json will hold, given by `train` before it has written it; `data_root` says where the
     photos are now if they have moved.
 
-    Raises `RocLabError` if the training did not finish or the photos are not where they were.
+    Raises `RocLabError`, before anything is written, if the run is damaged, its training did not finish or the photos
+    are not where they were.
     """
     if split not in ("val", "test"):
         raise RocLabError(f"--split {split}: choose val or test (the training photos tell nothing about new ones)")
+    config = _config(run)
     training = training if training is not None else read_training(run)
+    _rows(run)  # the other split's rows are kept: a damaged table is said before the test photos are opened
     dataset = run_dataset(run, data_root)
     if split == "test":
         photos = dataset.test(opened_by="evaluate")
@@ -60,12 +65,16 @@ def evaluate(
         **{
             name: training.get(name) for name in ("mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
         },
-        "model": run.config["model"],
-        "strategy": run.config["strategy"],
-        "seed": run.config["seed"],
+        "model": config.model,
+        "strategy": config.strategy,
+        "seed": config.seed,
     }
     write_json(run.path / f"results-{split}.json", found)
     return found
+
+
+def _config(run: Run) -> FullConfig:
+    return FullConfig.fromdict(run.config, run.path / "config.json")
 
 
 def read_training(run: Run) -> dict[str, Any]:
@@ -90,7 +99,7 @@ def run_probs(run: Run, dataset: Dataset, photos: Sequence[Photo], split: str) -
     A frozen backbone's features are looked up (or computed and kept), so five seeds read the test photos once. If the
     head was trained again on train + val, the validation photos are judged by the head that had not seen them.
     """
-    config = FullConfig.fromdict(run.config)
+    config = _config(run)
     model, _, image_size = load_model(run)
     if config.strategy == "features":
         to_device(model, config.device)
@@ -157,13 +166,10 @@ def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, bat
 def write_predictions(run: Run, split: str, photos: Sequence[Photo], probs: np.ndarray, classes: Sequence[str]) -> None:
     """Put the split's rows into predictions.csv (split, path, true, predicted, one probability per class)."""
     path = run.path / "predictions.csv"
-    kept: list[list[str]] = []
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            kept = [row for row in list(csv.reader(file))[1:] if row[0] != split]
+    kept = [row for row in _rows(run) if row[0] != split]
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["split", "path", "true", "predicted", *(f"p({name})" for name in classes)])
+    table.writerow([*COLUMNS, *(f"p({name})" for name in classes)])
     table.writerows(kept)
     for photo, row in zip(photos, probs, strict=True):
         values = (f"{p:.6g}" for p in row)
@@ -174,15 +180,50 @@ def write_predictions(run: Run, split: str, photos: Sequence[Photo], probs: np.n
 def read_predictions(run: Run, split: str, classes: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Paths, labels (N,) and probabilities (N, C) of a split from predictions.csv."""
     path = run.path / "predictions.csv"
+    again = f"run `roclab vision evaluate {run.path} --split {split}` first"
     if not path.exists():
-        raise RocLabError(f"{path} is missing: run `roclab vision evaluate {run.path} --split {split}` first")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in list(csv.reader(file))[1:] if row[0] == split]
+        raise RocLabError(f"{path} is missing: {again}")
+    rows = [row for row in _rows(run) if row[0] == split]
     if not rows:
-        raise RocLabError(f"{path} has no {split} rows: run `roclab vision evaluate {run.path} --split {split}` first")
+        raise RocLabError(f"{path} has no {split} rows: {again}")
     index = {name: i for i, name in enumerate(classes)}
-    labels = np.array([index[row[2]] for row in rows])
-    return [row[1] for row in rows], labels, np.array([[float(value) for value in row[4:]] for row in rows])
+    try:
+        labels = np.array([index[row[2]] for row in rows])
+        probs = np.array([[float(value) for value in row[4:]] for row in rows])
+    except (KeyError, ValueError):
+        raise _damaged(run, f"its {split} rows do not fit the run's classes") from None
+    return [row[1] for row in rows], labels, probs
+
+
+def judged_splits(run: Run) -> set[str]:
+    """The splits that predictions.csv has rows of."""
+    return {row[0] for row in _rows(run)}
+
+
+def _rows(run: Run) -> list[list[str]]:
+    """The rows of predictions.csv, none where there is no such file; raises `RocLabError` for a damaged one."""
+    path = run.path / "predictions.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RocLabError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, csv.Error):  # not UTF-8, empty, or not a table
+        raise _damaged(run, "it is not a table of predictions") from None
+    if head[: len(COLUMNS)] != COLUMNS:
+        raise _damaged(run, "its first line is not that of a table of predictions")
+    if wrong := next((i for i, row in enumerate(rows, start=2) if len(row) != len(head)), None):
+        raise _damaged(run, f"row {wrong} has not the columns of the first")
+    return rows
+
+
+def _damaged(run: Run, why: str) -> RocLabError:
+    return RocLabError(
+        f"{run.path / 'predictions.csv'} is damaged ({why}): delete it and run `roclab vision evaluate {run.path}` for "
+        "each split again"
+    )
 
 
 def _record_opening(run: Run, n: int) -> None:

@@ -14,6 +14,9 @@ from roclab.runs import Run, read_json, write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LONG = 30  # epochs; steps of L-BFGS are more, those of fine-tuning seldom
+FEW = 12  # classes whose names stand aslant; those of more stand upright
+
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of its own, free of pyplot's global state (and of any display)."""
@@ -32,8 +35,14 @@ def save_figure(figure: Figure, path: Path) -> Path:
 def run_figure(run: Run, split: str = "val") -> Path:
     """Loss curves, confusion matrix and per-class F1 of one run in one picture: RUN/figures/SPLIT.png."""
     results = read_json(run.path / f"results-{split}.json")
-    figure = new_figure(13, 4)
-    curves, matrix, bars = figure.subplots(1, 3)
+    side = _matrix_side(len(results["per_class"]))
+    if len(results["per_class"]) <= FEW:
+        figure = new_figure(13, side)
+        curves, matrix, bars = figure.subplots(1, 3)
+    else:  # the matrix needs the whole height
+        figure = new_figure(side + 6.5, side)
+        axes = figure.subplot_mosaic([["matrix", "curves"], ["matrix", "bars"]], width_ratios=[side, 6.5])
+        curves, matrix, bars = (axes[name] for name in ("curves", "matrix", "bars"))
     _curves(curves, {f"{run.config['model']} {run.config['strategy']}": [run]})
     _confusion(matrix, np.array(results["confusion"]), list(results["per_class"]))
     matrix.set_title(f"{split}: top-1 {100 * results['top1']:.1f} % of {results['n']} photos")
@@ -66,18 +75,18 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
     made.append(save_figure(figure, folder / "accuracy.png"))
 
     columns = min(2, len(arms))
-    side = 4.5 if len(classes) <= 12 else 7
+    side = _matrix_side(len(classes))
     rows_needed = -(-len(arms) // columns)
     figure = new_figure(side * columns, side * rows_needed)
     grid = np.atleast_1d(figure.subplots(rows_needed, columns)).ravel()
     for axes, (name, runs) in zip(grid, results.items(), strict=False):
         _confusion(axes, np.sum([r["confusion"] for r in runs], axis=0), classes)
-        axes.set_title(f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)} added)")
+        axes.set_title(f"{name}\n{len(runs)} seed{'s' * (len(runs) > 1)} added", fontsize=10)
     for axes in grid[len(arms) :]:
         axes.set_visible(False)
     made.append(save_figure(figure, folder / "confusion.png"))
 
-    figure = new_figure(max(6, 0.35 * len(classes) * max(1, len(arms) / 2)), 4.5)
+    figure = new_figure(max(6, (0.12 + 0.09 * len(arms)) * len(classes)), 4 + 0.2 * len(arms))
     scores = {
         name: {c: float(np.mean([r["per_class"][c]["f1"] for r in runs])) for c in classes}
         for name, runs in results.items()
@@ -87,42 +96,84 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
     return made
 
 
+def loss_lines(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[list, list], tuple[list, list]]:
+    """The lines of the validation and of the training loss over the epochs, each as (epochs, losses).
+
+    Epoch 0 is the trained head that fine-tuning begins with. What it is worth on validation photos belongs to that
+    line; its training loss, of a finished head on photos that nothing was done to, tells nothing of how the net learnt.
+    """
+    learnt = [row for row in rows if row["epoch"] >= 1]
+    return (
+        ([row["epoch"] for row in rows], [row["val_loss"] for row in rows]),
+        ([row["epoch"] for row in learnt], [row["train_loss"] for row in learnt]),
+    )
+
+
+def dot_of(line: tuple[list, list]) -> str:
+    """The marker of a line's epochs: without one, a line of a single epoch would not be seen."""
+    return "o" if len(line[0]) <= LONG else ""
+
+
+def epoch_axis(axes: Any, longest: int) -> None:
+    """Whole epochs only. Steps of L-BFGS and epochs of fine-tuning share one plot on a logarithmic axis that has a
+    place for epoch 0."""
+    from matplotlib.ticker import MaxNLocator
+
+    if longest > LONG:
+        axes.set_xscale("symlog", linthresh=1)
+        ticks = [0, *(step * 10**power for power in range(6) for step in (1, 2, 5) if step * 10**power <= longest)]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(left=-0.05)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def _curves(axes: Any, arms: Mapping[str, Sequence[Run]]) -> None:
     """Training loss dashed, validation loss solid, one colour an arm, all seeds."""
     longest = 1
     for number, (name, runs) in enumerate(arms.items()):
         for run in runs:
-            rows = run.metrics()
-            epochs = [row["epoch"] for row in rows]
-            longest = max(longest, *epochs, 1)
-            label = name if run is runs[0] else None
-            axes.plot(epochs, [row["val_loss"] for row in rows], "-", color=f"C{number}", label=label)
-            axes.plot(epochs, [row["train_loss"] for row in rows], "--", color=f"C{number}", alpha=0.7)
-    if longest > 30:
-        axes.set_xscale(
-            "symlog", linthresh=1
-        )  # 0 is the trained head; steps of L-BFGS and epochs of fine-tuning in one plot
+            val, training = loss_lines(run.metrics())
+            longest = max([longest, *val[0]])
+            dots = dot_of(training)
+            axes.plot(*val, "-", marker=dots, ms=3, color=f"C{number}", label=name if run is runs[0] else None)
+            axes.plot(*training, "--", marker=dots, ms=3, color=f"C{number}", alpha=0.7)
+    epoch_axis(axes, longest)
     axes.set_xlabel("epoch (frozen backbone: step of L-BFGS)")
-    axes.set_ylabel("cross-entropy: val solid, train dashed")
+    axes.set_ylabel("cross-entropy (train dashed)")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
+
+
+def _matrix_side(classes: int) -> float:
+    """Inches that a confusion matrix and its names take: so much a class that names of 7 points stand apart."""
+    return max(4.5, 2.2 + 0.2 * classes)
 
 
 def _confusion(axes: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Share of each true class (row) that was called each class (column); the counts where they can be read."""
+    """Share of each true class (row) that was called each class (column), and the counts."""
+    few = len(classes) <= FEW
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    if len(classes) <= 12:
-        for i, j in np.ndindex(*counts.shape):
+    for i, j in np.ndindex(*counts.shape):
+        if few or counts[i, j]:
             axes.text(
-                j, i, str(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black"
-            )
-    small = 9 if len(classes) <= 12 else 6
-    axes.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) <= 12 else 90, fontsize=small)
-    axes.set_yticks(range(len(classes)), classes, fontsize=small)
+                j, i, str(counts[i, j]), ha="center", va="center", fontsize=9 if few else 6,
+                color="white" if share[i, j] > 0.5 else "black",
+            )  # fmt: skip
+    _class_ticks(axes, classes)
+    axes.set_yticks(range(len(classes)), classes, fontsize=9 if few else 7)
     axes.set_xlabel("called")
     axes.set_ylabel("true")
+
+
+def _class_ticks(axes: Any, classes: Sequence[str]) -> None:
+    if len(classes) <= FEW:
+        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    else:
+        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
 
 
 def _f1(axes: Any, scores: Mapping[str, Mapping[str, float]]) -> None:
@@ -132,8 +183,9 @@ def _f1(axes: Any, scores: Mapping[str, Mapping[str, float]]) -> None:
     for number, (name, row) in enumerate(scores.items()):
         at = np.arange(len(classes)) + (number - (len(scores) - 1) / 2) * width
         axes.bar(at, [row[c] for c in classes], width, label=name)
-    axes.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) <= 12 else 90, fontsize=8)
+    _class_ticks(axes, classes)
+    axes.margins(x=0.01)
     axes.set_ylabel("F1")
     axes.set_ylim(0, 1)
-    if len(scores) > 1:
-        axes.legend(fontsize=8)
+    if len(scores) > 1:  # above the axes: bars fill them
+        axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)

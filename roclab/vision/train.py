@@ -68,7 +68,7 @@ def resume(path: str | Path, data_root: str | None = None) -> Run:
 
     world = join()
     run = Run.open(path)
-    config = FullConfig.fromdict(run.config)
+    config = FullConfig.fromdict(run.config, run.path / "config.json")
     if (run.path / "training.json").exists():
         run.log("this run is finished already")
         return run

@@ -19,6 +19,7 @@ from roclab.report.privacy import Relative, absolute_paths, find_private
 from roclab.report.prove import run_script
 from roclab.report.settings import Settings
 from tests.report.conftest import NAME
+from tests.vision.test_cli_vision import roclab
 
 KEY = "hf_" + "a1B2" * 9  # looks like a token, is none
 
@@ -66,6 +67,36 @@ def test_everything_missing_is_named_at_once(runs, lab, made, tmp_path):
         assert part in said, part
     assert "\n" not in said
     assert not (tmp_path / "handin.zip").exists()
+
+
+def test_without_a_lab_an_incomplete_hand_in_is_packed_and_says_so(runs, tmp_path):
+    report([runs], tmp_path / "report", Settings())
+    packed = tmp_path / "handin.zip"
+    command = ("handin", "--student-id", "31415", "--name", "Ada", "--runs", runs, "--report", tmp_path / "report",
+               "--out", packed)  # fmt: skip
+    done = roclab(*command)
+    assert done.returncode == 2
+    assert "the tokenizer lab’s folder (no --lab was given: roclab tokenizer lab" in done.stderr
+    assert not packed.exists()
+    done = roclab(*command, "--incomplete")
+    assert done.returncode == 0, done.stderr
+    said = done.stderr
+    assert "missing: the tokenizer lab’s folder (no --lab was given: " in said
+    for what in ("name", "student ID"):
+        assert f"missing: the report’s {what} (not filled in: say it in the settings and make it with" in said
+    assert "None" not in said
+    with zipfile.ZipFile(packed) as archive:
+        assert "Code/part2/Tokenizer_Lab.ipynb" not in archive.namelist()
+        assert "- the tokenizer lab’s folder" in archive.read("README.md").decode()
+
+
+def test_a_notebook_that_was_not_executed_is_missing_but_no_hindrance(runs, lab, made, tmp_path):
+    notebook = json.loads((lab / "Tokenizer_Lab.ipynb").read_text(encoding="utf-8"))
+    notebook["cells"][0]["execution_count"] = None
+    (lab / "Tokenizer_Lab.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    done = handin("31415", NAME, [runs], made, lab, tmp_path / "handin.zip", incomplete=True)
+    assert "Tokenizer_Lab.ipynb, executed" in [row["what"] for row in done["missing"]]
+    assert not any("Tokenizer_Lab" in line for line in done["proven"])
 
 
 def test_folders_that_are_not_there_are_missing_things_too(tmp_path):

@@ -259,6 +259,28 @@ def test_figures_stay_in_their_section(written):
     assert r"\floatplacement{figure}{H}" in (written[0] / "report.tex").read_text(encoding="utf-8")
 
 
+def test_the_optimiser_of_each_run_is_named(runs, tmp_path):
+    """SGD where the configuration says so, AdamW where it does or, in older runs, says nothing."""
+    sgd, adamw = "all parameters learn (SGD with Nesterov’s momentum of 0.9, ", "all parameters learn (AdamW, "
+    edit(runs / "finetune-0" / "config.json", optimizer="sgd")
+    report([runs], tmp_path / "one", ME)
+    text = (tmp_path / "one" / "report.md").read_text(encoding="utf-8")
+    assert text.count(sgd) == 1
+    assert adamw not in text
+
+    shutil.copytree(runs / "finetune-0", runs / "finetune-1", symlinks=True)
+    edit(runs / "finetune-1" / "config.json", optimizer="adamw")
+    for again in ("adamw", None):
+        if again is None:
+            config = json.loads((runs / "finetune-1" / "config.json").read_text(encoding="utf-8"))
+            del config["optimizer"]
+            (runs / "finetune-1" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        facts = report([runs], tmp_path / str(again), ME)
+        assert len(facts["arms"]) == 3
+        text = (tmp_path / str(again) / "report.md").read_text(encoding="utf-8")
+        assert (text.count(sgd), text.count(adamw)) == (1, 1)
+
+
 def test_two_that_are_level_are_both_called_highest(runs, tmp_path):
     best = json.loads((runs / "features-0" / "results-test.json").read_text(encoding="utf-8"))
     for run in runs.iterdir():

@@ -16,7 +16,8 @@ def finished_run(path: Path, photos: Path, seed: int = 0, accuracy: float = 0.8,
     """A run over a folder of photos whose val and test calls are right with this probability, drawn from its seed."""
     dataset = load_data(str(photos), seed=seed)
     write_json(path / "split.json", dataset.manifest())
-    run = Run.create(path, {"model": "test_resnet", "strategy": "features", "seed": seed, "data": str(photos)} | config)
+    about = {"model": "test_resnet", "strategy": "features", "seed": seed, "data": str(photos)}
+    run = Run.create(path, about | {"image_size": 64, "epochs": 1} | config)
     for split, listed in (("val", dataset.split("val")), ("test", dataset.test(opened_by="evaluate"))):
         labels = np.array([photo.label for photo in listed])
         probs = random_probs(np.random.default_rng(seed), labels, len(dataset.classes), accuracy)

@@ -15,6 +15,7 @@ from roclab.runs import Run, read_json
 from roclab.vision.errors import analyse, write_page
 from roclab.vision.errors.analysis import lookup, pointer
 from roclab.vision.errors.covariates import annotated, measure
+from roclab.vision.evaluate import evaluate
 from roclab.vision.train import train
 from tests.vision.judged import finished_run
 from tests.vision.small import config, make_photos
@@ -150,11 +151,29 @@ def test_missing_and_damaged_predictions(photos, tmp_path):
     with pytest.raises(RocLabError, match=r"run1/predictions.csv does not fit the run's split.json"):
         analyse([one, other], "test")
     put([*rows[:-1], [*rows[-1][:4], *["soon"] * 3]])
-    with pytest.raises(RocLabError, match="does not fit"):
+    with pytest.raises(RocLabError, match=r"is damaged .its test rows do not fit the run's classes"):
+        analyse([one, other], "test")
+    put([*rows[:-1], rows[-1][:4]])
+    with pytest.raises(RocLabError, match=rf"is damaged .row {len(rows)} has not the columns of the first"):
         analyse([one, other], "test")
     table.unlink()
     with pytest.raises(RocLabError, match=r"predictions.csv is missing: run `roclab vision evaluate"):
         analyse([one, other], "test")
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage\n", b"\n\n", b"\xff\xfe\x00PNG", b"split,path\nval,x\n"])
+def test_predictions_that_are_none_are_called_damaged(photos, tmp_path, garbage):
+    run = finished_run(tmp_path / "run", photos)
+    (run.path / "predictions.csv").write_bytes(garbage)
+    for split in (None, "val"):
+        with pytest.raises(
+            RocLabError, match=r"run/predictions.csv is damaged \(.*\): delete it and run `roclab vision"
+        ):
+            analyse([run], split)
+    with pytest.raises(RocLabError, match="is damaged"):
+        evaluate(run, "test")  # the other split's rows are in it
+    assert not (run.path / "test_opened.json").exists()
+    assert (run.path / "predictions.csv").read_bytes() == garbage
 
 
 def test_a_class_without_test_photo_is_said_and_shown(tmp_path, monkeypatch):
@@ -194,6 +213,18 @@ def test_photos_that_are_gone_or_changed_leave_a_page(photos, tmp_path):
     checked(page)
     assert "the photo is not here" in page.read_text(encoding="utf-8")
     assert "2 of 12 photos are not where the runs had them" in page.read_text(encoding="utf-8")
+    for row in facts["covariates"]["measures"].values():
+        assert row["n"] == sum(group["n"] for group in row["groups"]) == 10
+    figure = next(c for f, c in read_json(page.parent / "errors.json")["captions"].items() if f == "covariates.png")
+    assert "quarters of the 10 test photos that are where the runs had them (2 of 12 are not)" in figure
+    assert len(list((page.parent / "thumbs").glob("*.jpg"))) == len(facts["photos"]) - 2
+    done = roclab("vision", "errors", run.path, "--no-heat-maps", "--out", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (
+        "note: 2 of 12 photos are not where the runs had them, or have changed, "
+        f"{facts['covariates']['missing'][0]} first: left out of what is measured on photos; --data-root says where "
+        "they are\n"
+    )
     assert any("no heat maps" in note for note in facts["notes"])  # this run has no checkpoint either
     (tmp_path / "photos").rename(tmp_path / "moved")
     assert len(analyse([run], "test")["covariates"]["missing"]) == 12
@@ -220,9 +251,69 @@ def test_thumbnails_are_made_for_the_photos_shown_alone(tmp_path, monkeypatch):
     facts = analyse([run], "test")
     checked(write_page(facts, tmp_path / "page"))
     assert sum(facts["shared"]["wrong_by"][1:]) > 60
-    (tmp_path / "page" / "thumbs" / "of-an-older-page.jpg").write_bytes(b"")
-    write_page(facts, tmp_path / "page")
     assert len(list((tmp_path / "page" / "thumbs").iterdir())) == len(facts["photos"]) < 50
+
+
+def test_a_page_is_made_anew_and_nothing_else_is_touched(photos, tmp_path):
+    page = tmp_path / "page"
+    page.mkdir()  # an empty folder is free
+    write_page(analyse([finished_run(tmp_path / "bad", photos, 0, 0.0)], "test"), page)
+    older = set(read_json(page / "errors.json")["files"])
+    for folder in ("figures", "thumbs"):
+        (page / folder / "mine.jpg").write_bytes(b"mine")
+    (page / "notes.png").write_bytes(b"mine")
+    (tmp_path / "outside.jpg").write_bytes(b"mine")
+    record = read_json(page / "errors.json")
+    astray = ["../outside.jpg", "thumbs/../../outside.jpg", "notes.png", 3]
+    (page / "errors.json").write_text(json.dumps(record | {"files": [*record["files"], *astray]}), encoding="utf-8")
+
+    checked(write_page(analyse([finished_run(tmp_path / "good", photos, 0, 1.0)], "test"), page))
+    newer = set(read_json(page / "errors.json")["files"])
+    assert older - newer  # a network without errors shows fewer photos
+    there = {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
+    assert there == newer | {"errors.json", "index.html", "notes.png", "figures/mine.jpg", "thumbs/mine.jpg"}
+    assert (tmp_path / "outside.jpg").exists()
+
+
+@pytest.mark.parametrize("record", [None, "not JSON", "[]", '{"captions": {}}'])
+def test_a_folder_that_is_no_page_is_left_alone(tmp_path, record):
+    holiday = tmp_path / "holiday"
+    (holiday / "thumbs").mkdir(parents=True)
+    (holiday / "thumbs" / "beach.jpg").write_bytes(b"mine")
+    if record is not None:
+        (holiday / "errors.json").write_text(record, encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(RocLabError, match="holiday exists and is not a page of `roclab vision errors`: choose another"):
+        write_page({}, holiday)
+    with pytest.raises(RocLabError, match="is not a page"):
+        write_page({}, holiday / "thumbs" / "beach.jpg")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_runs_own_folder_is_refused_before_the_analysis(photos, tmp_path):
+    run = finished_run(tmp_path / "run", photos).path
+    (run / "figures").mkdir()
+    (run / "figures" / "test.png").write_bytes(b"the run's")
+    (run / "predictions.csv").unlink()  # the analysis would stop at this
+    done = roclab("vision", "errors", run, "--out", run)
+    assert done.returncode == 2
+    assert done.stderr == f"roclab: {run} exists and is not a page of `roclab vision errors`: choose another --out\n"
+    assert (run / "figures" / "test.png").read_bytes() == b"the run's"
+
+
+def test_a_page_that_cannot_be_written_leaves_the_older_one(photos, tmp_path, monkeypatch):
+    facts = analyse([finished_run(tmp_path / "run", photos, 0, 0.5)], "test", decided=False)
+    page = tmp_path / "page"
+    write_page(facts, page)
+    before = {path: path.read_bytes() for path in page.rglob("*") if path.is_file()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("roclab.vision.errors.page.write_json", full)  # the disk is the outside here
+    with pytest.raises(RocLabError, match=r"cannot write the page to .*: No space left on device"):
+        write_page(facts, page)
+    assert {path: path.read_bytes() for path in page.rglob("*") if path.is_file()} == before
 
 
 def test_twenty_runs_have_one_page(photos, tmp_path):

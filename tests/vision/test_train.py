@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from roclab.errors import RocLabError
 from roclab.runs import Run, seed_everything
 from roclab.vision import features
 from roclab.vision.checkpoint import load_model, load_tensors
-from roclab.vision.config import TrainConfig
+from roclab.vision.config import FullConfig, TrainConfig
 from roclab.vision.evaluate import evaluate, predict_probs, read_predictions, run_dataset
 from roclab.vision.finetune import freeze_statistics, mix, neighbours, parameter_groups, rate, size_at
 from roclab.vision.loader import epoch_batches
@@ -420,6 +421,34 @@ def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(photos, tmp_path
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(RocLabError, match="damaged"):
         load_model(run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (None, "has no data, strategy, seed, image_size, epochs: "),
+        ({"model": 3}, "model is 3, which should be str: "),
+        ({"seed": True}, "seed is True, which should be int: "),
+        ({"lr": "0.1"}, "lr is '0.1', which should be float: "),
+        ({"image_size": None}, "image_size is None, which should be int: "),
+        ({"data_root": ["here"]}, "data_root is ['here'], which should be str or None: "),
+    ],
+)
+def test_a_damaged_config_is_named_before_anything_is_written(photos, tmp_path, changes, said):
+    run = train(config(photos), tmp_path / "run")
+    path = run.path / "config.json"
+    path.write_text(json.dumps({"model": 3} if changes is None else run.config | changes), encoding="utf-8")
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    for judge in (lambda: evaluate(Run.open(run.path), "test"), lambda: resume(run.path)):
+        with pytest.raises(RocLabError, match=f"^{re.escape(str(path))}:? {re.escape(said)}restore the file, or train"):
+            judge()
+    assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+
+
+def test_a_config_of_an_older_version_has_defaults_for_what_came_later(photos, tmp_path):
+    run = train(config(photos), tmp_path / "run")
+    older = {key: value for key, value in run.config.items() if key not in ("optimizer", "gradual", "full_frame")}
+    assert FullConfig.fromdict(older | {"lr": 1}).optimizer == "adamw"  # JSON has one word for 1 and 1.0
 
 
 def test_layer_groups_learn_less_towards_the_photo_and_decay_spares_norms():

@@ -5,6 +5,6 @@ runs -> gather (the same photos, side by side) -> facts (with covariates and gra
 """
 
 from roclab.vision.errors.facts import analyse
-from roclab.vision.errors.page import write_page
+from roclab.vision.errors.page import older_page, write_page
 
-__all__ = ["analyse", "write_page"]
+__all__ = ["analyse", "older_page", "write_page"]

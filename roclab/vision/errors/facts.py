@@ -34,7 +34,8 @@ def analyse(
 
     `split` is "val" or "test"; None takes test if every run has been evaluated on it, else val. `data_root` says where
     the photos are now, if they have moved. `decided` False leaves out what needs the networks (Grad-CAM). Photos that
-    are not there are named in `notes`; what is drawn from predictions alone does not need them.
+    are not there are named in `covariates.missing` and left out of what is measured on photos; what follows from the
+    predictions alone does not need them, and counts every photo that was judged.
 
     `sentences` is a list of {text, key, evidence, numbers}: `key` is the path (JSON Pointer) of the fact that the
     sentence says, `evidence` "strong" (p < 0.01 after Holm's correction), "moderate" (p < 0.05), "none" (the photos do

@@ -89,7 +89,9 @@ def _confused(facts: dict[str, Any]) -> tuple[Any, str, str]:
     axes.invert_yaxis()
     axes.set_xlabel(f"photos ({_mean_of(facts)})")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False
+    )  # above: bars fill the axes
     pairs = len(facts["confused"])
     caption = (
         (f"The {len(rows)} most confused of {pairs}" if len(rows) < pairs else "The") + " pairs of classes that were "
@@ -179,8 +181,12 @@ def _covariates(facts: dict[str, Any]) -> tuple[Any, str, str]:
         axes.grid(axis="y", alpha=0.3)
     for axes in grid[len(measures) :]:
         axes.set_visible(False)
+    n, gone = facts["n"], len(facts["covariates"]["missing"])
+    which = f"{n - gone} {facts['split']} photos"
+    if gone:
+        which += f" that are where the runs had them ({gone} of {n} are not)"
     caption = (
-        f"Accuracy ({_mean_of(facts)}) in quarters of the {facts['split']} photos, from the lowest values to the "
+        f"Accuracy ({_mean_of(facts)}) in quarters of the {which}, from the lowest values to the "
         "highest; number of photos in brackets, Wilson's 95 % interval."
     )
     return figure, caption, "accuracy by properties of the photo"

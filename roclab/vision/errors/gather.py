@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from roclab.errors import RocLabError
 from roclab.runs import Run, read_json
 from roclab.vision.data import _find_root
-from roclab.vision.evaluate import read_predictions, read_training
+from roclab.vision.evaluate import judged_splits, read_predictions, read_training
 
 # What may differ between two runs of one arm: the seed, and where things are done.
 ASIDE = {"seed", "data", "data_root", "mirror", "budget", "workers", "device"}
@@ -62,7 +61,7 @@ def gather(runs: Sequence[Run], split: str | None = None, data_root: str | None 
         read_training(run)
     notes = []
     if split is None:
-        tested = [run for run in runs if "test" in _splits(run)]
+        tested = [run for run in runs if "test" in judged_splits(run)]
         split = "test" if len(tested) == len(runs) else "val"
         if tested and split == "val":
             untested = next(run for run in runs if run not in tested)
@@ -117,15 +116,6 @@ class _Predictions:
     names: list[str]  # (N,) paths as split.json has them
     labels: np.ndarray
     probs: np.ndarray
-
-
-def _splits(run: Run) -> set[str]:
-    """The splits that predictions.csv has rows of."""
-    path = run.path / "predictions.csv"
-    if not path.exists():
-        return set()
-    with open(path, newline="", encoding="utf-8") as file:
-        return {row[0] for row in list(csv.reader(file))[1:] if row}
 
 
 def _read(run: Run, split: str) -> _Predictions:

@@ -1,13 +1,16 @@
 """The page of the error analysis: one folder that opens from the disk, with nothing fetched from anywhere.
 
-index.html, errors.json (all facts, and the figures' captions), figures/*.png,
+index.html, errors.json (all facts, the figures' captions, and the files made), figures/*.png,
 thumbs/*.jpg (of the photos shown alone, made one at a time)
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
+import tempfile
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -19,6 +22,8 @@ from roclab.vision.errors.analysis import amount, interval, p_value, percent
 from roclab.vision.errors.figures import draw
 from roclab.vision.errors.style import STYLE
 
+RECORD = "errors.json"  # a folder that holds it is a page, and may be made anew
+_OURS = re.compile(r"(figures|thumbs)/[\w-]+\.(png|jpg)")
 THUMBNAIL = 320  # px, longer side
 HEAT = 224  # px
 PAIRS = 6  # whose galleries are shown
@@ -41,28 +46,51 @@ EVIDENCE = {
 def write_page(facts: dict[str, Any], out: str | os.PathLike) -> Path:
     """Write the facts of `analyse` as a page into the folder `out`; returns the path of index.html, written last.
 
-    A photo that is not where it was, or has changed since, is said to be missing in its place.
+    An older page there is replaced: its files, which its errors.json names, and nothing else. A photo that is not where
+    it was, or has changed since, is said to be missing in its place.
+
+    Raises `RocLabError` if `out` holds something else than a page.
     """
     out = Path(out)
+    older = older_page(out)
     try:
-        figures = draw(facts, out / "figures")
-        captions = {made["file"]: made["caption"] for made in figures.values()}
-        write_json(out / "errors.json", facts | {"captions": captions})
-        pictures = _thumbnails(facts, out / "thumbs")
-        page = _Page(facts, figures, pictures).html()
-        write_whole(out / "index.html", page)
-        _clear(out / "thumbs", set(pictures.values()))
-        _clear(out / "figures", set(captions))
+        out.mkdir(parents=True, exist_ok=True)
+        # made aside, so that what is cut short leaves the older page whole and no file that no record names
+        with tempfile.TemporaryDirectory(dir=out, prefix=".page.") as folder:
+            work = Path(folder)
+            figures = draw(facts, work / "figures")
+            pictures = _thumbnails(facts, work / "thumbs")
+            made = sorted(path.relative_to(work).as_posix() for path in work.glob("*/*"))
+            captions = {figure["file"]: figure["caption"] for figure in figures.values()}
+            write_json(work / RECORD, facts | {"captions": captions, "files": made})
+            write_whole(work / "index.html", _Page(facts, figures, pictures).html())
+            for file in (*made, RECORD, "index.html"):
+                (out / file).parent.mkdir(exist_ok=True)
+                os.replace(work / file, out / file)
+        for file in older - set(made):  # the hand-in packs the whole folder
+            (out / file).unlink(missing_ok=True)
     except OSError as error:
         raise RocLabError(f"cannot write the page to {out}: {error.strerror}") from None
     return out / "index.html"
 
 
-def _clear(folder: Path, made: set[str]) -> None:
-    """Take out what an earlier page left in our folder: the hand-in packs all of it."""
-    for path in [*folder.glob("*.jpg"), *folder.glob("*.png")]:
-        if path.name not in made:
-            path.unlink()
+def older_page(out: str | os.PathLike) -> set[str]:
+    """The figures and thumbnails of the page in the folder `out`, as its record names them; none without a page.
+
+    Raises `RocLabError` if `out` holds something else than a page, so that nothing of the user's is written over.
+    """
+    out = Path(out)
+    try:
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return set()
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict) or not {"sentences", "captions", "photos"} <= record.keys():
+        raise RocLabError(f"{out} exists and is not a page of `roclab vision errors`: choose another --out")
+    files = record.get("files")  # the first pages had no such list: their files stay
+    # a record that was edited must not lead out of the two folders
+    return {file for file in files if _OURS.fullmatch(str(file))} if isinstance(files, list) else set()
 
 
 def _thumbnails(facts: dict[str, Any], folder: Path) -> dict[str, str]:
