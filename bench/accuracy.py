@@ -32,15 +32,7 @@ FINETUNE = {"strategy": "finetune"}
 # Solar cells are so unlike ImageNet's photos that nothing of the head on frozen features is worth keeping: everything
 # learns at one rate, BatchNorm from the cells themselves. A defect may be small and at the edge, so the crops are large
 # and the whole cell is judged (docs/log-vision.md).
-CELLS = {
-    "image_size": 288,
-    "epochs": 14,
-    "val_fraction": 0.1,
-    "full_frame": True,
-    "lp_ft": False,
-    "batch_norm": "train",
-    "batch_size": 32,
-}
+CELLS = {"image_size": 256, "epochs": 14, "full_frame": True, "lp_ft": False, "batch_norm": "train", "batch_size": 32}
 CELLS |= {"optimizer": "adamw", "lr": 1e-3}
 CELLS |= {"layer_decay": 1.0, "gradual": 0.0, "label_smoothing": 0.0, "ema": 0.98, "min_area": 0.8}
 
