@@ -285,8 +285,9 @@ def test_a_folder_that_is_no_page_is_left_alone(tmp_path, record):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(RocLabError, match="holiday exists and is not a page of `roclab vision errors`: choose another"):
         write_page({}, holiday)
-    with pytest.raises(RocLabError, match="is not a page"):
-        write_page({}, holiday / "thumbs" / "beach.jpg")
+    for other in (holiday / "thumbs" / "beach.jpg", holiday / "new" / ".."):
+        with pytest.raises(RocLabError, match="is not a page"):
+            write_page({}, other)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 

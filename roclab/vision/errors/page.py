@@ -51,7 +51,7 @@ def write_page(facts: dict[str, Any], out: str | os.PathLike) -> Path:
 
     Raises `RocLabError` if `out` holds something else than a page.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # "new/.." is not there until "new" is, and then holds whatever it holds
     older = older_page(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def older_page(out: str | os.PathLike) -> set[str]:
 
     Raises `RocLabError` if `out` holds something else than a page, so that nothing of the user's is written over.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     try:
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return set()
