@@ -37,7 +37,7 @@ def report(
     Raises `RocLabError` if runs are missing or do not belong together, or if `out` holds something else.
     """
     render.require()
-    out = Path(out)
+    out = Path(os.path.normpath(out))  # NEW/.. is the folder it leads to
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists())):
         raise RocLabError(f"{out} exists and is not a report: choose another --out")
     runs = gather.read_runs(paths)
@@ -104,7 +104,8 @@ def _copy_figures(source: Path, prefix: str, names: Sequence[str], folder: Path)
 
 
 def _put(work: Path, out: Path) -> None:
-    """Give the finished folder its name; an older report is kept until the new one is there."""
+    """Give the finished folder its name; an older report is kept until the new one is there, and what the user has laid
+    beside its files for good."""
     aside = None
     if out.exists():
         aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
@@ -114,7 +115,10 @@ def _put(work: Path, out: Path) -> None:
     except OSError:
         if aside:
             os.replace(aside / out.name, out)
+            aside.rmdir()
         raise
-    finally:
-        if aside:
-            shutil.rmtree(aside, ignore_errors=True)
+    if aside:
+        for own in (aside / out.name).iterdir():
+            if not (out / own.name).exists():
+                os.replace(own, out / own.name)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -194,6 +194,18 @@ def test_a_folder_that_is_no_report_is_left_alone(trained, tmp_path):
     with pytest.raises(RocLabError, match="is not a report"):
         report([trained], tmp_path / "mine", ME)
     assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+    with pytest.raises(RocLabError, match="is not a report"):
+        report([trained], tmp_path / "new" / ".." / "mine", ME)
+
+
+def test_what_the_author_laid_beside_an_older_report_stays(trained, tmp_path):
+    report([trained], tmp_path / "report", ME)
+    (tmp_path / "report" / "notes.txt").write_text("ask about table 3", encoding="utf-8")
+    (tmp_path / "report" / "report.md").write_text("older", encoding="utf-8")
+    report([trained], tmp_path / "report", ME)
+    assert (tmp_path / "report" / "notes.txt").read_text(encoding="utf-8") == "ask about table 3"
+    assert (tmp_path / "report" / "report.md").read_text(encoding="utf-8") != "older"
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 def test_a_place_that_cannot_be_written_is_named(trained, tmp_path):
