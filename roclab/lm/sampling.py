@@ -39,13 +39,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         bounds = {
-            "temperature": (0, 1e6), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1),
+            "temperature": (0, math.inf), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1),
             "seed": (0, 2**63 - 1), "max_new_tokens": (1, math.inf), "logprobs": (0, 100),
             "repetition_penalty": (0.01, 100),
         }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value is not None and (not low <= value <= high or value == math.inf):
                 allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
                 raise RocLabError(f"{name} must be {allowed}: got {value}")
         if "" in self.stop:

@@ -1,6 +1,7 @@
 """Parity with torchvision and timm, key names, weight files good and bad, features, layer groups."""
 
 import pickle
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,7 @@ def test_torchvisions_v1_and_v2_are_asked_for_by_name(tmp_path: Path, monkeypatc
 def test_weights_that_cannot_be_fetched_say_what_to_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the hub's client tries for a minute
+    monkeypatch.setattr(urllib.request, "_opener", None)  # else the one made now would keep the proxy for later tests
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match=r"cannot be fetched.*--weights FILE") as caught:
