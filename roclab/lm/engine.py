@@ -319,15 +319,15 @@ def _choose(batch: Batch, rows: list[_Row], logits: Tensor, params: SamplingPara
         return penalize_repetition(logits, seen, params.repetition_penalty)
 
     scores = penalized(logits, rows)
-    best = scores.topk(1 if batch.exact or params.temperature > 0 else 2, dim=-1)
+    best = scores.max(dim=-1)
     if not torch.isfinite(best.values).all():  # a NaN counts as the largest
         raise RocLabError("the model's output is not a number: damaged weights, or a --dtype too narrow for them")
     if params.temperature > 0:
         return [draw(scores[at].cpu(), params, row.generator) for at, row in enumerate(rows)]
-    chosen = best.indices[:, 0].tolist()
+    chosen = best.indices.tolist()
     if not batch.exact and scores.dtype == torch.float32:
-        near_ties = (best.values[:, 0] - best.values[:, 1] < NEAR_TIE).nonzero()[:, 0].tolist()
-        for at in near_ties:
+        two = scores.topk(2, dim=-1).values
+        for at in (two[:, 0] - two[:, 1] < NEAR_TIE).nonzero()[:, 0].tolist():
             alone = batch.alone(rows[at].ids)
             chosen[at] = int(penalized(alone, [rows[at]]).argmax())
     return chosen
