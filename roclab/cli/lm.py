@@ -288,6 +288,7 @@ def _load(
         say(f"opening {name}")
     import torch
 
+    from roclab.devices import usable_device
     from roclab.lm.checkpoints import open_checkpoint
     from roclab.lm.kernels.choose import open_model
     from roclab.lm.kernels.fast import FastRocLM
@@ -297,10 +298,7 @@ def _load(
         raise RocLabError(f"--dtype {dtype}: choose one of {', '.join(dtypes)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RocLabError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from None
+    usable_device(device)
     started = time.perf_counter()
     checkpoint = open_checkpoint(name, say)
     model = open_model(

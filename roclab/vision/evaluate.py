@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from roclab.devices import usable_device
 from roclab.errors import RocLabError
 from roclab.runs import Run, read_json, track, write_json, write_whole
 from roclab.vision.checkpoint import load_model
@@ -131,12 +132,7 @@ def pick_device(device: str = "auto") -> torch.device:
     import torch
 
     if device != "auto":
-        try:
-            found = torch.device(device)
-            torch.zeros(1, device=found).item()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise RocLabError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from None
-        return found
+        return usable_device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
