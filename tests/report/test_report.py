@@ -230,9 +230,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(trained, tmp_path, monkeypatch)
 
 def test_a_report_is_replaced_whole(trained, tmp_path):
     report([trained], tmp_path / "report", ME)
-    (tmp_path / "report" / "old.txt").write_text("old", encoding="utf-8")
+    (tmp_path / "report" / "figures" / "old.png").write_text("of runs that are gone", encoding="utf-8")
     report([trained], tmp_path / "report", ME)
-    assert not (tmp_path / "report" / "old.txt").exists()
+    assert not (tmp_path / "report" / "figures" / "old.png").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
 
 
