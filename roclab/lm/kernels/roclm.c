@@ -481,7 +481,8 @@ static int make_room(model *m, long longest) {
         for (size_t j = 0; j < sizeof wanted / sizeof *wanted; j++)
             if (!*wanted[j].to && !(*wanted[j].to = zeros(wanted[j].bytes))) return 1;
     }
-    int share = m->threads.threads > 1 && longest > CHUNK && m->rows * m->s.kv_heads <= 8 * threads; /* else there are rows to share */
+    /* threads share the chunks of a text where there are not rows enough to share */
+    int share = m->threads.threads > 1 && longest > CHUNK && m->rows * m->s.kv_heads <= 8 * threads;
     m->chunks = share ? (int)((longest - 1) / CHUNK + 1) : 0;
     long wanted = (long)m->rows * m->s.heads * m->chunks * (C + LANES);
     if (wanted > m->partial_length) {
