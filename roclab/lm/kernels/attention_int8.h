@@ -1,36 +1,38 @@
 /* softmax(q·kᵀ/√C)·v with whole-number products: the caches of keys and values are int8 matrices in tiles (matmul.h)
    that grow with the text, so both products are those of any other layer.
 
-   Layout, per layer and key-value head, for G = ⌈C/32⌉ groups of channels:
-       keys    (capacity / 16) tiles of G groups, Q8: a row is a position, with a scale per 32 channels
-       values  (C / 16) tiles of capacity / 32 groups, BARE: a row is a channel, a group 32 positions
-       scales  (capacity) × f16: of the values, one per position; they go into the attention weights, which are then
-               rounded to int8 by 32 positions, like any activations
    Positions are taken in chunks that do not depend on the call (Flash-Decoding, Dao et al. 2023): threads share the
-   chunks of one long text, and a row's bits stay the same. Stale slots beyond a query's position get weight 0, which
-   changes nothing: they hold finite numbers. */
+   chunks of one long text, and a row's bits stay the same. A chunk is read from one end to the other; its layout, per
+   layer and key-value head, for G = ⌈C/32⌉ groups of channels:
+       keys    (CHUNK / 16) tiles of G groups, Q8: a row is a position, with a scale per 32 channels
+       values  (C / 16) tiles of CHUNK / 32 groups, BARE: a row is a channel, a group 32 positions
+       scales  (CHUNK) × f16: of the values, one per position; they go into the attention weights, which are then
+               rounded to int8 by 32 positions, like any activations
+   Stale slots beyond a query's position get weight 0, which changes nothing: they hold finite numbers. */
 #pragma once
 #include "attention.h"
 #include "matmul.h"
 
 enum { CHUNK = 512, TOGETHER = 24 }; /* positions; queries that share the reading of a tile */
 
-typedef struct { uint8_t *keys, *values; uint16_t *scales; long capacity; int C, G; } int8_cache;
+typedef struct { uint8_t *keys, *values; uint16_t *scales; int C, G; } chunk;
 typedef struct { float top, sum; } chunk_state; /* largest score; Σ exp(score − top) */
 
-static long int8_keys_bytes(int C, long capacity) {
-    return capacity / TILE * ((C + GROUP - 1) / GROUP) * TILE_BYTES(Q8);
-}
-static long int8_bytes(int C, long capacity) { return int8_keys_bytes(C, capacity) + capacity * (C + 2); }
-
-INLINE int8_cache int8_cache_at(uint8_t *memory, int C, long capacity) {
-    uint8_t *values = memory + int8_keys_bytes(C, capacity);
-    return (int8_cache){memory, values, (uint16_t *)(values + capacity * C), capacity, C, (C + GROUP - 1) / GROUP};
+static long int8_bytes(int C, long capacity) { /* whole chunks */
+    long keys = CHUNK / TILE * ((C + GROUP - 1) / GROUP) * TILE_BYTES(Q8);
+    return (capacity + CHUNK - 1) / CHUNK * (keys + CHUNK * (C + 2));
 }
 
-/* The group of a channel's tile that holds a position. */
-INLINE uint8_t *value_tile(const int8_cache *c, int channel, long position) {
-    return c->values + ((long)(channel / TILE) * (c->capacity / GROUP) + position / GROUP) * TILE_BYTES(BARE);
+/* The chunk that holds a position, of a head's cache. */
+INLINE chunk chunk_at(uint8_t *memory, int C, long position) {
+    int G = (C + GROUP - 1) / GROUP;
+    uint8_t *keys = memory + position / CHUNK * int8_bytes(C, CHUNK), *values = keys + CHUNK / TILE * G * TILE_BYTES(Q8);
+    return (chunk){keys, values, (uint16_t *)(values + CHUNK * C), C, G};
+}
+
+/* The group of a channel's tile that holds a position of the chunk. */
+INLINE uint8_t *value_tile(const chunk *c, int channel, int position) {
+    return c->values + (channel / TILE * (CHUNK / GROUP) + position / GROUP) * TILE_BYTES(BARE);
 }
 
 /* 32 numbers → int8 p with the scale that is returned, isum = Σ p. Of a few scales, from the largest number's 127th
@@ -73,7 +75,8 @@ INLINE void round_row(int scales, const acts *a, long at, const float *x, int n)
     }
 }
 
-static void int8_store(const int8_cache *c, int position, const float *k, const float *v) {
+/* Into slot `position` of a chunk. */
+static void int8_store(const chunk *c, int position, const float *k, const float *v) {
     int r = position % TILE;
     int8_t p[GROUP];
     int32_t unused;
@@ -103,7 +106,7 @@ typedef struct { float *scores, *out; acts weights, rests; float heft[TOGETHER];
 /* One weight that outshines its span (the first token's, the latest's) leaves its neighbours few of the 127 steps. Where
    a step is more than HEAVY of all weights seen, what rounding took away is rounded and added as well. */
 #define HEAVY 1e-4f
-static void mix_rests(const int8_cache *c, int N, int span, int spans, long start, int8_scratch *s) {
+static void mix_rests(const chunk *c, int N, int span, int spans, int8_scratch *s) {
     int any = 0;
     for (int n = 0; n < N; n++) any |= s->weights.scale[(long)n * spans + span] > HEAVY * s->heft[n];
     if (!any) return;
@@ -117,21 +120,19 @@ static void mix_rests(const int8_cache *c, int N, int span, int spans, long star
     }
     for (int i = 0; i < c->C; i += TILE) {
         float more[TOGETHER * TILE];
-        tile_all(BARE, 0, value_tile(c, i, start + span * GROUP), 1, &s->rests, N, NULL, more, TILE);
+        tile_all(BARE, 0, value_tile(c, i, span * GROUP), 1, &s->rests, N, NULL, more, TILE);
         for (int n = 0; n < N; n++)
             for (int j = 0; j < TILE; j++) s->out[n * c->C + i + j] += more[n * TILE + j];
     }
 }
 
-/* N ≤ TOGETHER queries, rows of `q`, against the positions from `start` (a multiple of CHUNK) on; the n-th sees
-   lengths[n] of them, at most CHUNK. out[n] (C): Σ exp(score − top)·v, not yet divided by the sum. */
-static void int8_attend(const int8_cache *c, const acts *q, int N, const int *lengths, long start, float scale,
-                        int8_scratch *s) {
+/* N ≤ TOGETHER queries, rows of `q`, against a chunk; the n-th sees its first lengths[n] positions. out[n] (C): Σ exp(score − top)·v, not yet divided by the sum. */
+static void int8_attend(const chunk *c, const acts *q, int N, const int *lengths, float scale, int8_scratch *s) {
     int longest = 0;
     for (int n = 0; n < N; n++) longest = lengths[n] > longest ? lengths[n] : longest;
     int spans = (longest + GROUP - 1) / GROUP;
     for (int i = 0; i < spans * GROUP; i += TILE)
-        tile_all(Q8, 0, c->keys + (start + i) / TILE * c->G * TILE_BYTES(Q8), c->G, q, N, NULL, s->scores + i, CHUNK);
+        tile_all(Q8, 0, c->keys + i / TILE * c->G * TILE_BYTES(Q8), c->G, q, N, NULL, s->scores + i, CHUNK);
     for (int n = 0; n < N; n++) {
         float *e = s->scores + n * CHUNK;
         if (lengths[n] <= 0) { /* sees nothing here, nobody will look */
@@ -140,7 +141,7 @@ static void int8_attend(const int8_cache *c, const acts *q, int N, const int *le
             s->state[n].sum = soften(e, lengths[n], spans * GROUP, scale, &s->state[n].top);
             vf heft = {0};
             for (int i = 0; i < spans * GROUP; i += LANES) {
-                vf w = vload(e + i) * halves(c->scales + start + i);
+                vf w = vload(e + i) * halves(c->scales + i);
                 heft += w;
                 vstore(e + i, w);
             }
@@ -149,8 +150,8 @@ static void int8_attend(const int8_cache *c, const acts *q, int N, const int *le
         round_row(1, &s->weights, (long)n * spans, e, spans * GROUP);
     }
     for (int i = 0; i < c->C; i += TILE)
-        tile_all(BARE, 0, value_tile(c, i, start), spans, &s->weights, N, NULL, s->out + i, c->C);
-    for (int span = 0; span < spans; span++) mix_rests(c, N, span, spans, start, s);
+        tile_all(BARE, 0, value_tile(c, i, 0), spans, &s->weights, N, NULL, s->out + i, c->C);
+    for (int span = 0; span < spans; span++) mix_rests(c, N, span, spans, s);
 }
 
 /* The softmax over what both have seen: (a, out) becomes the sum of itself and (b, more). Always the same code, so that

@@ -194,7 +194,7 @@ INLINE void tile_int(enum kind kind, int T, const uint8_t *tile, int G, const ac
 /* The low four bits of each lane as a float. Looking them up spares cutting them off and converting them. */
 INLINE vf nibble(vi v) {
 #ifdef PATH_AVX512
-    return vmove((vf){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, v);
+    return vmove(vfloat(LANE_NUMBERS), v);
 #else
     return vfloat(v & 15);
 #endif

@@ -108,11 +108,8 @@ static void spread_out(float *x, int C) {
         vf v = vload(x + i) * factor;
 #pragma GCC unroll 4
         for (int s = 1; s < LANES; s *= 2) { /* pairs (a, b) that lie s apart → (a + b, a − b) */
-            vi other;
-            vf sign;
-#pragma GCC unroll 16
-            for (int j = 0; j < LANES; j++) other[j] = j ^ s, sign[j] = j & s ? -1.0f : 1.0f;
-            v = vfma(v, sign, vmove(v, other));
+            vi minus = ((LANE_NUMBERS & s) != 0) << 31; /* the sign bit of each b */
+            v = (vf)((vi)v ^ minus) + vmove(v, LANE_NUMBERS ^ s);
         }
         vstore(x + i, v);
     }
@@ -182,9 +179,9 @@ static void place_row(model *m, int l, int t) { /* QK-norm, RoPE, append to the 
         rotate(k, cos, sin, C);
         uint8_t *memory = cache_of(m, l, t, h);
         if (m->s.kv_int8) {
-            int8_cache cache = int8_cache_at(memory, C, m->capacity[t]);
+            chunk at = chunk_at(memory, C, m->positions[t]);
             spread_out(k, C);
-            int8_store(&cache, m->positions[t], k, v);
+            int8_store(&at, m->positions[t] % CHUNK, k, v);
         } else {
             store_key((kv_t *)memory, C, m->positions[t], k);
             store_value((kv_t *)memory + m->capacity[t] * C, C, m->positions[t], v);
@@ -264,16 +261,26 @@ static void rows(model *m, int thread, row_function *f, int l, int count) {
 
 typedef struct { const matrix *w; float *out; } product;
 
-/* out (tokens, rows), its rows stride(rows) apart, = activations · Wᵀ for matrices that share the activations. Tiles are
-   taken in runs, from a common counter: a thread whose core is busy elsewhere takes fewer. The barrier is left to the
-   rows that follow. */
+/* The next tiles for this thread, `at` to `end` of `total`: long runs first, which stream well, short ones at last, so
+   that all threads are done at about the same time; a thread whose core is busy elsewhere takes fewer. 0: none are left. */
+static int take_run(pool *p, int total, int *at, int *end) {
+    int from = atomic_load(&p->next), run;
+    do {
+        if (from >= total) return 0;
+        run = p->threads == 1 ? total : (total - from + 2 * p->threads - 1) / (2 * p->threads);
+    } while (!atomic_compare_exchange_weak(&p->next, &from, from + run));
+    *at = from, *end = from + run;
+    return 1;
+}
+
+/* out (tokens, rows), its rows stride(rows) apart, = activations · Wᵀ for matrices that share the activations. The
+   barrier is left to the rows that follow. */
 static void multiply(model *m, const product *list, int n, int tokens) {
     pool *p = &m->threads;
     int total = 0;
     for (int i = 0; i < n; i++) total += list[i].w->rows / TILE;
-    int run = p->threads == 1 ? total : (total + 4 * p->threads - 1) / (4 * p->threads);
-    for (int at; (at = atomic_fetch_add(&p->next, run)) < total;) {
-        int end = at + run < total ? at + run : total, first = 0;
+    for (int at = 0, end; take_run(p, total, &at, &end);) {
+        int first = 0;
         for (int i = 0; i < n; i++) {
             const matrix *w = list[i].w;
             int tiles = w->rows / TILE, G = w->columns / GROUP, last = end - first < tiles ? end - first : tiles;
@@ -317,25 +324,26 @@ static void attend_floats(model *m, int thread, int l, int t, int end, int h) {
 /* Chunk c of the text alone where threads share chunks; else all of them, one after the other. */
 static void attend_int8(model *m, int thread, int l, int t, int end, int h, int c) {
     int C = m->s.head_dim, H = m->s.heads, share = H / m->s.kv_heads, total = (end - t) * share;
-    int8_cache cache = int8_cache_at(cache_of(m, l, t, h), C, m->capacity[t]);
+    uint8_t *memory = cache_of(m, l, t, h);
     int8_scratch *s = &m->scratch[thread];
     for (int i = 0; i < total; i += TOGETHER) { /* more than once only where a head's queries are more */
         int lengths[TOGETHER], N = total - i < TOGETHER ? total - i : TOGETHER;
-        long first = (((long)h * m->rows + t) * share + i) * cache.G;
+        long first = (((long)h * m->rows + t) * share + i) * ((C + GROUP - 1) / GROUP);
         acts q = {m->queries.q + first * GROUP, m->queries.scale + first, m->queries.isum + first,
                   m->queries.sum + first, NULL};
         int last = m->chunks ? c : m->positions[t + (i + N - 1) / share] / CHUNK;
-        for (int chunk = c; chunk <= last; chunk++) {
+        for (int j = c; j <= last; j++) {
+            chunk at = chunk_at(memory, C, (long)j * CHUNK);
             for (int n = 0; n < N; n++) {
-                int length = m->positions[t + (i + n) / share] + 1 - chunk * CHUNK;
+                int length = m->positions[t + (i + n) / share] + 1 - j * CHUNK;
                 lengths[n] = length < CHUNK ? length : CHUNK;
             }
-            int8_attend(&cache, &q, N, lengths, (long)chunk * CHUNK, 1.0f / sqrtf((float)C), s);
+            int8_attend(&at, &q, N, lengths, 1.0f / sqrtf((float)C), s);
             for (int n = 0; n < N; n++) {
                 if (lengths[n] <= 0) continue;
                 int row = t + (i + n) / share, head = h * share + (i + n) % share;
                 float *to = m->chunks ? partial_of(m, row, head, c) : m->mixed + ((long)row * H + head) * C;
-                if (m->chunks || !chunk) {
+                if (m->chunks || !j) {
                     memcpy(to, s->out + n * C, C * sizeof(float));
                     if (m->chunks) memcpy(to + C, &s->state[n], sizeof(chunk_state));
                     else s->all[n] = s->state[n];
@@ -520,16 +528,9 @@ EXPORT void roclm_copy_cache(const model *m, const uint8_t *from, long from_capa
     int C = m->s.head_dim, n = m->s.layers * m->s.kv_heads;
     long used = pad(length, SPAN);
     for (int i = 0; i < n; i++, from += head_bytes(&m->s, from_capacity), to += head_bytes(&m->s, to_capacity)) {
-        if (!m->s.kv_int8) {
-            memcpy(to, from, used * C * sizeof(kv_t));
-            memcpy(to + to_capacity * C * sizeof(kv_t), from + from_capacity * C * sizeof(kv_t), used * C * sizeof(kv_t));
-            continue;
-        }
-        int8_cache a = int8_cache_at((uint8_t *)from, C, from_capacity), b = int8_cache_at(to, C, to_capacity);
-        memcpy(b.keys, a.keys, int8_keys_bytes(C, used));
-        for (long j = 0; j < C / TILE; j++)
-            memcpy(b.values + j * to_capacity * TILE, a.values + j * from_capacity * TILE, used * TILE);
-        memcpy(b.scales, a.scales, used * 2);
+        if (m->s.kv_int8) { memcpy(to, from, int8_bytes(C, length)); continue; }
+        memcpy(to, from, used * C * sizeof(kv_t));
+        memcpy(to + to_capacity * C * sizeof(kv_t), from + from_capacity * C * sizeof(kv_t), used * C * sizeof(kv_t));
     }
 }
 EXPORT long roclm_tile_bytes(int kind) { return TILE_BYTES(kind); }

@@ -27,6 +27,13 @@
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+#if LANES == 16
+#define LANE_NUMBERS (vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#elif LANES == 8
+#define LANE_NUMBERS (vi){0, 1, 2, 3, 4, 5, 6, 7}
+#else
+#define LANE_NUMBERS (vi){0, 1, 2, 3}
+#endif
 
 INLINE vf vload(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 INLINE void vstore(float *p, vf v) { memcpy(p, &v, sizeof v); }
