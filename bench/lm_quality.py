@@ -6,6 +6,10 @@ KL: mean over positions of KL(float32 ‖ engine) of the next-token distribution
 --peer-python names a Python with llama-cpp-python, measured on the same tokens and the same GGUF file. Greedy: prompts
 cut from the text, 64 tokens each with float activations; where a text differs, the float32 model's gap between its two
 best tokens at that place is printed. Takes some minutes. The last line is JSON.
+
+int8 and int4 are judged on float weights. Those of a 4-bit file lie on its grid, on which rounding to 4 bits again
+would cost nothing; so `FloatWeights` shuffles the channels first: the same function, but each group of 32 is made of
+numbers from 32 different groups of the file, which no grid of its own fits.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import Any
 
 import torch
 
-from roclab.lm.checkpoints import open_checkpoint
+from roclab.lm.checkpoints import Checkpoint, open_checkpoint
 from roclab.lm.engine import complete
 from roclab.lm.evaluate import evaluate_text
 from roclab.lm.kernels.fast import FastRocLM
@@ -45,6 +49,47 @@ for ids in windows:
     rows.append(np.array(model.scores[: len(ids)], dtype=np.float32))
 np.save(sys.argv[3], np.concatenate(rows))
 """
+
+
+class FloatWeights(Checkpoint):
+    """Another checkpoint's weights as floats, with the channels of the residual stream, of each MLP and of each head's
+    values shuffled."""
+
+    def __init__(self, origin: Checkpoint):
+        self.path, self.config, self._origin = origin.path, origin.config, origin
+        config, draw = origin.config, torch.Generator().manual_seed(0)
+        heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        stream, inner, value = (
+            torch.randperm(n, generator=draw) for n in (config.hidden_size, config.intermediate_size, size)
+        )
+        values = torch.cat([value + size * h for h in range(groups)])
+        mixed = torch.cat([value + size * h for h in range(heads)])
+        # a matrix's (rows, columns); None: as they are
+        orders = {
+            "q_proj": (None, stream), "k_proj": (None, stream), "v_proj": (values, stream), "o_proj": (stream, mixed),
+            "gate_proj": (inner, stream), "up_proj": (inner, stream), "down_proj": (stream, inner),
+            "embed_tokens": (None, stream), "lm_head": (None, stream), "layernorm": (stream, None),
+            "norm": (stream, None), "q_norm": (None, None), "k_norm": (None, None),
+        }  # fmt: skip
+        self._weights = {}
+        for name, stored in origin.checked().items():
+            part = name.split(".")[-2]
+            rows, columns = orders["layernorm" if part.endswith("layernorm") else part]
+            weight = origin.tensor(stored, torch.float32)
+            weight = weight if rows is None else weight[rows]
+            self._weights[name] = weight if columns is None or weight.dim() < 2 else weight[:, columns]
+
+    def names(self) -> set[str]:
+        return set(self._weights)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._weights[name].shape)
+
+    def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        return self._weights[name].to(dtype).contiguous()
+
+    def _tokenizer(self) -> Any:
+        return self._origin.load_tokenizer()
 
 
 def divergence(expected: torch.Tensor, logits: torch.Tensor) -> float:
@@ -114,9 +159,11 @@ def main() -> None:
     tokenizer, reference = checkpoint.load_tokenizer(), checkpoint.load_model()
     text = options.text.read_text(encoding="utf-8")
     ids = tokenizer.encode(text[:400_000])
+    floats = FloatWeights(checkpoint)
     models = {
         "as in the file": FastRocLM(checkpoint), "float activations": FastRocLM(checkpoint, exact=True),
-        "int8": FastRocLM(checkpoint, quantize="int8"), "int4": FastRocLM(checkpoint, quantize="int4"),
+        "int8": FastRocLM(floats, quantize="int8"), "int4": FastRocLM(floats, quantize="int4"),
+        "int4, float activations": FastRocLM(floats, quantize="int4", exact=True),
     }  # fmt: skip
     parts = options.parts.split(",")
     result: dict[str, Any] = {}
@@ -126,6 +173,7 @@ def main() -> None:
     if "perplexity" in parts:
         piece = text.encode()[: options.max_bytes].decode(errors="ignore")
         scores = {n: evaluate_text(m, tokenizer, piece).perplexity for n, m in {"float32": reference, **models}.items()}
+        scores["float32, shuffled"] = evaluate_text(floats.load_model(), tokenizer, piece).perplexity
         result["perplexity"] = {name: round(score, 5) for name, score in scores.items()}
         print("perplexity", result["perplexity"], flush=True)
     if "greedy" in parts:

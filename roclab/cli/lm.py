@@ -257,7 +257,7 @@ def evaluate(
 
     content = read_text(text, max_bytes)
     language_model, tokenizer, _ = _load(
-        model, tokenizer_path, dtype, device, engine, quantize, float_activations, threads
+        model, tokenizer_path, dtype, device, engine, quantize, float_activations or None, threads
     )
     started = time.perf_counter()
     score = evaluate_text(
@@ -280,7 +280,7 @@ def _load(
     device: str,
     engine: str = "torch",
     quantize: str | None = None,
-    exact: bool = False,
+    exact: bool | None = None,
     threads: int | None = None,
 ) -> tuple[LanguageModel, Tokenizer, float]:
     """Model, tokenizer and the seconds it took to open them; importing torch is not counted."""
@@ -310,10 +310,11 @@ def _load(
     return model, tokenizer, time.perf_counter() - started
 
 
-def _exact(float_activations: bool | None, temperature: float) -> bool:
-    """Whether the fast engine keeps activations as floats. Who asks for the likeliest text should get the model's own:
-    between two words almost alike, int8's rounding decides, and that differs between processors."""
-    return temperature == 0 if float_activations is None else float_activations
+def _exact(float_activations: bool | None, temperature: float) -> bool | None:
+    """Whether the fast engine keeps activations as floats; None: as it likes. Who asks for the likeliest text should
+    get the model's own: between two words almost alike, int8's rounding decides, and that differs between
+    processors."""
+    return True if float_activations is None and temperature == 0 else float_activations
 
 
 def _thinking(word: str) -> bool | None:

@@ -141,7 +141,8 @@ def bench(
             }
             for program in programs
         }
-        limits = programs[0].ask("machine")
+        if limits := programs[0].ask("machine"):
+            measured["roclab"] |= {key: limits.pop(key) for key in ("threads", "writing_threads")}
     finally:
         for program in programs:
             program.close()

@@ -36,8 +36,6 @@ class RocLM:
             self.model.wait()
             self.notes = {
                 "engine": f"fast ({self.model.path})",
-                "threads": self.model.most_threads,
-                "writing_threads": self.model.threads,
                 "weight_bytes": self.model.weight_bytes,
             }
 
@@ -61,7 +59,10 @@ class RocLM:
         return self._run(prompts, n + 1)[1]
 
     def machine(self) -> dict[str, float] | None:
-        return self.model.machine() if isinstance(self.model, self.kernels) else None
+        if not isinstance(self.model, self.kernels):
+            return None
+        threads = {"threads": self.model.most_threads, "writing_threads": self.model.threads}  # found out by now
+        return {**self.model.machine(), **threads}
 
 
 class LlamaCpp:

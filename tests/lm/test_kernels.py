@@ -20,7 +20,7 @@ from roclab.lm.kernels import build
 from roclab.lm.kernels.batch import Costs, Lookup, common_length
 from roclab.lm.kernels.build import available_paths, load_library
 from roclab.lm.kernels.choose import open_model
-from roclab.lm.kernels.fast import MAX_ROWS, FastRocLM
+from roclab.lm.kernels.fast import MAX_ROWS, FastRocLM, Trial
 from roclab.lm.model import RocLMForCausalLM
 from roclab.lm.sampling import SamplingParams
 
@@ -345,6 +345,37 @@ def test_a_thread_held_up_at_a_barrier_does_not_disturb_the_next_job(tmp_path):
     assert [int(n) for n in done.stdout.split()] == [500, 500, 500]
 
 
+def test_the_first_steps_try_each_number_of_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr("roclab.lm.kernels.fast._cores", lambda: 3)
+    checkpoint = checkpoint_of(tmp_path)
+    model, one = FastRocLM(checkpoint), FastRocLM(checkpoint, threads=1)
+    trial = model._trial
+    sequence, alone = model.new_sequence(64), one.new_sequence(64)
+    for sq, m in ((sequence, model), (alone, one)):
+        m.forward([(sq, IDS, 1)])  # a prompt is no trial
+    assert not any(trial.took.values())
+    assert model.most_threads == 3
+    for i in range(Trial.ROUNDS * 3):
+        assert model._trial is trial
+        assert torch.equal(model.forward([(sequence, [i], 1)]), one.forward([(alone, [i], 1)]))
+    assert model._trial is None
+    assert {n: len(times) for n, times in trial.took.items()} == {1: 4, 2: 4, 3: 4}
+    assert 1 <= model.threads <= model.most_threads <= 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [({1: 10, 2: 6, 4: 5.9}, (2, 4)), ({1: 10, 2: 9.8, 4: 12}, (1, 4)), ({1: 10, 2: 30, 4: 40}, (1, 1))],
+)
+def test_the_fewest_threads_that_are_about_the_fastest(seconds, chosen):
+    trial, found = Trial(4), None
+    while found is None:
+        tried = trial.next()
+        slow = 10 if not trial.took[tried] else 1  # the first time is left out
+        found = trial.add(tried, slow * seconds[tried])
+    assert found == chosen
+
+
 def test_common_length():
     assert [common_length(a, [1, 2, 3]) for a in ([], [1], [1, 2, 3, 4], [1, 5, 3], [4])] == [0, 1, 3, 1, 0]
 
@@ -368,6 +399,7 @@ def test_auto_takes_the_kernels_where_they_fit(tmp_path, smollm_path, monkeypatc
         ("quick", {}, "choose auto, fast, torch or compiled"),
         ("fast", {"device": "cuda"}, "on the CPU"),
         ("torch", {"quantize": "int8"}, "belong to the fast engine"),
+        ("torch", {"exact": False}, "--int8-activations"),
         ("fast", {"quantize": "int3"}, "choose int8 or int4"),
     ):
         with pytest.raises(RocLabError, match=words):

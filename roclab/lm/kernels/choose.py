@@ -21,21 +21,21 @@ def open_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
-    exact: bool = False,
+    exact: bool | None = None,
     threads: int | None = None,
     lookup: bool = True,
 ) -> LanguageModel:
     """The checkpoint's model on the engine named. "auto" takes the kernels if the device is the CPU, the dtype float32,
     the weights quantized (or `quantize` says how) and a compiler is there; otherwise torch. "compiled" is torch with
-    its steps compiled, which pays on GPUs.
+    its steps compiled, which pays on GPUs. `exact` is FastRocLM's; None: as the engine likes.
 
     Raises RocLabError for an unknown engine, options that this engine does not have, or what `FastRocLM` raises.
     """
     if engine not in ENGINES:
         raise RocLabError(f"--engine {engine}: choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
-    wants_kernels = quantize is not None or threads is not None  # float activations are what torch has anyway
+    wants_kernels = quantize is not None or threads is not None or exact is False  # floats are what torch has anyway
     if engine in ("torch", "compiled") and wants_kernels:
-        raise RocLabError(f"--quantize and --threads belong to the fast engine, not to {engine}")
+        raise RocLabError(f"--quantize, --threads and --int8-activations belong to the fast engine, not to {engine}")
     if engine == "torch":
         return checkpoint.load_model(dtype, device)
     if engine == "compiled":
@@ -47,7 +47,7 @@ def open_model(
         return checkpoint.load_model(dtype, device)
     if reason:
         raise RocLabError(f"the fast engine cannot run {checkpoint.path}: {reason}")
-    return FastRocLM(checkpoint, quantize=quantize, exact=exact, threads=threads, guessing=lookup)
+    return FastRocLM(checkpoint, quantize=quantize, exact=bool(exact), threads=threads, guessing=lookup)
 
 
 def _why_torch(

@@ -39,6 +39,7 @@ KEPT = 4  # finished texts whose caches are kept for the next ones
 REUSE_FROM = 8  # tokens in common
 ARENA = 32 << 20  # bytes of memory asked for at a time, for weights
 LAID_OUT_TOGETHER = 16 << 20  # weights
+TRIED_BELOW = 512  # positions: longer texts get all threads (roclm_forward)
 SPAN = 32  # positions are kept in runs of 32 (attention.h)
 
 _MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
@@ -80,8 +81,8 @@ class FastRocLM:
     `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already. `exact`: activations
     stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest to the dequantized model.
     `int8_cache`: keys and values are kept in int8 (never where `exact`), which halves what a long text has to read.
-    `threads`: None finds out how many write fastest; long texts, prompts and batches get all cores, unless
-    these slow each other down. `guessing`: prompt lookup (batch.py); it changes no token.
+    `threads`: None finds out while writing how many write fastest; long texts, prompts and batches get all cores,
+    unless these slow each other down. `guessing`: prompt lookup (batch.py); it changes no token.
 
     Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, CheckpointError as
     `Checkpoint.load_model` does.
@@ -132,8 +133,8 @@ class FastRocLM:
         self._set_vector(-1, 0, checkpoint.tensor(stored["model.norm.weight"], torch.float32))
         self._set_vector(-1, 1, rope_frequencies(config))
         self._logits_width = library.roclm_stride(config.vocab_size)
-        self._set_threads(threads or 1, threads or 1)
-        self._threads_wanted = threads
+        self._trial = None if threads else Trial(_cores())
+        self._set_threads(threads or 1, threads or _cores())
         matrices = [
             (layer, which, f"model.layers.{layer}.{name}")
             for layer in range(config.num_hidden_layers)
@@ -158,15 +159,12 @@ class FastRocLM:
         pool.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Return once the weights are in place and the number of threads is chosen; `forward` waits by itself. Raises
-        RocLabError where memory does not suffice."""
+        """Return once the weights are in place; `forward` waits by itself. Raises RocLabError where memory does not
+        suffice."""
         with self._lock:
-            if self._loading is None:
-                return
-            self.weight_bytes = sum(done.result() for done in self._loading)
-            self._loading = None
-            if self._threads_wanted is None:
-                self._set_threads(*self._choose_threads())
+            if self._loading is not None:
+                self.weight_bytes = sum(done.result() for done in self._loading)
+                self._loading = None
 
     def _set_threads(self, few: int, many: int) -> None:
         """`threads` for a row or a few, `most_threads` for more rows and long texts."""
@@ -261,11 +259,18 @@ class FastRocLM:
             end = min(start + MAX_ROWS, len(tokens))
             rows = np.array([o - start for o in outputs[done:] if o < end], np.int32)
             with self._lock:
+                trial = self._trial if len(tokens) == 1 and positions[0] < TRIED_BELOW else None
+                if trial:
+                    self._set_threads(tried := trial.next(), self.most_threads)
+                started = time.perf_counter()
                 failed = self.library.roclm_forward(
                     self._handle, end - start, token_array[start:].ctypes.data, position_array[start:].ctypes.data,
                     address_array[start:].ctypes.data, capacity_array[start:].ctypes.data, len(rows),
                     rows.ctypes.data, logits[done:].data_ptr(),
                 )  # fmt: skip
+                if trial and (found := trial.add(tried, time.perf_counter() - started)):
+                    self._trial = None
+                    self._set_threads(*found)
             if failed:
                 raise RocLabError("not enough memory for the attention scores")
             done += len(rows)
@@ -327,25 +332,32 @@ class FastRocLM:
             self._set_threads(self.threads, self.most_threads)
         return best
 
-    def _choose_threads(self) -> tuple[int, int]:
-        """The smallest number of threads that writes within a twentieth of the fastest, found by trying: powers of two
-        up to the cores we may use (32 at most), each a few steps; and the largest with which a step took less than
-        twice as long, for what is more arithmetic: there handing over counts less. Cores that are two halves of one, or
-        busy with something else, show here and nowhere else."""
-        cores = _cores()
-        took: dict[int, float] = {}
-        sequence = self.new_sequence(SPAN)
-        for threads in sorted({n for n in (1, 2, 4, 8, 16, 32) if n < cores} | {min(cores, 32)}):
-            self.library.roclm_threads(self._handle, threads, threads)
-            times = []
-            for _ in range(4):
-                sequence.cut(0)
-                started = time.perf_counter()
-                self.forward([(sequence, [0], 1)])
-                times.append(time.perf_counter() - started)
-            took[threads] = min(times[1:])
-        few = min(n for n in took if took[n] <= 1.05 * min(took.values()))
-        return few, max(n for n in took if took[n] < 2 * took[few])
+
+class Trial:
+    """How many threads write fastest, found while writing: the first steps of one token take turns with each number, as
+    the result is the same with all. Cores that are two halves of one, or busy with something else, show here and
+    nowhere else."""
+
+    ROUNDS = 4  # the first one is left out: threads begin, pages are touched
+
+    def __init__(self, cores: int):
+        numbers = {n for n in (1, 2, 4, 8, 16, 32) if n < cores} | {min(cores, 32)}
+        self.took: dict[int, list[float]] = {n: [] for n in sorted(numbers)}
+
+    def next(self) -> int:
+        """The number to try now."""
+        return min(self.took, key=lambda n: len(self.took[n]))
+
+    def add(self, threads: int, seconds: float) -> tuple[int, int] | None:
+        """A step took so long. Once all were tried: the smallest number within a twentieth of the fastest, for writing;
+        and the largest with which a step took less than twice as long, for what is more arithmetic: there handing over
+        counts less."""
+        self.took[threads].append(seconds)
+        if min(map(len, self.took.values())) < self.ROUNDS:
+            return None
+        best = {n: min(times[1:]) for n, times in self.took.items()}
+        few = min(n for n in best if best[n] <= 1.05 * min(best.values()))
+        return few, max(n for n in best if best[n] < 2 * best[few])
 
 
 def _cores() -> int:
