@@ -8,8 +8,8 @@ cut from the text, 64 tokens each with float activations; where a text differs, 
 best tokens at that place is printed. Takes some minutes. The last line is JSON.
 
 int8 and int4 are judged on float weights. Those of a 4-bit file lie on its grid, on which rounding to 4 bits again
-would cost nothing; so `FloatWeights` shuffles the channels first: the same function, but each group of 32 is made of
-numbers from 32 different groups of the file, which no grid of its own fits.
+would cost nothing; so `FloatWeights` shuffles the channels first: the same function, but the 32 numbers of a group come
+from many different groups of the file (of o_proj from two, as a head's channels stay together), which no grid fits.
 """
 
 from __future__ import annotations

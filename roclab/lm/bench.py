@@ -44,6 +44,7 @@ class Program:
         if not line:
             _, errors = self._process.communicate()
             last = errors.strip().splitlines()[-1] if errors.strip() else f"exit code {self._process.returncode}"
+            last = last.removeprefix(f"{RocLabError.__module__}.{RocLabError.__name__}: ")
             raise RocLabError(f"{self.name} failed: {last}")
         return json.loads(line)
 

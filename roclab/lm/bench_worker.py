@@ -4,8 +4,8 @@
 
 Reads one JSON task a line and answers each with one line, `{"seconds": …}`; the first line it writes says how long
 loading took. It needs the library it measures and nothing of RocLab for a peer, which may live in another environment.
-Every kind offers the same four calls: `prefill(ids)` up to the logits after the last token, `decode(ids, n)` (the
-seconds of n greedy steps behind a prompt, reading it not counted), `batch(prompts, n)` and nothing else.
+Every kind offers the same calls: `prefill(ids)` up to the logits after the last token, `decode(ids, n)` (the seconds of
+n greedy steps behind a prompt, reading it not counted) and `batch(prompts, n)`; RocLM also `machine()`.
 """
 
 from __future__ import annotations

@@ -356,11 +356,12 @@ def test_the_first_steps_try_each_number_of_threads(tmp_path, monkeypatch):
     assert not any(trial.took.values())
     assert model.most_threads == 3
     for i in range(Trial.ROUNDS * 3):
-        assert model._trial is trial
+        assert {1: i // 3 + (i % 3 > 0), 3: i // 3} == {n: len(trial.took[n]) for n in (1, 3)}
+        assert model.threads == 3  # until all were tried
         assert torch.equal(model.forward([(sequence, [i], 1)]), one.forward([(alone, [i], 1)]))
-    assert model._trial is None
-    assert {n: len(times) for n, times in trial.took.items()} == {1: 4, 2: 4, 3: 4}
     assert 1 <= model.threads <= model.most_threads <= 3
+    model.forward([(sequence, [1], 1)])
+    assert not any(trial.took.values())  # that was no trial
 
 
 @pytest.mark.parametrize(
@@ -371,9 +372,11 @@ def test_the_fewest_threads_that_are_about_the_fastest(seconds, chosen):
     trial, found = Trial(4), None
     while found is None:
         tried = trial.next()
+        assert tried is not None
         slow = 10 if not trial.took[tried] else 1  # the first time is left out
         found = trial.add(tried, slow * seconds[tried])
     assert found == chosen
+    assert [trial.next() for _ in range(Trial.AGAIN + 1)] == [None] * Trial.AGAIN + [1]
 
 
 def test_common_length():

@@ -126,7 +126,8 @@ static void mix_rests(const chunk *c, int N, int span, int spans, int8_scratch *
     }
 }
 
-/* N ≤ TOGETHER queries, rows of `q`, against a chunk; the n-th sees its first lengths[n] positions. out[n] (C): Σ exp(score − top)·v, not yet divided by the sum. */
+/* N ≤ TOGETHER queries, rows of `q`, against a chunk; the n-th sees its first lengths[n] positions. out[n] (C):
+   Σ exp(score − top)·v, not yet divided by the sum. */
 static void int8_attend(const chunk *c, const acts *q, int N, const int *lengths, float scale, int8_scratch *s) {
     int longest = 0;
     for (int n = 0; n < N; n++) longest = lengths[n] > longest ? lengths[n] : longest;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from roclab.errors import RocLabError
@@ -57,9 +59,11 @@ def _why_torch(
     if torch.device(device).type != "cpu":
         return f"it computes on the CPU, not on {device}"
     if dtype != torch.float32:
-        return "it has no --dtype; its weights are quantized"
+        return "it computes in float32, whatever the weights are kept in; leave --dtype out"
     if reason := why_not(checkpoint, quantize):
         return reason
     if load_library() is None:
+        if os.environ.get("ROCLAB_KERNELS") == "torch":
+            return "ROCLAB_KERNELS=torch forbids the kernels"
         return "no C compiler is here (install one, or pip install 'roclab[fast]')"
     return None

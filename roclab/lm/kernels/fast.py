@@ -134,7 +134,7 @@ class FastRocLM:
         self._set_vector(-1, 1, rope_frequencies(config))
         self._logits_width = library.roclm_stride(config.vocab_size)
         self._trial = None if threads else Trial(_cores())
-        self._set_threads(threads or 1, threads or _cores())
+        self._set_threads(threads or _cores(), threads or _cores())
         matrices = [
             (layer, which, f"model.layers.{layer}.{name}")
             for layer in range(config.num_hidden_layers)
@@ -198,7 +198,9 @@ class FastRocLM:
         for layer, which, name in group:
             source = stored[f"{name}.weight"]
             rows, columns = checkpoint.shape(source)
-            kind, blocks, order = blocks_of(self.library, checkpoint, source, quantize, int8=layer < 0)
+            # Measured alone, v_proj costs most of all matrices in int4, and is one of the smallest (docs/log.md).
+            fine = layer < 0 or name.endswith("v_proj")
+            kind, blocks, order = blocks_of(self.library, checkpoint, source, quantize, int8=fine)
             padded = -(-rows // TILE) * TILE
             size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(KINDS[kind])
             tiles = self._room(size)
@@ -260,17 +262,17 @@ class FastRocLM:
             rows = np.array([o - start for o in outputs[done:] if o < end], np.int32)
             with self._lock:
                 trial = self._trial if len(tokens) == 1 and positions[0] < TRIED_BELOW else None
-                if trial:
-                    self._set_threads(tried := trial.next(), self.most_threads)
+                chosen = self.threads, self.most_threads
+                if trial and (tried := trial.next()):
+                    self._set_threads(tried, _cores())
                 started = time.perf_counter()
                 failed = self.library.roclm_forward(
                     self._handle, end - start, token_array[start:].ctypes.data, position_array[start:].ctypes.data,
                     address_array[start:].ctypes.data, capacity_array[start:].ctypes.data, len(rows),
                     rows.ctypes.data, logits[done:].data_ptr(),
                 )  # fmt: skip
-                if trial and (found := trial.add(tried, time.perf_counter() - started)):
-                    self._trial = None
-                    self._set_threads(*found)
+                if trial and tried:
+                    self._set_threads(*(trial.add(tried, time.perf_counter() - started) or chosen))
             if failed:
                 raise RocLabError("not enough memory for the attention scores")
             done += len(rows)
@@ -317,7 +319,7 @@ class FastRocLM:
         bytes a second from memory (`bandwidth`), float32 operations a second (`flops`)."""
         memory = torch.ones(megabytes << 18)  # zeros would be one page that the system shows everywhere
         best = {"bandwidth": 0.0, "flops": 0.0}
-        try:
+        with self._lock:
             for threads in {1, _cores()}:
                 self.library.roclm_threads(self._handle, threads, threads)
                 for _ in range(repeats):
@@ -328,24 +330,31 @@ class FastRocLM:
                     done = time.perf_counter()
                     best["bandwidth"] = max(best["bandwidth"], 4 * memory.numel() / (read - started))
                     best["flops"] = max(best["flops"], operations / (done - read))
-        finally:
             self._set_threads(self.threads, self.most_threads)
         return best
 
 
 class Trial:
-    """How many threads write fastest, found while writing: the first steps of one token take turns with each number, as
-    the result is the same with all. Cores that are two halves of one, or busy with something else, show here and
-    nowhere else."""
+    """How many threads write fastest, found while writing: steps of one token take turns with each number, as the
+    result is the same with all. Cores that are two halves of one, or busy with something else, show here and nowhere else; and
+    because that changes, it is tried again from time to time."""
 
     ROUNDS = 4  # the first one is left out: threads begin, pages are touched
+    AGAIN = 1000  # steps
 
     def __init__(self, cores: int):
-        numbers = {n for n in (1, 2, 4, 8, 16, 32) if n < cores} | {min(cores, 32)}
-        self.took: dict[int, list[float]] = {n: [] for n in sorted(numbers)}
+        self._numbers = sorted({n for n in (1, 2, 4, 8, 16, 32) if n < cores} | {min(cores, 32)})
+        self._rest = 0
+        self._begin()
 
-    def next(self) -> int:
-        """The number to try now."""
+    def _begin(self) -> None:
+        self.took: dict[int, list[float]] = {n: [] for n in self._numbers}
+
+    def next(self) -> int | None:
+        """The number to try with this step; None: not now."""
+        if self._rest:
+            self._rest -= 1
+            return None
         return min(self.took, key=lambda n: len(self.took[n]))
 
     def add(self, threads: int, seconds: float) -> tuple[int, int] | None:
@@ -356,6 +365,8 @@ class Trial:
         if min(map(len, self.took.values())) < self.ROUNDS:
             return None
         best = {n: min(times[1:]) for n, times in self.took.items()}
+        self._rest = self.AGAIN
+        self._begin()
         few = min(n for n in best if best[n] <= 1.05 * min(best.values()))
         return few, max(n for n in best if best[n] < 2 * best[few])
 

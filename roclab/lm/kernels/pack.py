@@ -2,8 +2,8 @@
 
 Q4_0, Q4_1 and Q8_0 are taken as they lie in the file. Q4_K's sub-blocks become Q4_1 blocks with the same quants, and
 Q5_0 blocks become Q8_0 blocks, which holds them exactly. Everything else is dequantized and rounded to int8 (Q8_0).
-Float weights are quantized only where the user says so: "int8" (Q8_0), or "int4" (Q4_1, with the embedding and the
-head in int8, on which quality hangs most).
+Float weights are quantized only where the user says so: "int8" (Q8_0), or "int4" (Q4_1, with the embedding, the head
+and v_proj in int8, on which quality hangs most).
 """
 
 from __future__ import annotations
