@@ -336,8 +336,8 @@ class FastRocLM:
 
 class Trial:
     """How many threads write fastest, found while writing: steps of one token take turns with each number, as the
-    result is the same with all. Cores that are two halves of one, or busy with something else, show here and nowhere else; and
-    because that changes, it is tried again from time to time."""
+    result is the same with all. Cores that are two halves of one, or busy with something else, show here and nowhere
+    else; and because that changes, it is tried again from time to time."""
 
     ROUNDS = 4  # the first one is left out: threads begin, pages are touched
     AGAIN = 1000  # steps
