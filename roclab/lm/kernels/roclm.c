@@ -635,9 +635,9 @@ static void quantize_q4_1(const float *w, uint8_t *block) {
 }
 
 static void quantize_q8_0(const float *w, uint8_t *block) {
-    float largest = 0;
-    for (int i = 0; i < GROUP; i++) largest = fmaxf(largest, fabsf(w[i]));
-    uint16_t d16 = float_to_half(largest / 127);
+    int8_t unrounded[GROUP]; /* by a scale that is not yet in half precision */
+    int32_t sum;
+    uint16_t d16 = float_to_half(round_group(SCALES, w, unrounded, &sum)); /* the best of six, as for activations */
     float d = half_to_float(d16), inverse = d > 0 ? 1 / d : 0;
     memcpy(block, &d16, 2);
     for (int i = 0; i < GROUP; i++) {
