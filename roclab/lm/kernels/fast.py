@@ -335,8 +335,8 @@ class FastRocLM:
 
 
 class Trial:
-    """How many threads write fastest, found while writing: steps of one token take turns with each number, as the
-    result is the same with all. Cores that are two halves of one, or busy with something else, show here and nowhere
+    """How many threads write fastest, found while writing: a few steps of one token are made with each number, as
+    the result is the same with all. Cores that are two halves of one, or busy with something else, show here and nowhere
     else; and because that changes, it is tried again from time to time."""
 
     ROUNDS = 4  # the first one is left out: threads begin, pages are touched
@@ -355,10 +355,10 @@ class Trial:
         if self._rest:
             self._rest -= 1
             return None
-        return min(self.took, key=lambda n: len(self.took[n]))
+        return next(n for n, times in self.took.items() if len(times) < self.ROUNDS)
 
     def add(self, threads: int, seconds: float) -> tuple[int, int] | None:
-        """A step took so long. Once all were tried: the smallest number within a twentieth of the fastest, for writing;
+        """A step took so long. Once all were tried: the smallest number within a fiftieth of the fastest, for writing;
         and the largest with which a step took less than twice as long, for what is more arithmetic: there handing over
         counts less."""
         self.took[threads].append(seconds)
@@ -367,7 +367,7 @@ class Trial:
         best = {n: min(times[1:]) for n, times in self.took.items()}
         self._rest = self.AGAIN
         self._begin()
-        few = min(n for n in best if best[n] <= 1.05 * min(best.values()))
+        few = min(n for n in best if best[n] <= 1.02 * min(best.values()))
         return few, max(n for n in best if best[n] < 2 * best[few])
 
 
