@@ -335,8 +335,8 @@ class FastRocLM:
 
 
 class Trial:
-    """How many threads write fastest, found while writing: a few steps of one token are made with each number, as
-    the result is the same with all. Cores that are two halves of one, or busy with something else, show here and nowhere
+    """How many threads write fastest, found while writing: a few steps of one token are made with each number, as the
+    result is the same with all. Cores that are two halves of one, or busy with something else, show here and nowhere
     else; and because that changes, it is tried again from time to time."""
 
     ROUNDS = 4  # the first one is left out: threads begin, pages are touched
