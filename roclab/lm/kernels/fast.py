@@ -320,17 +320,19 @@ class FastRocLM:
         memory = torch.ones(megabytes << 18)  # zeros would be one page that the system shows everywhere
         best = {"bandwidth": 0.0, "flops": 0.0}
         with self._lock:
-            for threads in {1, _cores()}:
-                self.library.roclm_threads(self._handle, threads, threads)
-                for _ in range(repeats):
-                    started = time.perf_counter()
-                    self.library.roclm_read(self._handle, memory.data_ptr(), memory.numel())
-                    read = time.perf_counter()
-                    operations = self.library.roclm_multiply(self._handle, 1_000_000)
-                    done = time.perf_counter()
-                    best["bandwidth"] = max(best["bandwidth"], 4 * memory.numel() / (read - started))
-                    best["flops"] = max(best["flops"], operations / (done - read))
-            self._set_threads(self.threads, self.most_threads)
+            try:
+                for threads in {1, _cores()}:
+                    self.library.roclm_threads(self._handle, threads, threads)
+                    for _ in range(repeats):
+                        started = time.perf_counter()
+                        self.library.roclm_read(self._handle, memory.data_ptr(), memory.numel())
+                        read = time.perf_counter()
+                        operations = self.library.roclm_multiply(self._handle, 1_000_000)
+                        done = time.perf_counter()
+                        best["bandwidth"] = max(best["bandwidth"], 4 * memory.numel() / (read - started))
+                        best["flops"] = max(best["flops"], operations / (done - read))
+            finally:
+                self._set_threads(self.threads, self.most_threads)
         return best
 
 
