@@ -14,7 +14,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import bench, errors, lm, report, study, tokenizer, verify, vision
+from roclab.cli import bench, errors, lm, quantize, report, study, tokenizer, verify, vision
 from roclab.errors import RocLabError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 lm.app.command("study")(study.study)
 lm.app.command("verify")(verify.verify)
 lm.app.command("bench")(bench.bench)
+lm.app.command("quantize")(quantize.quantize)
 vision.app.command("errors")(errors.errors)
 app.add_typer(lm.app, name="lm")
 app.add_typer(vision.app, name="vision")

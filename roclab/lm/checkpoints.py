@@ -32,7 +32,7 @@ from roclab.errors import CheckpointError
 from roclab.lm.gguf import GGUFFile
 from roclab.lm.model import RocLMConfig, RocLMForCausalLM, rope_frequencies
 from roclab.lm.sources import locate
-from roclab.lm.tokenizer import Tokenizer, read_json_object
+from roclab.lm.tokenizer import END_TOKENS, Tokenizer, read_json_object
 from roclab.runs import track
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -291,7 +291,7 @@ def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMCon
 
 # ── GGUF ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_GGUF_LAYER_NAMES = {
+GGUF_LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -321,7 +321,7 @@ class GGUFCheckpoint(Checkpoint):
     def _map_names(self) -> dict[str, str]:
         """RocLM's name of each tensor → the file's; a tensor we do not know keeps its own name, to be reported."""
         whole = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-        layer = {gguf: ours for ours, gguf in _GGUF_LAYER_NAMES.items()}
+        layer = {gguf: ours for ours, gguf in GGUF_LAYER_NAMES.items()}
         names = {}
         for name in self.file.tensors:
             stem, _, leaf = name.rpartition(".")
@@ -358,7 +358,7 @@ class GGUFCheckpoint(Checkpoint):
         head_dim = value("attention.key_length", hidden // heads)
         if (turned := value("rope.dimension_count", head_dim)) != head_dim:
             raise CheckpointError(f"{self.path}: rotary positions on {turned} of {head_dim} dimensions: not supported")
-        eos = [meta.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
+        eos = [meta.get(f"tokenizer.ggml.{key}_token_id") for key in END_TOKENS]
         config = RocLMConfig(
             vocab_size=self.file.tensors["token_embd.weight"].shape[0],
             hidden_size=hidden,
@@ -383,20 +383,12 @@ class GGUFCheckpoint(Checkpoint):
 
     def _rope_scaling(self, config: RocLMConfig, value: Callable[..., Any]) -> dict[str, Any] | None:
         if "rope_freqs.weight" in self.file.tensors:
-            # Llama 3's scaling, stored as its result: what each angle is divided by. The largest divisor is the
-            # factor; the other three constants are the same in every release of Llama 3, and checked here.
             divisors = self.file.load("rope_freqs.weight")
-            scaling = {
-                "rope_type": "llama3", "factor": divisors.max().item(), "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-            }  # fmt: skip
             if divisors.shape != (config.head_dim // 2,):
                 raise CheckpointError(
                     f"{self.path}: rope_freqs.weight has shape {tuple(divisors.shape)}, not one per pair"
                 )
-            plain = rope_frequencies(config)
-            scaled = rope_frequencies(RocLMConfig(**{**vars(config), "rope_scaling": scaling}))
-            if not torch.allclose(plain / scaled, divisors, rtol=1e-3):
+            if (scaling := llama3_scaling(config, divisors)) is None:
                 raise CheckpointError(f"{self.path}: rope_freqs.weight is no scaling that Llama 3 uses; not supported")
             return scaling
         factor = value("rope.scaling.factor", value("rope.scale_linear", 1.0))  # the second: older files
@@ -428,22 +420,35 @@ class GGUFCheckpoint(Checkpoint):
         self.file.release(self._gguf_name[name])
 
     def row_order(self, name: str) -> Tensor | None:
-        """Which row of the file's tensor is each of our rows; None if they are the same.
-
-        Files of Llama pair neighbouring rows (2i, 2i + 1) of each head for RoPE; RocLM pairs i with i + C/2.
-        """
-        if self.file.metadata["general.architecture"] in ("llama", "mistral"):
-            for proj, heads in (
-                ("q_proj", self.config.num_attention_heads),
-                ("k_proj", self.config.num_key_value_heads),
-            ):
-                if f".{proj}." in name:
-                    rows = torch.arange(heads * self.config.head_dim)
-                    return rows.view(heads, self.config.head_dim // 2, 2).transpose(1, 2).reshape(-1)
-        return None
+        """Which row of the file's tensor is each of our rows; None if they are the same."""
+        return gguf_row_order(self.config, self.file.metadata["general.architecture"], name)
 
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_gguf(self.file.metadata, str(self.path))
+
+
+def gguf_row_order(config: RocLMConfig, architecture: str, name: str) -> Tensor | None:
+    """Which row of a GGUF file's tensor is each row of RocLM's parameter `name`; None if they are the same.
+
+    Files of Llama pair neighbouring rows (2i, 2i + 1) of each head for RoPE; RocLM pairs i with i + C/2.
+    """
+    if architecture in ("llama", "mistral"):
+        for proj, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if f".{proj}." in name:
+                rows = torch.arange(heads * config.head_dim)
+                return rows.view(heads, config.head_dim // 2, 2).transpose(1, 2).reshape(-1)
+    return None
+
+
+def llama3_scaling(config: RocLMConfig, divisors: Tensor) -> dict[str, Any] | None:
+    """The `rope_scaling` of Llama 3 that divides each angle by `divisors` (C/2,), as GGUF stores it; None if it is
+    none. The largest divisor is the factor; the other three constants are the same in every release of Llama 3."""
+    scaling = {
+        "rope_type": "llama3", "factor": divisors.max().item(), "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    plain, scaled = (rope_frequencies(replace(config, rope_scaling=kind)) for kind in (None, scaling))
+    return scaling if torch.allclose(plain / scaled, divisors, rtol=1e-3) else None
 
 
 # ── The course's layout ─────────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from roclab.errors import RocLabError
+from roclab.lm.gguf_write import add_tensor, finish, new_writer
 from roclab.lm.model import RocLMConfig
 
 SHAPES = {"qwen3-0.6b": RocLMConfig()}  # Qwen3-0.6B is the configuration's default
@@ -15,27 +16,13 @@ KINDS = {"int8": "Q8_0", "int4": "Q4_1"}
 
 def write_random(path: Path, name: str, seed: int = 0) -> None:
     """Write the shape `name`, as "qwen3-0.6b:int8", to `path`. int4 has its embedding, which is the head as well, in
-    Q8_0. Needs the `gguf` package. Raises RocLabError for a name that is none."""
+    Q8_0. Needs the `gguf` package. Raises RocLabError for a name that is none, and without that package."""
     shape, _, bits = name.partition(":")
     if shape not in SHAPES or bits not in KINDS:
         known = ", ".join(f"{s}:{b}" for s in SHAPES for b in KINDS)
         raise RocLabError(f"--random {name}: choose one of {known}")
-    try:
-        import gguf
-    except ImportError:
-        raise RocLabError("--random needs the gguf package: pip install gguf") from None
     c, rng = SHAPES[shape], np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "qwen3", use_temp_file=False)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_context_length(c.max_position_embeddings)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_key_length(c.head_dim)
-    writer.add_value_length(c.head_dim)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_rope_freq_base(c.rope_theta)
+    writer = new_writer(path, c)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list([_token(i) for i in range(c.vocab_size)])
@@ -50,27 +37,27 @@ def write_random(path: Path, name: str, seed: int = 0) -> None:
         scale = np.float16(0.02 / (73 if kind == "Q8_0" else 4.6))
         ends = [scale] if kind == "Q8_0" else [scale, np.float16(-7.5 * float(scale))]
         blocks[:, :head] = np.frombuffer(np.array(ends, np.float16).tobytes(), np.uint8)
-        writer.add_tensor(name, blocks.reshape(rows, -1), raw_dtype=gguf.GGMLQuantizationType[kind])
+        add_tensor(writer, c, f"{name}.weight", kind, blocks.reshape(rows, -1))
 
     def ones(name: str, size: int) -> None:
-        writer.add_tensor(name, np.ones(size, np.float32))
+        add_tensor(writer, c, f"{name}.weight", "F32", np.ones(size, np.float32))
 
     kind, D, F = KINDS[bits], c.hidden_size, c.intermediate_size
     H, K = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    matrix("token_embd.weight", c.vocab_size, D, "Q8_0")
-    ones("output_norm.weight", D)
+    matrix("model.embed_tokens", c.vocab_size, D, "Q8_0")
+    ones("model.norm", D)
     for i in range(c.num_hidden_layers):
-        for leaf, rows, columns in (
-            ("attn_q", H, D), ("attn_k", K, D), ("attn_v", K, D), ("attn_output", D, H),
-            ("ffn_gate", F, D), ("ffn_up", F, D), ("ffn_down", D, F),
+        for part, rows, columns in (
+            ("self_attn.q_proj", H, D), ("self_attn.k_proj", K, D), ("self_attn.v_proj", K, D),
+            ("self_attn.o_proj", D, H), ("mlp.gate_proj", F, D), ("mlp.up_proj", F, D), ("mlp.down_proj", D, F),
         ):  # fmt: skip
-            matrix(f"blk.{i}.{leaf}.weight", rows, columns, kind)
-        for leaf, size in (("attn_norm", D), ("ffn_norm", D), ("attn_q_norm", c.head_dim), ("attn_k_norm", c.head_dim)):
-            ones(f"blk.{i}.{leaf}.weight", size)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+            matrix(f"model.layers.{i}.{part}", rows, columns, kind)
+        for part, size in (
+            ("input_layernorm", D), ("post_attention_layernorm", D), ("self_attn.q_norm", c.head_dim),
+            ("self_attn.k_norm", c.head_dim),
+        ):  # fmt: skip
+            ones(f"model.layers.{i}.{part}", size)
+    finish(writer)
 
 
 def _token(i: int) -> str:

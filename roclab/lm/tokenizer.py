@@ -155,29 +155,29 @@ class Tokenizer:
             raise CheckpointError(f"{origin}: tokenizer model {kind!r} is not supported (supported: gpt2, that is BPE)")
         pre = metadata.get("tokenizer.ggml.pre", "")
         pre = _OTHER_NAMES.get(pre, pre) if isinstance(pre, str) else repr(pre)
-        if pre not in _PRE_TOKENIZERS:
+        if pre not in PRE_TOKENIZERS:
             raise CheckpointError(
-                f"{origin}: pre-tokenizer {pre!r} is not supported (supported: {', '.join(_PRE_TOKENIZERS)})"
+                f"{origin}: pre-tokenizer {pre!r} is not supported (supported: {', '.join(PRE_TOKENIZERS)})"
             )
         try:
             tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
         except KeyError as error:
             raise CheckpointError(f"{origin}: the tokenizer is incomplete: {error.args[0]} is missing") from None
-        types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+        types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
         for key, entries, of in (("tokens", tokens, str), ("merges", merges, str), ("token_type", types, int)):
             if not isinstance(entries, list) or not set(map(type, entries)) <= {of}:
                 raise CheckpointError(f"{origin}: tokenizer.ggml.{key} is damaged; fetch the file again")
         if len(types) != len(tokens):
             raise CheckpointError(f"{origin}: {len(tokens)} tokens but {len(types)} token types; fetch the file again")
         added = [
-            {**_ADDED, "id": i, "content": token, "special": kind == _CONTROL}
+            {**_ADDED, "id": i, "content": token, "special": kind == CONTROL}
             for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind in (_CONTROL, _USER_DEFINED)
+            if kind in (CONTROL, USER_DEFINED)
         ]
         definition = {
             "version": "1.0",
             "added_tokens": added,
-            **_PRE_TOKENIZERS[pre],
+            **PRE_TOKENIZERS[pre],
             "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
             "model": {
                 "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -193,7 +193,7 @@ class Tokenizer:
 
         bos, template = named("bos"), metadata.get("tokenizer.chat_template")
         return cls(
-            definition, bos_token=bos[0] if bos else None, eos_tokens=named("eos", "eot"),
+            definition, bos_token=bos[0] if bos else None, eos_tokens=named(*END_TOKENS),
             adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")),
             chat_template=template if isinstance(template, str) else None, origin=origin,
         )  # fmt: skip
@@ -358,8 +358,9 @@ class TextStream:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
-# The token types of GGUF.
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+# The token types of GGUF, and its keys for tokens that end a text.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+END_TOKENS = ("eos", "eot", "eom")
 
 # The flags of an added token in tokenizer.json.
 _ADDED = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -380,7 +381,7 @@ def _split_then_bytes(digits: str) -> dict[str, Any]:
 
 
 # What a GGUF file names in tokenizer.ggml.pre → the normalizer and pre-tokenizer of that family's tokenizer.json.
-_PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
+PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "smollm": {
         "normalizer": None,
         "pre_tokenizer": {

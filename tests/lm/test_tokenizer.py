@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from roclab.errors import CheckpointError, RocLabError
-from roclab.lm.tokenizer import _PRE_TOKENIZERS, Tokenizer
+from roclab.lm.tokenizer import PRE_TOKENIZERS, Tokenizer
 
 from .build import CONTROL, byte_vocabulary, tokenizer_definition
 
@@ -161,9 +161,9 @@ def from_gguf(pre: str, **changes) -> Tokenizer:
     return Tokenizer.from_gguf({k: v for k, v in {**metadata, **changes}.items() if v is not None}, "test.gguf")
 
 
-@pytest.mark.parametrize("name", [n for n in EXPRESSIONS if n in _PRE_TOKENIZERS])
+@pytest.mark.parametrize("name", [n for n in EXPRESSIONS if n in PRE_TOKENIZERS])
 def test_pre_tokenizers_split_where_llama_cpps_expressions_split(name):
-    part = json.dumps({**tokenizer_definition(), **_PRE_TOKENIZERS[name]})
+    part = json.dumps({**tokenizer_definition(), **PRE_TOKENIZERS[name]})
     pre_tokenizer = LibraryTokenizer.from_str(part).pre_tokenizer
 
     @quick

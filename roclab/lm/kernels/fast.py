@@ -198,9 +198,7 @@ class FastRocLM:
         for layer, which, name in group:
             source = stored[f"{name}.weight"]
             rows, columns = checkpoint.shape(source)
-            # Measured alone, v_proj costs most of all matrices in int4, and is one of the smallest (docs/log.md).
-            fine = layer < 0 or name.endswith("v_proj")
-            kind, blocks, order = blocks_of(self.library, checkpoint, source, quantize, int8=fine)
+            kind, blocks, order = blocks_of(self.library, checkpoint, name, source, quantize)
             padded = -(-rows // TILE) * TILE
             size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(KINDS[kind])
             tiles = self._room(size)

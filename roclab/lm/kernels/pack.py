@@ -25,11 +25,17 @@ GROUP, TILE = 32, 16
 Array = np.ndarray
 
 
+def stays_int8(name: str) -> bool:
+    """Whether this matrix (a module's name) is kept in int8 where the others become int4. Measured alone, v_proj costs
+    most of all matrices in int4, and is one of the smallest (docs/log.md)."""
+    return name.endswith(("embed_tokens", "lm_head", "v_proj"))
+
+
 def blocks_of(
-    library: ctypes.CDLL, checkpoint: Checkpoint, name: str, quantize: str | None, int8: bool
+    library: ctypes.CDLL, checkpoint: Checkpoint, module: str, name: str, quantize: str | None
 ) -> tuple[str, Array, Array | None]:
-    """The block type, the blocks (n, bytes) and the order of rows (None: as they are) of a tensor. `int8` marks the
-    matrices that stay in int8 where the others become int4."""
+    """The block type, the blocks (n, bytes) and the order of rows (None: as they are) of a module's matrix, which is
+    the checkpoint's tensor `name`."""
     if isinstance(checkpoint, GGUFCheckpoint) and quantize is None:
         kind, raw = checkpoint.blocks(name)
         order = checkpoint.row_order(name)
@@ -41,7 +47,7 @@ def blocks_of(
             step = 4096
             return to, np.concatenate([repack(raw[i : i + step]) for i in range(0, len(raw), step)]), rows
     weight = checkpoint.tensor(name, torch.float32).contiguous()
-    kind = "Q4_1" if quantize == "int4" and not int8 else "Q8_0"
+    kind = "Q4_1" if quantize == "int4" and not stays_int8(module) else "Q8_0"
     blocks = np.empty((weight.numel() // GROUP, 20 if kind == "Q4_1" else 34), np.uint8)
     library.roclm_quantize(KINDS[kind], weight.data_ptr(), len(blocks), blocks.ctypes.data)
     return kind, blocks, None

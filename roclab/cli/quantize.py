@@ -1,0 +1,72 @@
+"""`roclab lm quantize`: float weights to a GGUF file in int8 or int4."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import typer
+
+from roclab.cli.lm import DEVICE, MODEL, TOKENIZER, read_text, say
+from roclab.errors import RocLabError
+
+
+def quantize(
+    out: Path = typer.Argument(..., help="The file to write, such as model-int4.gguf."),
+    model: str = MODEL,
+    tokenizer_path: Path = TOKENIZER,
+    to: str = typer.Option("int4", "--to", help="int4 (calibrated), or int8."),
+    calibration: Path = typer.Option(
+        None, "--calibration", help="int4: a text like those the model will read; if not given it writes one itself."
+    ),
+    tokens: int = typer.Option(32768, "--tokens", min=512, help="int4: at most so many tokens of it."),
+    seed: int = typer.Option(0, "--seed", help="int4: of the text that the model writes itself."),
+    device: str = DEVICE,
+    force: bool = typer.Option(False, "--force", help="Replace the file if it is there."),
+) -> None:
+    """Round a model's weights to int8 or int4 and write them as a GGUF file, for the fast engine and for llama.cpp.
+
+    int4 is calibrated: the rounding keeps what each layer computes on a text near to what it was (GPTQ), which takes
+    minutes and loses far less than --quantize int4, which rounds each weight to the nearest step while loading.
+
+    Example: roclab lm quantize qwen3-int4.gguf --model Qwen/Qwen3-0.6B
+    """
+    import torch
+
+    from roclab.devices import usable_device
+    from roclab.lm.checkpoints import open_checkpoint
+    from roclab.lm.kernels.pack import QUANTIZATIONS, is_quantized
+    from roclab.lm.quantize import calibration_texts, written_texts
+    from roclab.lm.quantize import quantize as write
+    from roclab.runs import track
+
+    if to not in QUANTIZATIONS:
+        raise RocLabError(f"--to {to}: choose int4 or int8")
+    if to != "int4" and calibration:
+        raise RocLabError("--calibration belongs to --to int4; int8 needs none")
+    if out.suffix != ".gguf":
+        raise RocLabError(f"{out}: the file is GGUF; give it a name that ends in .gguf")
+    if out.exists() and not force:
+        raise RocLabError(f"{out} is there already; --force replaces it")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    usable_device(device)
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(model, say)
+    if is_quantized(checkpoint):
+        say(f"{model}: quantized already; rounding it again adds to what that lost")
+    tokenizer = checkpoint.load_tokenizer(tokenizer_path)
+    texts = None
+    if to == "int4":
+        if calibration:
+            texts = calibration_texts(checkpoint, tokenizer, read_text(calibration), tokens)
+        else:
+            say(f"the model writes {tokens:,} tokens to be calibrated on")
+            texts = written_texts(checkpoint, tokenizer, tokens, seed, lambda parts: track(parts, "texts"))
+    write(checkpoint, tokenizer, out, to, texts, device, lambda layers: track(layers, "layers"))
+    size, weights = out.stat().st_size, checkpoint.checked()
+    count = sum(math.prod(checkpoint.shape(stored)) for stored in weights.values())
+    typer.echo(
+        f"{out}: {size / 1e6:,.0f} MB, {8 * size / count:.1f} bits a weight, in {time.perf_counter() - started:.0f} s"
+    )
