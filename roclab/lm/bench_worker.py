@@ -20,7 +20,7 @@ from typing import Any
 
 class RocLM:
     def __init__(self, path: str, options: dict[str, Any]):
-        from roclab.lm.checkpoints import open_checkpoint
+        from roclab.lm.checkpoints import open_checkpoint  # imported by `main` already
         from roclab.lm.kernels.choose import open_model
         from roclab.lm.kernels.fast import FastRocLM
 
@@ -153,13 +153,17 @@ def main() -> None:
     sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # where our gguf.py would pass for the gguf package
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to stderr
-    if kind != "llama.cpp":
+    # Imports are not loading.
+    if kind == "llama.cpp":
+        import llama_cpp  # noqa: F401
+    else:
         import torch
 
+        if kind == "roclab":
+            import roclab.lm.kernels.choose
+            import roclab.lm.tokenizer  # noqa: F401
         if options.get("torch_threads"):
             torch.set_num_threads(options["torch_threads"])
-    else:
-        import llama_cpp  # noqa: F401  (imports are not loading)
     started = time.perf_counter()
     program = KINDS[kind](path, options)
     loaded = time.perf_counter() - started

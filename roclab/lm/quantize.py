@@ -87,10 +87,11 @@ def quantize(
             if len(shape) == 1:
                 yield name, "F32", checkpoint.tensor(stored, torch.float32).numpy()
                 continue
-            kind, blocks = "Q4_1", rounded.pop(name, None)
-            if blocks is None:
-                kind, blocks, _ = blocks_of(library, checkpoint, name.removesuffix(".weight"), stored, to)
-            yield name, kind, blocks.reshape(shape[0], -1)
+            if name in rounded:
+                yield name, "Q4_1", rounded.pop(name).reshape(shape[0], -1)
+                continue
+            blocks = blocks_of(library, checkpoint, name.removesuffix(".weight"), stored, to)
+            yield name, blocks.kind, blocks.data.reshape(shape[0], -1)
 
     write_gguf(path, checkpoint.config, tokenizer, tensors())
 

@@ -93,7 +93,8 @@ class Tokenizer:
         # Runs of spaces and the like are added tokens too in some vocabularies, and are ordinary text.
         self.control = {name: token["id"] for name, token in added.items() if name.strip()}
         self._definition = self._with_inner_names(definition)
-        self._names = {i: name for name, i in self._definition["model"]["vocab"].items()}
+        vocabulary = self._definition["model"]["vocab"]
+        self._names = dict(zip(vocabulary.values(), vocabulary, strict=True))
         self._names |= {token["id"]: token["content"] for token in self._definition["added_tokens"]}
         self._control_names = {i: name for name, i in self.control.items()}
         self._largest_id = max(self._names)
@@ -106,13 +107,17 @@ class Tokenizer:
         the post-processor (BOS is ours to add) and any truncation or padding."""
         model = dict(definition["model"])
         inner = {name: f"{_OPEN}{i}{_CLOSE}" for name, i in self.control.items()}
-        model["vocab"] = {name: i for name, i in model["vocab"].items() if name not in inner}
-        model["vocab"] |= {inner[name]: i for name, i in self.control.items()}
+        model["vocab"] = dict(model["vocab"])
+        for name, i in self.control.items():
+            model["vocab"].pop(name, None)
+            model["vocab"][inner[name]] = i
         # A merge into a control token would need its public name in the vocabulary, and could be typed; one out of it
         # would need the name too.
+        begins = {name[:1] for name in inner}  # spares putting nearly all pairs together, a hundred thousand of them
         model["merges"] = [
-            m for m in map(_parts, model["merges"]) if not (m[0] in inner or m[1] in inner or m[0] + m[1] in inner)
-        ]
+            (a, b) for a, b in _pairs(model["merges"])
+            if not (b in inner or (a[:1] in begins and (a in inner or a + b in inner)))
+        ]  # fmt: skip
         added = [
             {**token, "content": inner.get(token["content"], token["content"]), "normalized": False}
             for token in definition["added_tokens"]
@@ -170,8 +175,8 @@ class Tokenizer:
         if len(types) != len(tokens):
             raise CheckpointError(f"{origin}: {len(tokens)} tokens but {len(types)} token types; fetch the file again")
         added = [
-            {**_ADDED, "id": i, "content": token, "special": kind == CONTROL}
-            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            {**_ADDED, "id": i, "content": tokens[i], "special": kind == CONTROL}
+            for i, kind in enumerate(types)
             if kind in (CONTROL, USER_DEFINED)
         ]
         definition = {
@@ -183,7 +188,7 @@ class Tokenizer:
                 "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                 "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                 "ignore_merges": pre == "llama-bpe",  # Llama 3 takes a whole word from the vocabulary if it is there
-                "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges,
+                "vocab": dict(zip(tokens, range(len(tokens)), strict=True)), "merges": merges,
             },
         }  # fmt: skip
 
@@ -441,10 +446,9 @@ def _sandbox() -> Any:
     return environment
 
 
-def _parts(merge: str | Sequence[str]) -> tuple[str, str]:
-    """The two halves of a merge; older files write it as one text with a space between."""
-    first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return first, second
+def _pairs(merges: Sequence[Any]) -> Iterable[Sequence[str]]:
+    """The two halves of each merge; older files write it as one text with a space between."""
+    return (m.split(" ", 1) if isinstance(m, str) else m for m in merges)
 
 
 def _library_tokenizer(definition: Mapping[str, Any]) -> LibraryTokenizer:

@@ -57,7 +57,7 @@ class PackJob(ctypes.Structure):
     """`pack_job` of roclm.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("kind", "rows", "columns")),
+        *((name, ctypes.c_int32) for name in ("kind", "rows", "columns", "mapped")),
         *((name, ctypes.c_void_p) for name in ("blocks", "order", "tiles")),
     ]
 
@@ -180,7 +180,7 @@ def _declare(library: Library) -> Library:
         ("roclm_cache_bytes", ctypes.c_long, [pointer, ctypes.c_long]),
         ("roclm_copy_cache", None, [pointer, pointer, ctypes.c_long, pointer, ctypes.c_long, ctypes.c_long]),
         ("roclm_tile_bytes", ctypes.c_long, [whole]),
-        ("roclm_pack", None, [ctypes.POINTER(PackJob), whole]),
+        ("roclm_pack", None, [ctypes.POINTER(PackJob), whole, ctypes.POINTER(whole)]),
         ("roclm_quantize", None, [whole, pointer, ctypes.c_long, pointer]),
         ("roclm_read", None, [pointer, pointer, ctypes.c_long]),
         ("roclm_multiply", ctypes.c_double, [pointer, ctypes.c_long]),

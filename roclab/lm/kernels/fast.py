@@ -22,6 +22,8 @@ import time
 import weakref
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +32,8 @@ from torch import Tensor
 from roclab.errors import RocLabError
 from roclab.lm.checkpoints import Checkpoint
 from roclab.lm.kernels.batch import Costs, FastBatch, common_length
-from roclab.lm.kernels.build import PackJob, Shape, load_library
-from roclab.lm.kernels.pack import GROUP, KINDS, TILE, blocks_of, why_not
+from roclab.lm.kernels.build import Shape, load_library
+from roclab.lm.kernels.pack import GROUP, KINDS, TILE, Packing, blocks_of, lies_ready, why_not
 from roclab.lm.model import rope_frequencies
 
 MAX_ROWS = 128  # tokens a call: enough to compute rather than to wait for weights, few enough for the caches
@@ -143,19 +145,20 @@ class FastRocLM:
         matrices.append((-1, 0, "model.embed_tokens"))
         if not config.tie_word_embeddings:
             matrices.append((-1, 1, "lm_head"))
-        # The matrices are laid out while the caller does something else, such as building the tokenizer: in groups, as
-        # each call from Python would wait for the interpreter, which the caller holds for milliseconds at a time.
-        groups: list[list[tuple[int, int, str]]] = [[]]
-        size = 0
-        for matrix in matrices:
-            groups[-1].append(matrix)
-            size += math.prod(checkpoint.shape(stored[f"{matrix[2]}.weight"]))
-            if size >= LAID_OUT_TOGETHER:
-                groups, size = [*groups, []], 0
-        pool = ThreadPoolExecutor(min(_cores(), 4))
-        self._loading: list[Future[int]] | None = [
-            pool.submit(self._set_matrices, checkpoint, stored, group, quantize) for group in groups
-        ]
+        # The matrices are laid out while the caller does something else, such as building the tokenizer: those that are
+        # taken as they lie in the file in one call, as each call would wait for the interpreter, which the caller holds
+        # for tens of milliseconds at a time; the others in groups, so that only a few of our own blocks are in memory.
+        self._packing: Packing | None = None
+        if quantize is None and lies_ready(checkpoint):
+            self._packing = self._prepare(checkpoint, stored, matrices, quantize)
+            workers = max(1, _cores() - 1)  # and `wait`
+            tasks = [partial(self._lay_out, self._packing)] * workers
+        else:
+            workers = min(_cores(), 4)
+            groups = _groups(checkpoint, stored, matrices)
+            tasks = [partial(self._prepare_and_lay_out, checkpoint, stored, group, quantize) for group in groups]
+        pool = ThreadPoolExecutor(workers)
+        self._loading: list[Future[None]] | None = [pool.submit(task) for task in tasks]
         pool.shutdown(wait=False)
 
     def wait(self) -> None:
@@ -163,8 +166,11 @@ class FastRocLM:
         suffice."""
         with self._lock:
             if self._loading is not None:
-                self.weight_bytes = sum(done.result() for done in self._loading)
-                self._loading = None
+                if self._packing is not None:
+                    self._packing.run()  # the caller has nothing else to do any more
+                for task in self._loading:
+                    task.result()
+                self._loading = self._packing = None
 
     def _set_threads(self, few: int, many: int) -> None:
         """`threads` for a row or a few, `most_threads` for more rows and long texts."""
@@ -190,37 +196,41 @@ class FastRocLM:
             self._free = (at + -(-size // 64) * 64, end)
             return at
 
-    def _set_matrices(
+    def _prepare(
         self, checkpoint: Checkpoint, stored: dict[str, str], group: Items[tuple[int, int, str]], quantize: str | None
-    ) -> int:
-        """Returns how many bytes of them every token reads."""
-        jobs, kept, read = [], [], 0
+    ) -> Packing:
+        """Room for these matrices, and the jobs that fill it."""
+        packing, read = Packing(self.library), 0
         for layer, which, name in group:
             source = stored[f"{name}.weight"]
             rows, columns = checkpoint.shape(source)
-            kind, blocks, order = blocks_of(self.library, checkpoint, name, source, quantize)
-            padded = -(-rows // TILE) * TILE
-            size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(KINDS[kind])
+            blocks = blocks_of(self.library, checkpoint, name, source, quantize)
+            kind, padded = KINDS[blocks.kind], -(-rows // TILE) * TILE
+            size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(kind)
             tiles = self._room(size)
-            kept.append((blocks, order))  # alive until they are laid out
-            order_address = None if order is None else order.ctypes.data
-            jobs.append(PackJob(KINDS[kind], rows, columns, blocks.ctypes.data, order_address, tiles))
+            packing.add(blocks, rows, columns, tiles)
             bias = None
             if (full := f"{name}.bias") in stored:
                 vector = torch.zeros(padded)
                 vector[:rows] = checkpoint.tensor(stored[full], torch.float32)
                 self._kept.append(vector)
                 bias = vector.data_ptr()
-            arguments = (KINDS[kind], rows, columns, tiles, bias)
+            arguments = (kind, rows, columns, tiles, bias)
             self.library.roclm_set_matrix(self._handle, layer, which, *arguments)
             if layer < 0 and self.config.tie_word_embeddings:
                 self.library.roclm_set_matrix(self._handle, -1, 1, *arguments)
             if layer >= 0 or which == 1 or self.config.tie_word_embeddings:
                 read += size
-        self.library.roclm_pack((PackJob * len(jobs))(*jobs), len(jobs))
-        for _, _, name in group:
-            checkpoint.release(stored[f"{name}.weight"])
-        return read
+        with self._memory_lock:
+            self.weight_bytes += read
+        return packing
+
+    def _lay_out(self, packing: Packing) -> None:
+        """A method, so that a model which is dropped while it loads lives until its memory is no longer written to."""
+        packing.run()
+
+    def _prepare_and_lay_out(self, *arguments: Any) -> None:
+        self._lay_out(self._prepare(*arguments))
 
     def new_sequence(self, capacity: int | None = None) -> Sequence:
         """An empty text with room for `capacity` tokens; None: the model's context."""
@@ -332,6 +342,20 @@ class FastRocLM:
             finally:
                 self._set_threads(self.threads, self.most_threads)
         return best
+
+
+def _groups(
+    checkpoint: Checkpoint, stored: dict[str, str], matrices: Items[tuple[int, int, str]]
+) -> list[list[tuple[int, int, str]]]:
+    """The matrices in groups of some million weights."""
+    groups: list[list[tuple[int, int, str]]] = [[]]
+    size = 0
+    for matrix in matrices:
+        groups[-1].append(matrix)
+        size += math.prod(checkpoint.shape(stored[f"{matrix[2]}.weight"]))
+        if size >= LAID_OUT_TOGETHER:
+            groups, size = [*groups, []], 0
+    return groups
 
 
 class Trial:

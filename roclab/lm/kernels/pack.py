@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch
 from roclab.errors import RocLabError
 from roclab.lm.checkpoints import Checkpoint, GGUFCheckpoint
 from roclab.lm.gguf import _f16, _fifth_bits, _k_nibbles, _k_scales, _nibbles
+from roclab.lm.kernels.build import PackJob
 
 QUANTIZATIONS = ("int8", "int4")
 KINDS = {"Q4_0": 0, "Q4_1": 1, "Q8_0": 2}  # enum kind in matmul.h
@@ -31,35 +33,82 @@ def stays_int8(name: str) -> bool:
     return name.endswith(("embed_tokens", "lm_head", "v_proj"))
 
 
-def blocks_of(
-    library: ctypes.CDLL, checkpoint: Checkpoint, module: str, name: str, quantize: str | None
-) -> tuple[str, Array, Array | None]:
-    """The block type, the blocks (n, bytes) and the order of rows (None: as they are) of a module's matrix, which is
-    the checkpoint's tensor `name`."""
+class Blocks(NamedTuple):
+    """A matrix as GGUF blocks: its block type, uint8 (n, bytes), the order of rows (None: as they are), and whether the
+    bytes are those of the mapped file."""
+
+    kind: str
+    data: Array
+    order: Array | None = None
+    mapped: bool = False
+
+
+def blocks_of(library: ctypes.CDLL, checkpoint: Checkpoint, module: str, name: str, quantize: str | None) -> Blocks:
+    """A module's matrix, which is the checkpoint's tensor `name`."""
     if isinstance(checkpoint, GGUFCheckpoint) and quantize is None:
         kind, raw = checkpoint.blocks(name)
         order = checkpoint.row_order(name)
         rows = None if order is None else order.to(torch.int32).numpy()
         if kind in KINDS:
-            return kind, raw, rows
+            return Blocks(kind, raw, rows, mapped=True)
         if kind in _REPACKED:
             to, repack = _REPACKED[kind]
             step = 4096
-            return to, np.concatenate([repack(raw[i : i + step]) for i in range(0, len(raw), step)]), rows
+            parts = [repack(raw[i : i + step]) for i in range(0, len(raw), step)]
+            checkpoint.release(name)
+            return Blocks(to, np.concatenate(parts), rows)
     weight = checkpoint.tensor(name, torch.float32).contiguous()
     kind = "Q4_1" if quantize == "int4" and not stays_int8(module) else "Q8_0"
     blocks = np.empty((weight.numel() // GROUP, 20 if kind == "Q4_1" else 34), np.uint8)
     library.roclm_quantize(KINDS[kind], weight.data_ptr(), len(blocks), blocks.ctypes.data)
-    return kind, blocks, None
+    return Blocks(kind, blocks)
+
+
+class Packing:
+    """Matrices to lay out as tiles. Any number of threads may `run` it: each takes the next job that nobody has taken
+    yet, in one call that leaves the interpreter alone."""
+
+    PIECE = 1 << 21  # weights: large matrices are several jobs
+
+    def __init__(self, library: ctypes.CDLL):
+        self._library, self._next = library, ctypes.c_int(0)
+        self._jobs: list[PackJob] = []
+        self._kept: list[Blocks] = []  # alive until they are laid out
+
+    def add(self, blocks: Blocks, rows: int, columns: int, tiles: int) -> None:
+        """`tiles`: the address where they go."""
+        kind = KINDS[blocks.kind]
+        row_bytes, tile_row = blocks.data.nbytes // rows, columns // GROUP * self._library.roclm_tile_bytes(kind)
+        order = None if blocks.order is None else blocks.order.ctypes.data
+        # An order tells where in the whole matrix each row lies: such a matrix stays one job.
+        step = rows if order else max(1, self.PIECE // (columns * TILE)) * TILE
+        for start in range(0, rows, step):
+            source, target = blocks.data.ctypes.data + start * row_bytes, tiles + start // TILE * tile_row
+            count = min(step, rows - start)
+            self._jobs.append(PackJob(kind, count, columns, blocks.mapped, source, order, target))
+        self._kept.append(blocks)
+
+    def run(self) -> None:
+        """Return once all jobs are taken; those that other threads took may not be done yet."""
+        jobs = (PackJob * len(self._jobs))(*self._jobs)
+        self._library.roclm_pack(jobs, len(jobs), self._next)
+
+
+def lies_ready(checkpoint: Checkpoint) -> bool:
+    """Whether every matrix can be laid out from the file's own bytes."""
+    return isinstance(checkpoint, GGUFCheckpoint) and _all_matrices(checkpoint, lambda kind: kind in KINDS)
 
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the matrices are quantized already, as in most GGUF files."""
-    return isinstance(checkpoint, GGUFCheckpoint) and all(
-        checkpoint.blocks(name)[0] not in ("F32", "F16", "BF16")
-        for name in checkpoint.names()
-        if len(checkpoint.shape(name)) == 2
+    return isinstance(checkpoint, GGUFCheckpoint) and _all_matrices(
+        checkpoint, lambda kind: kind not in ("F32", "F16", "BF16")
     )
+
+
+def _all_matrices(checkpoint: GGUFCheckpoint, holds: Callable[[str], bool]) -> bool:
+    names = checkpoint.names()
+    return all(holds(checkpoint.blocks(name)[0]) for name in names if len(checkpoint.shape(name)) == 2)
 
 
 def why_not(checkpoint: Checkpoint, quantize: str | None) -> str | None:

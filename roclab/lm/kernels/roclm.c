@@ -536,8 +536,10 @@ EXPORT void roclm_copy_cache(const model *m, const uint8_t *from, long from_capa
 EXPORT long roclm_tile_bytes(int kind) { return TILE_BYTES(kind); }
 
 /* GGUF blocks (rows, columns / 32) → tiles. `order[r]`: which row of the blocks becomes row r; NULL: as they are. */
+#define BLOCK_BYTES(kind) ((kind) == Q4_1 ? 20 : (kind) == Q8 ? 34 : 18) /* as in the file */
+
 static void pack_matrix(int kind, int rows, int columns, const uint8_t *blocks, const int32_t *order, uint8_t *tiles) {
-    int G = columns / GROUP, head = kind == Q4_1 ? 4 : 2, size = head + (kind == Q8 ? 32 : 16);
+    int G = columns / GROUP, size = BLOCK_BYTES(kind), head = kind == Q4_1 ? 4 : 2;
     for (int tile = 0; tile < pad(rows, TILE) / TILE; tile++)
         for (int g = 0; g < G; g++, tiles += TILE_BYTES(kind)) {
             uint16_t *scales = (uint16_t *)tiles;
@@ -559,15 +561,25 @@ static void pack_matrix(int kind, int rows, int columns, const uint8_t *blocks, 
 }
 
 typedef struct {
-    int32_t kind, rows, columns;
+    int32_t kind, rows, columns, mapped; /* mapped: the blocks are a file's, and their pages may leave memory again */
     const uint8_t *blocks;
     const int32_t *order; /* which row of the blocks is each row; NULL: as they are */
     uint8_t *tiles;
 } pack_job;
 
-EXPORT void roclm_pack(const pack_job *jobs, int n) {
-    for (const pack_job *j = jobs; j < jobs + n; j++)
+/* Several threads may call this for the same jobs: `next` is the first that nobody has taken yet. */
+EXPORT void roclm_pack(const pack_job *jobs, int n, int *next) {
+    for (int i; (i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < n;) {
+        const pack_job *j = jobs + i;
         pack_matrix(j->kind, j->rows, j->columns, j->blocks, j->order, j->tiles);
+#if defined(__linux__)
+        if (j->mapped) {
+            uintptr_t start = (uintptr_t)j->blocks & ~(uintptr_t)4095;
+            size_t bytes = (size_t)j->rows * (j->columns / GROUP) * BLOCK_BYTES(j->kind);
+            madvise((void *)start, (uintptr_t)j->blocks + bytes - start, MADV_DONTNEED);
+        }
+#endif
+    }
 }
 
 /* Memory for weights on 2 MB pages where the system has them: fewer address translations, steadier streaming. */
@@ -649,6 +661,6 @@ static void quantize_q8_0(const float *w, uint8_t *block) {
 /* w (count · 32) → `count` blocks of Q4_1 or Q8. */
 EXPORT void roclm_quantize(int kind, const float *w, long count, uint8_t *blocks) {
     for (long i = 0; i < count; i++)
-        if (kind == Q8) quantize_q8_0(w + i * GROUP, blocks + i * 34);
-        else quantize_q4_1(w + i * GROUP, blocks + i * 20);
+        if (kind == Q8) quantize_q8_0(w + i * GROUP, blocks + i * BLOCK_BYTES(Q8));
+        else quantize_q4_1(w + i * GROUP, blocks + i * BLOCK_BYTES(Q4_1));
 }
