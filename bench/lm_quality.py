@@ -1,6 +1,7 @@
 """What the fast engine loses against the same weights dequantized to float32: perplexity, KL divergence, greedy texts.
 
     python bench/lm_quality.py --text wikitext-2/test.txt [--peer-python PYTHON] [--parts perplexity,kl,greedy]
+                               [--calibration wikitext-2/valid.txt] [--models "int4,int4 calibrated"]
 
 KL: mean over positions of KL(float32 ‖ engine) of the next-token distribution, in nats, over windows of 512 tokens;
 --peer-python names a Python with llama-cpp-python, measured on the same tokens and the same GGUF file. Greedy: prompts
@@ -10,6 +11,8 @@ best tokens at that place is printed. Takes some minutes. The last line is JSON.
 int8 and int4 are judged on float weights. Those of a 4-bit file lie on its grid, on which rounding to 4 bits again
 would cost nothing; so `FloatWeights` shuffles the channels first: the same function, but the 32 numbers of a group come
 from many different groups of the file (of o_proj from two, as a head's channels stay together), which no grid fits.
+"int4 calibrated" is what `roclab lm quantize` writes of them on --calibration, and "int4 calibrated on itself", which
+--models has to ask for, on text that the model wrote.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from roclab.lm.checkpoints import Checkpoint, open_checkpoint
 from roclab.lm.engine import complete
 from roclab.lm.evaluate import evaluate_text
 from roclab.lm.kernels.fast import FastRocLM
+from roclab.lm.quantize import calibration_texts, quantize, written_texts
 from roclab.lm.sampling import SamplingParams
 
 WINDOW = 512
@@ -150,9 +154,13 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a GGUF file or its short name")
     parser.add_argument("--parts", default="perplexity,kl,greedy")
     parser.add_argument("--max-bytes", type=int, help="perplexity over the first bytes only")
+    parser.add_argument("--stride", type=int, help="of its windows of 1,024 tokens: by default half of one")
     parser.add_argument("--positions", type=int, default=2000)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--peer-python")
+    parser.add_argument("--calibration", type=Path, help="a text for int4 calibrated")
+    parser.add_argument("--tokens", type=int, default=16384, help="of calibration")
+    parser.add_argument("--models", help="only these of the makers in main(), with commas")
     options = parser.parse_args()
 
     checkpoint = open_checkpoint(options.model)
@@ -160,11 +168,31 @@ def main() -> None:
     text = options.text.read_text(encoding="utf-8")
     ids = tokenizer.encode(text[:400_000])
     floats = FloatWeights(checkpoint)
-    models = {
-        "as in the file": FastRocLM(checkpoint), "float activations": FastRocLM(checkpoint, exact=True),
-        "int8": FastRocLM(floats, quantize="int8"), "int4": FastRocLM(floats, quantize="int4"),
-        "int4, float activations": FastRocLM(floats, quantize="int4", exact=True),
-    }  # fmt: skip
+    folder = tempfile.TemporaryDirectory()
+
+    def calibrated(texts: torch.Tensor) -> FastRocLM:
+        file = Path(folder.name) / "int4.gguf"
+        file.unlink(missing_ok=True)
+        quantize(floats, tokenizer, file, "int4", lambda: texts)
+        return FastRocLM(open_checkpoint(file))
+
+    makers = {
+        "as in the file": lambda: FastRocLM(checkpoint),
+        "float activations": lambda: FastRocLM(checkpoint, exact=True),
+        "int8": lambda: FastRocLM(floats, quantize="int8"),
+        "int4": lambda: FastRocLM(floats, quantize="int4"),
+        "int4 calibrated": lambda: calibrated(
+            calibration_texts(checkpoint, tokenizer, options.calibration.read_text(encoding="utf-8"), options.tokens)
+        ),
+        "int4 calibrated on itself": lambda: calibrated(written_texts(floats, tokenizer, options.tokens)),
+    }
+    usual = [name for name in makers if "calibrated" not in name or (options.calibration and "itself" not in name)]
+    wanted = options.models.split(",") if options.models else usual
+    if unknown := set(wanted) - set(makers):
+        parser.error(f"--models {', '.join(unknown)}: choose among {', '.join(makers)}")
+    if "int4 calibrated" in wanted and options.calibration is None:
+        parser.error('--models "int4 calibrated" needs --calibration')
+    models = {name: makers[name]() for name in wanted}
     parts = options.parts.split(",")
     result: dict[str, Any] = {}
     if "kl" in parts:
@@ -172,12 +200,12 @@ def main() -> None:
         print("KL", result["kl"], flush=True)
     if "perplexity" in parts:
         piece = text.encode()[: options.max_bytes].decode(errors="ignore")
-        scores = {n: evaluate_text(m, tokenizer, piece).perplexity for n, m in {"float32": reference, **models}.items()}
-        scores["float32, shuffled"] = evaluate_text(floats.load_model(), tokenizer, piece).perplexity
+        both = {"float32": reference, **models}
+        scores = {n: evaluate_text(m, tokenizer, piece, stride=options.stride).perplexity for n, m in both.items()}
         result["perplexity"] = {name: round(score, 5) for name, score in scores.items()}
         print("perplexity", result["perplexity"], flush=True)
     if "greedy" in parts:
-        result["greedy"] = greedy(models["float activations"], reference, tokenizer, ids, options.prompts)
+        result["greedy"] = greedy(makers["float activations"](), reference, tokenizer, ids, options.prompts)
         print("greedy", result["greedy"], flush=True)
     print(json.dumps(result))
 

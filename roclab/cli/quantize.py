@@ -11,6 +11,8 @@ import typer
 from roclab.cli.lm import DEVICE, MODEL, TOKENIZER, read_text, say
 from roclab.errors import RocLabError
 
+BYTES_A_TOKEN = 16  # more than in any text: what lies beyond in a file is not needed
+
 
 def quantize(
     out: Path = typer.Argument(..., help="The file to write, such as model-int4.gguf."),
@@ -20,8 +22,8 @@ def quantize(
     calibration: Path = typer.Option(
         None, "--calibration", help="int4: a text like those the model will read; if not given it writes one itself."
     ),
-    tokens: int = typer.Option(32768, "--tokens", min=512, help="int4: at most so many tokens of it."),
-    seed: int = typer.Option(0, "--seed", help="int4: of the text that the model writes itself."),
+    tokens: int = typer.Option(16384, "--tokens", min=512, help="int4: at most so many tokens of it."),
+    seed: int = typer.Option(0, "--seed", max=2**62, help="int4: of the text that the model writes itself."),
     device: str = DEVICE,
     force: bool = typer.Option(False, "--force", help="Replace the file if it is there."),
 ) -> None:
@@ -45,6 +47,8 @@ def quantize(
         raise RocLabError(f"--to {to}: choose int4 or int8")
     if to != "int4" and calibration:
         raise RocLabError("--calibration belongs to --to int4; int8 needs none")
+    if out.is_dir():
+        raise RocLabError(f"{out} is a folder; name the file to write")
     if out.suffix != ".gguf":
         raise RocLabError(f"{out}: the file is GGUF; give it a name that ends in .gguf")
     if out.exists() and not force:
@@ -57,13 +61,14 @@ def quantize(
     if is_quantized(checkpoint):
         say(f"{model}: quantized already; rounding it again adds to what that lost")
     tokenizer = checkpoint.load_tokenizer(tokenizer_path)
-    texts = None
-    if to == "int4":
-        if calibration:
-            texts = calibration_texts(checkpoint, tokenizer, read_text(calibration), tokens)
-        else:
+    content = read_text(calibration, max_bytes=BYTES_A_TOKEN * tokens) if calibration else ""
+
+    def texts() -> torch.Tensor:
+        if calibration is None:
             say(f"the model writes {tokens:,} tokens to be calibrated on")
-            texts = written_texts(checkpoint, tokenizer, tokens, seed, lambda parts: track(parts, "texts"))
+            return written_texts(checkpoint, tokenizer, tokens, seed, device, lambda parts: track(parts, "texts"))
+        return calibration_texts(checkpoint, tokenizer, content, tokens, str(calibration))
+
     write(checkpoint, tokenizer, out, to, texts, device, lambda layers: track(layers, "layers"))
     size, weights = out.stat().st_size, checkpoint.checked()
     count = sum(math.prod(checkpoint.shape(stored)) for stored in weights.values())

@@ -2,7 +2,7 @@
 
     write_gguf(path, config, tokenizer, [("model.norm.weight", "F32", array), …])
 
-Written whole or not at all. Needs the `gguf` package (`pip install 'roclab[gguf]'`).
+Needs the `gguf` package (`pip install 'roclab[gguf]'`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from roclab.errors import RocLabError
 from roclab.lm.checkpoints import GGUF_LAYER_NAMES, gguf_row_order, llama3_scaling
 from roclab.lm.model import RocLMConfig, rope_frequencies, rope_scaling_constants
 from roclab.lm.tokenizer import CONTROL, END_TOKENS, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, Tokenizer
-from roclab.runs import whole_file
 
+_LLAMA_CPP_NAMES = {"gpt2": "gpt-2"}  # of pre-tokenizers, where it knows no other
 _WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -28,26 +28,44 @@ def write_gguf(
     path: Path, config: RocLMConfig, tokenizer: Tokenizer, tensors: Iterable[tuple[str, str, np.ndarray]]
 ) -> None:
     """`tensors`: a parameter's name, its block type ("F32", "Q4_1", …) and its rows: float32 numbers, or the bytes of
-    its blocks, uint8 (R, bytes of a row).
-
-    Raises RocLabError without the `gguf` package, and for what GGUF has no words for: other pre-tokenizers than those
-    that are read, and stretched positions other than linear and Llama 3's.
-    """
-    with whole_file(path) as temporary:
-        writer = new_writer(temporary, config)
-        for key, value in tokenizer_entries(tokenizer, config).items():
-            getattr(writer, f"add_{key}")(value)
-        for name, kind, rows in tensors:
-            add_tensor(writer, config, name, kind, rows)
-        finish(writer)
+    its blocks, uint8 (R, bytes of a row). Raises RocLabError as `check` does."""
+    writer = new_writer(path, config)
+    for key, value in tokenizer_entries(tokenizer, config).items():
+        getattr(writer, f"add_{key}")(value)
+    for name, kind, rows in tensors:
+        add_tensor(writer, config, name, kind, rows)
+    finish(writer)
 
 
-def new_writer(path: Path, config: RocLMConfig) -> Any:
-    """The `gguf` package's writer with the configuration already in it."""
+def check(config: RocLMConfig, tokenizer: Tokenizer) -> None:
+    """Raises RocLabError without the `gguf` package, and for what GGUF has no words for: other pre-tokenizers than
+    those that are read, and stretched positions other than linear and Llama 3's."""
+    _package()
+    _divisors(config)
+    tokenizer_entries(tokenizer, config)
+
+
+def _package() -> Any:
     try:
         import gguf
     except ImportError:
         raise RocLabError("writing GGUF files needs the gguf package: pip install 'roclab[gguf]'") from None
+    return gguf
+
+
+def _divisors(config: RocLMConfig) -> torch.Tensor | None:
+    """What each angle is divided by in Llama 3's scaling, (C/2,), as GGUF stores it; None without it."""
+    if rope_scaling_constants(config.rope_scaling)[0] != "llama3":
+        return None
+    divisors = rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)
+    if llama3_scaling(config, divisors) is None:
+        raise RocLabError("GGUF cannot hold this model's rope_scaling: its constants are not those of Llama 3")
+    return divisors
+
+
+def new_writer(path: Path, config: RocLMConfig) -> Any:
+    """The `gguf` package's writer with the configuration already in it. Raises RocLabError as `check` does."""
+    gguf = _package()
     writer = gguf.GGUFWriter(path, _architecture(config), use_temp_file=False)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -66,10 +84,7 @@ def new_writer(path: Path, config: RocLMConfig) -> Any:
     if kind == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(constants[0])
-    elif kind == "llama3":
-        divisors = rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)
-        if llama3_scaling(config, divisors) is None:
-            raise RocLabError("GGUF cannot hold this model's rope_scaling: its constants are not those of Llama 3")
+    if (divisors := _divisors(config)) is not None:
         writer.add_tensor("rope_freqs.weight", divisors.numpy())
     return writer
 
@@ -81,8 +96,8 @@ def _architecture(config: RocLMConfig) -> str:
 
 
 def add_tensor(writer: Any, config: RocLMConfig, name: str, kind: str, rows: np.ndarray) -> None:
-    import gguf
-
+    """One tensor under GGUF's name and with its order of rows; arguments as of `write_gguf`."""
+    gguf = _package()
     stem, _, leaf = name.rpartition(".")
     if stem.startswith("model.layers."):
         _, _, layer, part = stem.split(".", 3)
@@ -96,6 +111,7 @@ def add_tensor(writer: Any, config: RocLMConfig, name: str, kind: str, rows: np.
 
 
 def finish(writer: Any) -> None:
+    """Write everything and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -120,25 +136,31 @@ def tokenizer_entries(tokenizer: Tokenizer, config: RocLMConfig) -> dict[str, An
         types.append(UNUSED if name is None else added)
     entries: dict[str, Any] = {
         "tokenizer_model": "gpt2",
-        "tokenizer_pre": pre,
+        "tokenizer_pre": _LLAMA_CPP_NAMES.get(pre, pre),
         "token_list": tokens,
         "token_types": types,
         "token_merges": [" ".join(merge) for merge in definition["model"]["merges"]],
         "add_bos_token": tokenizer.adds_bos,
     }
-    ends = list(dict.fromkeys([*tokenizer.eos_token_ids, *config.eos_token_ids]))
+    # There are keys for three. An ordinary token among them would be read as a control token.
+    controls = set(tokenizer.control.values())
+    ends = [i for i in dict.fromkeys([*tokenizer.eos_token_ids, *config.eos_token_ids]) if i in controls]
     given = {
         "bos_token_id": config.bos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
         "pad_token_id": config.pad_token_id,
         "chat_template": tokenizer.chat_template,
         **dict(zip((f"{key}_token_id" for key in END_TOKENS), ends, strict=False)),
     }
-    return entries | {key: value for key, value in given.items() if value is not None}
+    # Older configurations have −1 for "none".
+    there = {
+        key: value for key, value in given.items() if not (value is None or (isinstance(value, int) and value < 0))
+    }
+    return entries | there
 
 
 def _same_family(definition: Mapping[str, Any], name: str, family: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json splits texts as the files do that name this pre-tokenizer."""
-    parts = [{"normalizer": d.get("normalizer"), "pre_tokenizer": d["pre_tokenizer"]} for d in (definition, family)]
+    parts = [{"normalizer": d.get("normalizer"), "pre_tokenizer": d.get("pre_tokenizer")} for d in (definition, family)]
     whole_words = bool(definition["model"].get("ignore_merges"))
     return _plain(parts[0]) == _plain(parts[1]) and whole_words == (name == "llama-bpe")
 

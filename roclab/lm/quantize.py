@@ -1,6 +1,6 @@
 """Float weights to a GGUF file in int8 or int4; int4 so that what a layer computes stays near, not each weight (GPTQ).
 
-    quantize(checkpoint, tokenizer, Path("out.gguf"), "int4", written_texts(checkpoint, tokenizer, 32_768))
+    quantize(checkpoint, tokenizer, Path("out.gguf"), "int4", lambda: written_texts(checkpoint, tokenizer, 16_384))
 
     x (N, T, D): the residual stream over N calibration texts
     for every layer, for every matrix in the order of use:
@@ -29,19 +29,21 @@ from torch import Tensor, nn
 from roclab.errors import DataError, RocLabError
 from roclab.lm.checkpoints import Checkpoint
 from roclab.lm.engine import LanguageModel, complete
-from roclab.lm.gguf_write import write_gguf
-from roclab.lm.kernels.build import load_library
+from roclab.lm.gguf_write import check, write_gguf
+from roclab.lm.kernels.build import load_library, why_no_library
 from roclab.lm.kernels.fast import FastRocLM
 from roclab.lm.kernels.pack import GROUP, blocks_of, is_quantized, stays_int8, why_not
 from roclab.lm.model import RocLMForCausalLM
 from roclab.lm.sampling import SamplingParams
 from roclab.lm.tokenizer import Tokenizer
+from roclab.runs import whole_file
 
 WINDOW = 512  # tokens of a calibration text
 TEXTS_AT_ONCE = 16
 LEVELS = 15  # steps between a group's smallest and largest number
 DAMPING = 0.01  # of H's mean diagonal: directions that the calibration texts hardly show
 ROUNDS = 2  # of refitting steps and minima, and of trying each quant again
+EQUATIONS = 1 << 24  # numbers of the linear systems that are solved at once: some hundred megabytes
 SHRINKING = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)  # of a group's range: outliers may be cut off
 
 Progress = Callable[[Any], Iterable[Any]]
@@ -60,49 +62,59 @@ def quantize(
     tokenizer: Tokenizer,
     path: Path,
     to: str,
-    texts: Tensor | None = None,
+    texts: Callable[[], Tensor] | None = None,
     device: str | torch.device = "cpu",
     progress: Progress = iter,
 ) -> None:
-    """Write `checkpoint` to `path` in "int8" (Q8_0) or "int4" (Q4_1; embedding, head and v_proj in Q8_0), whole or not
-    at all. `texts` (N, T): ids to calibrate int4 on; None rounds to the nearest.
+    """Write `checkpoint` to `path` in "int8" (Q8_0) or "int4" (Q4_1; in Q8_0 what `stays_int8`), whole or not at all.
+    `texts` gives ids (N, T) to calibrate int4 on, and is called once all that can be known before is known to be in
+    order; None rounds to the nearest.
 
-    Raises RocLabError where the kernels could not run the result or cannot be compiled, and as `write_gguf`.
+    Raises RocLabError where the kernels could not run the result or cannot be compiled, for numbers that are not
+    finite, for what GGUF cannot hold (`gguf_write.check`) and if `path` cannot be written.
     """
     if reason := why_not(checkpoint, to):
         raise RocLabError(f"{checkpoint.path}: cannot be quantized for the kernels: {reason}")
     library = load_library()
     if library is None:
-        raise RocLabError("quantizing needs a C compiler; install one, or pip install 'roclab[fast]'")
-    rounded: dict[str, np.ndarray] = {}
-    if to == "int4" and texts is not None:
-        model = checkpoint.load_model(torch.float32, device)
-        for name, matrix in round_layers(model, texts.to(device), progress):
-            rounded[name] = matrix.blocks()
-        del model
+        raise RocLabError(f"quantizing needs the kernels: {why_no_library()}")
+    check(checkpoint.config, tokenizer)
+    stored_names = checkpoint.checked()
+    try:
+        with whole_file(path) as temporary:
+            rounded: dict[str, np.ndarray] = {}
+            if to == "int4" and texts is not None:
+                ids = texts()
+                model = checkpoint.load_model(torch.float32, device)
+                for name, matrix in round_layers(model, ids.to(device), progress):
+                    rounded[name] = matrix.blocks()
+                del model
 
-    def tensors() -> Iterator[tuple[str, str, np.ndarray]]:
-        for name, stored in checkpoint.checked().items():
-            shape = checkpoint.shape(stored)
-            if len(shape) == 1:
-                yield name, "F32", checkpoint.tensor(stored, torch.float32).numpy()
-                continue
-            if name in rounded:
-                yield name, "Q4_1", rounded.pop(name).reshape(shape[0], -1)
-                continue
-            blocks = blocks_of(library, checkpoint, name.removesuffix(".weight"), stored, to)
-            yield name, blocks.kind, blocks.data.reshape(shape[0], -1)
+            def tensors() -> Iterator[tuple[str, str, np.ndarray]]:
+                for name, stored in stored_names.items():
+                    shape = checkpoint.shape(stored)
+                    if len(shape) == 1:
+                        yield name, "F32", checkpoint.tensor(stored, torch.float32).numpy()
+                    elif name in rounded:
+                        yield name, "Q4_1", rounded.pop(name).reshape(shape[0], -1)
+                    else:
+                        blocks = blocks_of(library, checkpoint, name.removesuffix(".weight"), stored, to)
+                        yield name, blocks.kind, blocks.data.reshape(shape[0], -1)
 
-    write_gguf(path, checkpoint.config, tokenizer, tensors())
+            write_gguf(temporary, checkpoint.config, tokenizer, tensors())
+    except OSError as error:
+        raise RocLabError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def calibration_texts(checkpoint: Checkpoint, tokenizer: Tokenizer, text: str, tokens: int) -> Tensor:
-    """The beginning of a text as ids (N, window), at most `tokens` of them. Raises DataError for a text that is too
-    short."""
+def calibration_texts(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, text: str, tokens: int, origin: str = "the calibration text"
+) -> Tensor:
+    """The beginning of a text as ids (N, window), at most `tokens` of them. Raises DataError, which names `origin`, for
+    a text that is too short."""
     ids, window = tokenizer.encode(text), _window(checkpoint)
     rows = min(tokens, len(ids)) // window
     if not rows:
-        raise DataError(f"the calibration text has {len(ids)} tokens: {window} are needed, better thirty thousand")
+        raise DataError(f"{origin} has {len(ids)} tokens: {window} are needed, better ten thousand")
     return torch.tensor(ids[: rows * window]).view(rows, window)
 
 
@@ -111,15 +123,21 @@ def _window(checkpoint: Checkpoint) -> int:
 
 
 def written_texts(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, tokens: int, seed: int = 0, progress: Progress = iter
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    tokens: int,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: Progress = iter,
 ) -> Tensor:
-    """Ids (N, WINDOW) that the model writes itself at temperature 1, each text from a random first token: where no
-    text of the kind it will read is at hand, what it learnt shows in what it writes (Liu et al. 2023, LLM-QAT)."""
+    """Ids (N, window) that the model writes itself at temperature 1, each text from a random first token: where no
+    text of the kind it will read is at hand, what it learnt shows in what it writes (Liu et al. 2023, LLM-QAT). On the
+    CPU through the kernels; raises RocLabError where they cannot run it."""
     model: LanguageModel
-    try:
+    if torch.device(device).type == "cpu":
         model = FastRocLM(checkpoint, quantize=None if is_quantized(checkpoint) else "int8", guessing=False)
-    except RocLabError:
-        model = checkpoint.load_model()
+    else:
+        model = checkpoint.load_model(device=device)
     window = _window(checkpoint)
     ordinary = [i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i)]
     draw = torch.Generator().manual_seed(seed)
@@ -156,7 +174,8 @@ class Rounded:
 @torch.inference_mode()
 def round_layers(model: RocLMForCausalLM, texts: Tensor, progress: Progress = iter) -> Iterator[tuple[str, Rounded]]:
     """Round the matrices of all layers to four bits in place, but those that stay in int8, and give each by its
-    parameter's name. `texts` (N, T): token ids to calibrate on; some ten thousand in all."""
+    parameter's name. `texts` (N, T): token ids to calibrate on; some ten thousand in all. Raises RocLabError for
+    weights that are not finite."""
     x = model.model.embed_tokens(texts)
     places = torch.arange(texts.shape[1], device=texts.device)[None]
     positions = model.model.rotary_emb(x[:1], places)
@@ -166,6 +185,8 @@ def round_layers(model: RocLMForCausalLM, texts: Tensor, progress: Progress = it
             for name in names:
                 if not stays_int8(name):
                     linear = layer.get_submodule(name)
+                    if not (linear.weight.isfinite().all() and H.isfinite().all()):
+                        raise RocLabError(f"model.layers.{index}.{name}: its weights or inputs are not finite numbers")
                     rounded = gptq(linear.weight, H)
                     linear.weight = nn.Parameter(rounded.weight(), requires_grad=False)
                     yield f"model.layers.{index}.{name}.weight", rounded
@@ -184,10 +205,12 @@ def _products(layer: nn.Module, name: str, x: Tensor, positions: tuple[Tensor, T
         raise _Reached
 
     hook = linear.register_forward_pre_hook(add)
-    for piece in x.split(8):
-        with contextlib.suppress(_Reached):
-            layer(piece, positions, None)
-    hook.remove()
+    try:
+        for piece in x.split(8):
+            with contextlib.suppress(_Reached):
+                layer(piece, positions, None)
+    finally:
+        hook.remove()
     return total
 
 
@@ -201,7 +224,7 @@ def gptq(weight: Tensor, H: Tensor) -> Rounded:
     H = H + (DAMPING * H.diagonal().mean() + 1e-12) * torch.eye(C, device=H.device)
     # U is upper triangular with UᵀU = H⁻¹: row j tells by how much each later column makes up for an error in column
     # j, once the columns before j are fixed.
-    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H.double())), upper=True).float()
+    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H.to(_precise(H)))), upper=True).float()
     weight = weight.detach().float()
     left, quants = weight.clone(), torch.empty_like(weight)
     step, minimum = (torch.empty(R, C // GROUP, device=left.device) for _ in range(2))
@@ -229,10 +252,21 @@ def _refit(rounded: Rounded, weight: Tensor, H: Tensor) -> Rounded:
     linear least squares."""
     R, C = weight.shape
     n = C // GROUP
-    q = rounded.quants.view(R, n, GROUP)
-    wanted = weight @ H
-    # The row's weights are Σ pₖ·aₖ with p = (step, minimum) per group, aₖ the group's quants or ones: A·p = b.
-    A, b = (torch.empty(R, *shape, dtype=torch.float64, device=H.device) for shape in ((2 * n, 2 * n), (2 * n,)))
+    at_once = max(1, EQUATIONS // (2 * n) ** 2)
+    pieces = [slice(start, start + at_once) for start in range(0, R, at_once)]
+    p = torch.cat([_best_ends(rounded.quants[rows].view(-1, n, GROUP), weight[rows] @ H, H) for rows in pieces])
+    step, minimum = _as_float16(p[:, 0::2]), _as_float16(p[:, 1::2])
+    sound = step > 0  # a group of equal quants does not tell its step
+    return Rounded(rounded.quants, torch.where(sound, step, rounded.step), torch.where(sound, minimum, rounded.minimum))
+
+
+def _best_ends(q: Tensor, wanted: Tensor, H: Tensor) -> Tensor:
+    """(R, 2n): step and minimum of each of n groups, for quants `q` (R, n, 32) and `wanted` = W·H (R, C).
+
+    A row's weights are Σ pₖ·aₖ, with p its steps and minima and aₖ a group's quants or ones, so A·p = b with
+    A = aᵀHa and b = aᵀHw."""
+    R, n, _ = q.shape
+    A, b = (torch.empty(R, *shape, dtype=_precise(H), device=H.device) for shape in ((2 * n, 2 * n), (2 * n,)))
     for g in range(n):
         rows = slice(g * GROUP, (g + 1) * GROUP)
         for k, a in ((2 * g, q[:, g]), (2 * g + 1, torch.ones_like(q[:, g]))):
@@ -240,10 +274,12 @@ def _refit(rounded: Rounded, weight: Tensor, H: Tensor) -> Rounded:
             A[:, k, 0::2], A[:, k, 1::2] = (seen * q).sum(-1), seen.sum(-1)
             b[:, k] = (a * wanted[:, rows]).sum(-1)
     A += 1e-6 * torch.diag_embed(A.diagonal(dim1=1, dim2=2)) + 1e-9 * torch.eye(2 * n, device=H.device)
-    p = torch.linalg.solve(A, b).float()
-    step, minimum = _as_float16(p[:, 0::2]), _as_float16(p[:, 1::2])
-    sound = step > 0  # a group of equal quants does not tell its step
-    return Rounded(rounded.quants, torch.where(sound, step, rounded.step), torch.where(sound, minimum, rounded.minimum))
+    return torch.linalg.solve(A, b).float()
+
+
+def _precise(H: Tensor) -> torch.dtype:
+    """Squared inputs differ by more than float32 holds; Apple's GPUs have nothing better."""
+    return torch.float32 if H.device.type == "mps" else torch.float64
 
 
 def _descend(rounded: Rounded, weight: Tensor, H: Tensor) -> Rounded:

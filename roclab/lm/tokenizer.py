@@ -179,6 +179,9 @@ class Tokenizer:
             for i, kind in enumerate(types)
             if kind in (CONTROL, USER_DEFINED)
         ]
+        vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
+        if UNUSED in types:  # rows of the embedding that stand for nothing
+            vocabulary = {token: i for token, i in vocabulary.items() if types[i] != UNUSED}
         definition = {
             "version": "1.0",
             "added_tokens": added,
@@ -188,7 +191,7 @@ class Tokenizer:
                 "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                 "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                 "ignore_merges": pre == "llama-bpe",  # Llama 3 takes a whole word from the vocabulary if it is there
-                "vocab": dict(zip(tokens, range(len(tokens)), strict=True)), "merges": merges,
+                "vocab": vocabulary, "merges": merges,
             },
         }  # fmt: skip
 

@@ -3,6 +3,7 @@ what it was made of and against llama.cpp's package, the command."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from roclab.lm.quantize import (
     round_layers,
     written_texts,
 )
+from roclab.lm.tokenizer import END_TOKENS, Tokenizer
 from tests.lm.build import LLAMA3_ROPE, peer, write_folder
 from tests.test_cli import refused, roclab
 
@@ -146,16 +148,16 @@ def test_int4_is_what_the_rounding_said(folder: Path, tmp_path: Path) -> None:
     tokenizer = source.load_tokenizer()
     texts = calibration_texts(source, tokenizer, TEXT, 2048)
     assert texts.shape == (16, 128)  # the model's context is shorter than a window
-    quantize(source, tokenizer, tmp_path / "out.gguf", "int4", texts)
+    quantize(source, tokenizer, tmp_path / "out.gguf", "int4", lambda: texts)
     written = open_checkpoint(tmp_path / "out.gguf")
     model = source.load_model()
     rounded = dict(round_layers(model, texts))
-    assert len(rounded) == 6 * source.config.num_hidden_layers  # all but v_proj
+    assert len(rounded) == 5 * source.config.num_hidden_layers  # all but k_proj and v_proj
     for name, matrix in rounded.items():
         assert torch.equal(written.tensor(name, torch.float32), matrix.weight())
         assert torch.equal(model.get_parameter(name), matrix.weight())
     kinds = {name.split(".")[-2]: written.blocks(name)[0] for name in written.names() if len(written.shape(name)) == 2}
-    assert {part for part, kind in kinds.items() if kind == "Q8_0"} == {"embed_tokens", "lm_head", "v_proj"}
+    assert {part for part, kind in kinds.items() if kind == "Q8_0"} == {"embed_tokens", "lm_head", "k_proj", "v_proj"}
     assert set(kinds.values()) == {"Q8_0", "Q4_1"}
 
 
@@ -196,10 +198,85 @@ def test_what_gguf_has_no_words_for(folder: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_checked_before_anything_is_computed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_kernels()
+    source = open_checkpoint(folder)
+    tokenizer = source.load_tokenizer()
+
+    def texts() -> torch.Tensor:
+        raise AssertionError("too early")
+
+    def refused(match: str, path: Path = tmp_path / "new" / "out.gguf") -> None:
+        with pytest.raises(RocLabError, match=match):
+            quantize(source, tokenizer, path, "int4", texts)
+        assert list(tmp_path.rglob("*")) == []
+
+    refused("/proc/no/out.gguf: cannot be written", Path("/proc/no/out.gguf"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "gguf", None)
+        refused("pip install")
+    with monkeypatch.context() as patch:
+        patch.setenv("ROCLAB_KERNELS", "torch")
+        load_library.cache_clear()
+        refused("ROCLAB_KERNELS=torch forbids")
+    load_library.cache_clear()
+    source.config = replace(source.config, intermediate_size=80)
+    refused("not a multiple of 32")
+
+
+@pytest.mark.parametrize("to", ["int4", "int8"])
+def test_weights_that_are_no_numbers(to: str, tmp_path: Path) -> None:
+    needs_kernels()
+    model = peer("qwen3")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("nan")
+    source = open_checkpoint(write_folder(tmp_path / "float", model))
+    texts = torch.randint(5, 260, (4, 64))
+    with pytest.raises(RocLabError, match=r"layers\.1\.mlp\.up_proj.* not finite"):
+        quantize(source, source.load_tokenizer(), tmp_path / "out.gguf", to, lambda: texts)
+    assert not [p for p in tmp_path.iterdir() if p.is_file()]
+
+
+def test_end_and_padding_tokens(folder: Path) -> None:
+    """No token of the vocabulary becomes a control token, -1 is none, and rows without a token stay so."""
+    source = open_checkpoint(folder)
+    tokenizer = source.load_tokenizer()
+    config = replace(source.config, pad_token_id=-1, eos_token_id=[2, tokenizer.vocab_size - 1, 3])
+    entries = tokenizer_entries(tokenizer, config)
+    assert "pad_token_id" not in entries
+    assert [entries.get(f"{key}_token_id") for key in END_TOKENS] == [2, 3, None]
+    written = Tokenizer.from_gguf(
+        {
+            f"tokenizer.ggml.{key.removeprefix('tokenizer_')}": value
+            for key, value in {**entries, "tokens": entries["token_list"], "token_type": entries["token_types"],
+                               "merges": entries["token_merges"]}.items()
+        },
+        "here",
+    )  # fmt: skip
+    assert len(entries["token_list"]) == config.vocab_size > written.vocab_size == tokenizer.vocab_size
+    assert written.id_to_token(config.vocab_size - 1) is None
+    assert tokenizer_entries(written, config)["token_types"] == entries["token_types"]
+    assert entries["tokenizer_pre"] == "gpt-2"  # the only name that llama.cpp knows
+
+
+def test_a_gguf_file_again_and_onto_itself(folder: Path, tmp_path: Path) -> None:
+    needs_kernels()
+    source = open_checkpoint(folder)
+    file = tmp_path / "model.gguf"
+    quantize(source, source.load_tokenizer(), file, "int8")
+    first = open_checkpoint(file)
+    before = {name: first.tensor(name, torch.float32) for name in first.names()}
+    quantize(first, first.load_tokenizer(), file, "int8")
+    second = open_checkpoint(file)
+    for name, weight in before.items():  # int8 again finds the same numbers, but for a scale's last digit
+        torch.testing.assert_close(second.tensor(name, torch.float32), weight, atol=2e-3, rtol=2e-2)
+
+
 def test_a_short_text(folder: Path) -> None:
     source = open_checkpoint(folder)
-    with pytest.raises(DataError, match="tokens: 128 are needed"):
-        calibration_texts(source, source.load_tokenizer(), "one two three", 1000)
+    with pytest.raises(DataError, match=r"notes\.txt has \d+ tokens: 128 are needed"):
+        calibration_texts(source, source.load_tokenizer(), "one two three", 1000, "notes.txt")
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:
@@ -213,6 +290,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     before = out.read_bytes()
     assert "--force replaces it" in refused(roclab(*command))
     assert "--to int3" in refused(roclab(*command, "--force", "--to", "int3"))
+    assert "folder" in refused(roclab(*command[:2], tmp_path, *command[3:]))
     assert "--calibration" in refused(roclab(*command, "--force", "--to", "int8", "--calibration", text))
     assert ".gguf" in refused(roclab("lm", "quantize", tmp_path / "x.bin", "--model", folder))
     assert out.read_bytes() == before

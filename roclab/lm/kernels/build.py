@@ -136,6 +136,13 @@ def load_library(path: str | None = None) -> Library | None:
     return library
 
 
+def why_no_library() -> str:
+    """Why `load_library` gave None."""
+    if os.environ.get("ROCLAB_KERNELS") == "torch":
+        return "ROCLAB_KERNELS=torch forbids the kernels"
+    return "no C compiler is here (install one, or pip install 'roclab[fast]')"
+
+
 def _compiled(path: str, compiler: list[str]) -> Path:
     """The shared library, compiled unless the cache has it. Raises OSError with the compiler's first complaint."""
     here = Path(__file__).parent

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from roclab.errors import RocLabError
 from roclab.lm.checkpoints import Checkpoint
 from roclab.lm.engine import LanguageModel
-from roclab.lm.kernels.build import load_library
+from roclab.lm.kernels.build import load_library, why_no_library
 from roclab.lm.kernels.fast import FastRocLM
 from roclab.lm.kernels.pack import why_not
 
@@ -62,8 +60,4 @@ def _why_torch(
         return "it computes in float32, whatever the weights are kept in; leave --dtype out"
     if reason := why_not(checkpoint, quantize):
         return reason
-    if load_library() is None:
-        if os.environ.get("ROCLAB_KERNELS") == "torch":
-            return "ROCLAB_KERNELS=torch forbids the kernels"
-        return "no C compiler is here (install one, or pip install 'roclab[fast]')"
-    return None
+    return why_no_library() if load_library() is None else None

@@ -32,7 +32,7 @@ from torch import Tensor
 from roclab.errors import RocLabError
 from roclab.lm.checkpoints import Checkpoint
 from roclab.lm.kernels.batch import Costs, FastBatch, common_length
-from roclab.lm.kernels.build import Shape, load_library
+from roclab.lm.kernels.build import Shape, load_library, why_no_library
 from roclab.lm.kernels.pack import GROUP, KINDS, TILE, Packing, blocks_of, lies_ready, why_not
 from roclab.lm.model import rope_frequencies
 
@@ -86,8 +86,8 @@ class FastRocLM:
     `threads`: None finds out while writing how many write fastest; long texts, prompts and batches get all cores,
     unless these slow each other down. `guessing`: prompt lookup (batch.py); it changes no token.
 
-    Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, CheckpointError as
-    `Checkpoint.load_model` does.
+    Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, or where memory does not
+    suffice, CheckpointError as `Checkpoint.load_model` does.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class FastRocLM:
     ):
         library = load_library(path)
         if library is None:
-            raise RocLabError("no compiled kernels on this machine; install a C compiler or pip install 'roclab[fast]'")
+            raise RocLabError(f"no compiled kernels: {why_no_library()}")
         if reason := why_not(checkpoint, quantize):
             raise RocLabError(f"{checkpoint.path}: not for the fast kernels: {reason}")
         self.library, self.path = library, library.path
@@ -126,7 +126,7 @@ class FastRocLM:
         self._memory: list[int] = []
         self._free = (0, 0)  # what is left of the last piece of it
         self._memory_lock = threading.Lock()
-        weakref.finalize(self, _free, library, self._handle, self._memory)
+        weakref.finalize(self, _free_all, library, self._handle, self._memory)
 
         for layer in range(config.num_hidden_layers):
             for which, name in enumerate(_NORMS):
@@ -168,8 +168,15 @@ class FastRocLM:
             if self._loading is not None:
                 if self._packing is not None:
                     self._packing.run()  # the caller has nothing else to do any more
-                for task in self._loading:
-                    task.result()
+                try:
+                    for task in self._loading:
+                        task.result()
+                except BaseException as error:
+                    for task in self._loading:
+                        task.cancel()
+                    if isinstance(error, MemoryError):
+                        raise RocLabError("not enough memory for the weights") from None
+                    raise
                 self._loading = self._packing = None
 
     def _set_threads(self, few: int, many: int) -> None:
@@ -400,7 +407,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _free(library: ctypes.CDLL, handle: int, memory: list[int]) -> None:
+def _free_all(library: ctypes.CDLL, handle: int, memory: list[int]) -> None:
     library.roclm_free(handle)
     for address in memory:
         library.roclm_release(address)

@@ -2,8 +2,8 @@
 
 Q4_0, Q4_1 and Q8_0 are taken as they lie in the file. Q4_K's sub-blocks become Q4_1 blocks with the same quants, and
 Q5_0 blocks become Q8_0 blocks, which holds them exactly. Everything else is dequantized and rounded to int8 (Q8_0).
-Float weights are quantized only where the user says so: "int8" (Q8_0), or "int4" (Q4_1, with the embedding, the head
-and v_proj in int8, on which quality hangs most).
+Float weights are quantized only where the user says so: "int8" (Q8_0), or "int4" (Q4_1, with the embedding, the head,
+k_proj and v_proj in int8, on which quality hangs most).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Array = np.ndarray
 
 
 def stays_int8(name: str) -> bool:
-    """Whether this matrix (a module's name) is kept in int8 where the others become int4. Measured alone, v_proj costs
-    most of all matrices in int4, and is one of the smallest (docs/log.md)."""
-    return name.endswith(("embed_tokens", "lm_head", "v_proj"))
+    """Whether this matrix (a module's name) is kept in int8 where the others become int4: k_proj and v_proj are the
+    smallest of a layer, and cost most for their size (docs/log.md)."""
+    return name.endswith(("embed_tokens", "lm_head", "k_proj", "v_proj"))
 
 
 class Blocks(NamedTuple):
@@ -44,7 +44,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(library: ctypes.CDLL, checkpoint: Checkpoint, module: str, name: str, quantize: str | None) -> Blocks:
-    """A module's matrix, which is the checkpoint's tensor `name`."""
+    """A module's matrix, the checkpoint's tensor `name`. Raises RocLabError for numbers that are not finite."""
     if isinstance(checkpoint, GGUFCheckpoint) and quantize is None:
         kind, raw = checkpoint.blocks(name)
         order = checkpoint.row_order(name)
@@ -58,6 +58,8 @@ def blocks_of(library: ctypes.CDLL, checkpoint: Checkpoint, module: str, name: s
             checkpoint.release(name)
             return Blocks(to, np.concatenate(parts), rows)
     weight = checkpoint.tensor(name, torch.float32).contiguous()
+    if not weight.isfinite().all():
+        raise RocLabError(f"{checkpoint.path}: tensor {name} holds numbers that are not finite: it cannot be quantized")
     kind = "Q4_1" if quantize == "int4" and not stays_int8(module) else "Q8_0"
     blocks = np.empty((weight.numel() // GROUP, 20 if kind == "Q4_1" else 34), np.uint8)
     library.roclm_quantize(KINDS[kind], weight.data_ptr(), len(blocks), blocks.ctypes.data)

@@ -7,6 +7,7 @@
 #include "pool.h"
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
@@ -574,7 +575,7 @@ EXPORT void roclm_pack(const pack_job *jobs, int n, int *next) {
         pack_matrix(j->kind, j->rows, j->columns, j->blocks, j->order, j->tiles);
 #if defined(__linux__)
         if (j->mapped) {
-            uintptr_t start = (uintptr_t)j->blocks & ~(uintptr_t)4095;
+            uintptr_t start = (uintptr_t)j->blocks & ~((uintptr_t)sysconf(_SC_PAGESIZE) - 1);
             size_t bytes = (size_t)j->rows * (j->columns / GROUP) * BLOCK_BYTES(j->kind);
             madvise((void *)start, (uintptr_t)j->blocks + bytes - start, MADV_DONTNEED);
         }
