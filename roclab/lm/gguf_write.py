@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 from roclab.errors import RocLabError
-from roclab.lm.checkpoints import GGUF_LAYER_NAMES, gguf_row_order, llama3_scaling
+from roclab.lm.gguf_model import LAYER_NAMES, WHOLE_NAMES, llama3_scaling, row_order
 from roclab.lm.model import RocLMConfig, rope_frequencies, rope_scaling_constants
 from roclab.lm.tokenizer import CONTROL, END_TOKENS, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, Tokenizer
 
 _LLAMA_CPP_NAMES = {"gpt2": "gpt-2"}  # of pre-tokenizers, where it knows no other
-_WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 def write_gguf(
@@ -101,10 +100,10 @@ def add_tensor(writer: Any, config: RocLMConfig, name: str, kind: str, rows: np.
     stem, _, leaf = name.rpartition(".")
     if stem.startswith("model.layers."):
         _, _, layer, part = stem.split(".", 3)
-        stem = f"blk.{layer}.{GGUF_LAYER_NAMES[part]}"
+        stem = f"blk.{layer}.{LAYER_NAMES[part]}"
     else:
-        stem = _WHOLE[stem]
-    if (order := gguf_row_order(config, _architecture(config), name)) is not None:
+        stem = WHOLE_NAMES[stem]
+    if (order := row_order(config, _architecture(config), name)) is not None:
         rows = rows[torch.argsort(order).numpy()]  # row_order tells where our rows lie in the file
     raw = None if kind == "F32" else gguf.GGMLQuantizationType[kind]
     writer.add_tensor(f"{stem}.{leaf}", np.ascontiguousarray(rows), raw_dtype=raw)
