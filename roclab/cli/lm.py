@@ -288,7 +288,6 @@ def _load(
         say(f"opening {name}")
     import torch
 
-    from roclab.devices import usable_device
     from roclab.lm.checkpoints import open_checkpoint
     from roclab.lm.kernels.choose import open_model
     from roclab.lm.kernels.fast import FastRocLM
@@ -296,9 +295,7 @@ def _load(
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise RocLabError(f"--dtype {dtype}: choose one of {', '.join(dtypes)}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    usable_device(device)
+    device = device_named(device)
     started = time.perf_counter()
     checkpoint = open_checkpoint(name, say)
     model = open_model(
@@ -308,6 +305,19 @@ def _load(
     if isinstance(model, FastRocLM):
         model.wait()
     return model, tokenizer, time.perf_counter() - started
+
+
+def device_named(name: str) -> str:
+    """The device of --device; auto is CUDA where there is a GPU of that kind, else the CPU, whose kernels are fast.
+    Raises RocLabError if it cannot be used here."""
+    import torch
+
+    from roclab.devices import usable_device
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    usable_device(name)
+    return name
 
 
 def _exact(float_activations: bool | None, temperature: float) -> bool | None:

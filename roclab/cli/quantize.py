@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from roclab.cli.lm import DEVICE, MODEL, TOKENIZER, read_text, say
+from roclab.cli.lm import DEVICE, MODEL, TOKENIZER, device_named, read_text, say
 from roclab.errors import RocLabError
+
+if TYPE_CHECKING:
+    import torch
 
 BYTES_A_TOKEN = 16  # more than in any text: what lies beyond in a file is not needed
 
@@ -34,9 +38,6 @@ def quantize(
 
     Example: roclab lm quantize qwen3-int4.gguf --model Qwen/Qwen3-0.6B
     """
-    import torch
-
-    from roclab.devices import usable_device
     from roclab.lm.checkpoints import open_checkpoint
     from roclab.lm.kernels.pack import QUANTIZATIONS, is_quantized
     from roclab.lm.quantize import calibration_texts, written_texts
@@ -53,9 +54,7 @@ def quantize(
         raise RocLabError(f"{out}: the file is GGUF; give it a name that ends in .gguf")
     if out.exists() and not force:
         raise RocLabError(f"{out} is there already; --force replaces it")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    usable_device(device)
+    device = device_named(device)
     started = time.perf_counter()
     checkpoint = open_checkpoint(model, say)
     if is_quantized(checkpoint):

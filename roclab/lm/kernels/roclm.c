@@ -536,9 +536,9 @@ EXPORT void roclm_copy_cache(const model *m, const uint8_t *from, long from_capa
 }
 EXPORT long roclm_tile_bytes(int kind) { return TILE_BYTES(kind); }
 
-/* GGUF blocks (rows, columns / 32) → tiles. `order[r]`: which row of the blocks becomes row r; NULL: as they are. */
 #define BLOCK_BYTES(kind) ((kind) == Q4_1 ? 20 : (kind) == Q8 ? 34 : 18) /* as in the file */
 
+/* GGUF blocks (rows, columns / 32) → tiles. `order[r]`: which row of the blocks becomes row r; NULL: as they are. */
 static void pack_matrix(int kind, int rows, int columns, const uint8_t *blocks, const int32_t *order, uint8_t *tiles) {
     int G = columns / GROUP, size = BLOCK_BYTES(kind), head = kind == Q4_1 ? 4 : 2;
     for (int tile = 0; tile < pad(rows, TILE) / TILE; tile++)
