@@ -49,10 +49,11 @@ LINES: dict[str, tuple[int, float | None, dict[str, Any]]] = {
 
 
 def main() -> None:
-    from roclab.runs import Run, read_json
-    from roclab.vision.config import TrainConfig
-    from roclab.vision.evaluate import evaluate
-    from roclab.vision.train import finish
+    from roclab.core.files import read_json
+    from roclab.core.runs import Run
+    from roclab.vision.evaluate.evaluate import evaluate
+    from roclab.vision.train.config import TrainConfig
+    from roclab.vision.train.train import finish
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)

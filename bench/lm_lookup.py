@@ -18,10 +18,10 @@ import time
 
 import torch
 
-from roclab.lm.checkpoints import open_checkpoint
-from roclab.lm.engine import Timings, complete
-from roclab.lm.kernels.fast import FastRocLM
-from roclab.lm.sampling import SamplingParams
+from roclab.lm.engine.cpu.runner import FastRocLM
+from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.scheduler import Timings, complete
+from roclab.lm.weights.checkpoint import open_checkpoint
 
 LETTER = (
     "I recieved you're letter on monday and was very happy to here from you. My brother and me has moved to a new "

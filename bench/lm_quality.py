@@ -27,12 +27,12 @@ from typing import Any
 
 import torch
 
-from roclab.lm.checkpoints import Checkpoint, open_checkpoint
-from roclab.lm.engine import complete
+from roclab.lm.engine.cpu.runner import FastRocLM
+from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.scheduler import complete
 from roclab.lm.evaluate import evaluate_text
-from roclab.lm.kernels.fast import FastRocLM
 from roclab.lm.quantize import calibration_texts, quantize, written_texts
-from roclab.lm.sampling import SamplingParams
+from roclab.lm.weights.checkpoint import Checkpoint, open_checkpoint
 
 WINDOW = 512
 LLAMA_CPP = """

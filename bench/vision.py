@@ -34,15 +34,15 @@ def shared_data() -> Path:
 
 
 def dataset(args):
-    from roclab.vision.data import load_data
+    from roclab.vision.data.dataset import load_data
 
     return load_data(args.data, args.data_root, seed=args.seed, val_fraction=args.val_fraction)
 
 
 def ours(args, regime: str) -> dict:
-    from roclab.runs import read_json
-    from roclab.vision.config import TrainConfig
-    from roclab.vision.train import train
+    from roclab.core.files import read_json
+    from roclab.vision.train.config import TrainConfig
+    from roclab.vision.train.train import train
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ROCLAB_CACHE"] = folder + "/cache"  # nothing is taken over from earlier runs
@@ -163,7 +163,7 @@ class Files:
 def start(args):
     import torch
 
-    from roclab.vision.models import build_model
+    from roclab.vision.models.classifier import build_model
 
     torch.manual_seed(args.seed)
     photos = dataset(args)
@@ -176,7 +176,7 @@ def loop(args, model, photos, loader, optimizer, step_scheduler, epochs: int, fr
     import torch
     from torch.nn.functional import cross_entropy
 
-    from roclab.vision.evaluate import predict_probs
+    from roclab.vision.evaluate.evaluate import predict_probs
 
     val = photos.split("val")
     labels = np.array([photo.label for photo in val])

@@ -35,7 +35,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def smollm_path() -> Path:
     """SmolLM2-135M-Instruct's GGUF file; `make test` installs the package that ships it."""
-    from roclab.lm.sources import SHORT_NAMES, Package
+    from roclab.lm.weights.sources import SHORT_NAMES, Package
 
     package = SHORT_NAMES["smollm2-135m"]
     assert isinstance(package, Package)
@@ -48,7 +48,7 @@ def smollm_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm(smollm_path):
     """(model, tokenizer) with the real weights."""
-    from roclab.lm.checkpoints import open_checkpoint
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(smollm_path)
     return checkpoint.load_model(), checkpoint.load_tokenizer()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from roclab.intervals import wilson
+from roclab.core.statistics import wilson
 
 
 @pytest.mark.parametrize(("passed", "n"), [(0, 1), (1, 1), (0, 8), (3, 8), (8, 8), (90, 248)])
@@ -20,6 +20,6 @@ def test_wilson_interval_of_a_textbook_case():
 
 
 def test_a_kind_of_question_without_a_score_has_no_interval():
-    from roclab.lm.study_report import _row
+    from roclab.course.study.report import _row
 
     assert _row([])["ci95"] is None

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from roclab import runs
-from roclab.errors import RocLabError
-from roclab.runs import Run
+from roclab.core import runs
+from roclab.core.exceptions import RocLabError
+from roclab.core.runs import Run
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
@@ -21,7 +21,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
     with pytest.raises(TypeError):
         runs.write_json(path, {"n": object()})
     with pytest.raises(TypeError):
-        runs.write_whole(path, 5)  # type: ignore[arg-type]
+        runs.atomic_write(path, 5)  # type: ignore[arg-type]
     assert runs.read_json(path) == {"n": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -39,7 +39,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path):
 
 
 def test_written_files_have_the_usual_permissions(tmp_path: Path):
-    runs.write_whole(tmp_path / "whole", "x")
+    runs.atomic_write(tmp_path / "whole", "x")
     (tmp_path / "usual").write_text("x")
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "usual").stat().st_mode
 

@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from roclab.errors import RocLabError
-from roclab.lm.bpe_trace import Tracer
-from roclab.tokenizer_lab import figures, notebook
-from roclab.tokenizer_lab.analysis import (
+from roclab.core.exceptions import RocLabError
+from roclab.course.tokenizer_lab import figures, notebook
+from roclab.course.tokenizer_lab.analysis import (
     QWEN,
     SMOLLM,
     analyse,
@@ -19,7 +18,8 @@ from roclab.tokenizer_lab.analysis import (
     readable,
     sentences,
 )
-from roclab.tokenizer_lab.lab import FILES
+from roclab.course.tokenizer_lab.lab import FILES
+from roclab.lm.text.bpe_trace import Tracer
 
 from .lm.build import assert_one_line, roclab, write_tokenizer
 

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
 from roclab.cli import bench, errors, lm, quantize, report, study, tokenizer, verify, vision
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
 
 app = typer.Typer(
     name="roclab",

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from roclab.cli.lm import MODEL, QUANTIZE, say
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
 
 
 def bench(
@@ -35,10 +35,11 @@ def bench(
     import json
     import tempfile
 
-    from roclab.lm.bench import PEERS, table
-    from roclab.lm.bench import bench as measure
-    from roclab.lm.checkpoints import open_checkpoint
-    from roclab.runs import track
+    from roclab_bench.lm import PEERS, table
+    from roclab_bench.lm import bench as measure
+
+    from roclab.core.progress import track
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     wanted = [name.strip() for name in peers.split(",") if name.strip()]
     if unknown := sorted(set(wanted) - set(PEERS)):
@@ -47,7 +48,7 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.gguf"
         if shape:
-            from roclab.lm.random_model import write_random
+            from roclab_bench.random_model import write_random
 
             say(f"writing random weights of {shape}")
             write_random(path, shape)

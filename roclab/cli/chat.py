@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from roclab.errors import RocLabError
-from roclab.lm.chat import Conversation
-from roclab.runs import read_json, write_json
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import read_json, write_json
+from roclab.lm.text.conversation import Conversation
 
 HELP = """\
 /help               this list

@@ -24,8 +24,8 @@ def errors(
 
     Example: roclab vision errors runs/pets/resnet50-features runs/pets/swin_t-features --out errors
     """
-    from roclab.runs import Run
-    from roclab.vision.errors import analyse, older_page, write_page
+    from roclab.core.runs import Run
+    from roclab.vision.error_analysis import analyse, older_page, write_page
 
     older_page(out)  # before minutes go into the analysis
     facts = analyse([Run.open(run) for run in runs], split, seed, data_root, heat_maps)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from roclab.errors import DataError, RocLabError
+from roclab.core.exceptions import DataError, RocLabError
 
 if TYPE_CHECKING:
-    from roclab.lm.engine import LanguageModel
-    from roclab.lm.tokenizer import Tokenizer
+    from roclab.lm.engine.scheduler import LanguageModel
+    from roclab.lm.text.tokenizer import Tokenizer
 
 app = typer.Typer(help="RocLM, the language model.", no_args_is_help=True)
 
@@ -63,7 +63,7 @@ def pull(name: str = typer.Argument(..., help="A short name such as smollm2-135m
 
     Example: roclab pull smollm2-135m
     """
-    from roclab.lm.checkpoints import open_checkpoint
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(name, say)  # opened, so that what is fetched is known to be a model
     typer.echo(f"{name}: {checkpoint.path}")
@@ -108,9 +108,9 @@ def generate(
     """
     from dataclasses import replace
 
-    from roclab.lm.engine import Timings, complete, stream
-    from roclab.lm.sampling import SamplingParams
-    from roclab.runs import track
+    from roclab.core.progress import track
+    from roclab.lm.engine.sampling import SamplingParams
+    from roclab.lm.engine.scheduler import Timings, complete, stream
 
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -209,8 +209,8 @@ def chat(
     Example: roclab lm chat --model smollm2-135m
     """
     from roclab.cli.chat import ChatLoop
-    from roclab.lm.chat import Conversation
-    from roclab.lm.sampling import SamplingParams
+    from roclab.lm.engine.sampling import SamplingParams
+    from roclab.lm.text.conversation import Conversation
 
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -252,8 +252,8 @@ def evaluate(
 
     Example: roclab lm evaluate --model smollm2-135m --text wikitext-2/test.txt --max-bytes 50000
     """
+    from roclab.core.progress import track
     from roclab.lm.evaluate import evaluate_text
-    from roclab.runs import track
 
     content = read_text(text, max_bytes)
     language_model, tokenizer, _ = _load(
@@ -288,9 +288,9 @@ def _load(
         say(f"opening {name}")
     import torch
 
-    from roclab.lm.checkpoints import open_checkpoint
-    from roclab.lm.kernels.choose import open_model
-    from roclab.lm.kernels.fast import FastRocLM
+    from roclab.lm.engine.cpu.runner import FastRocLM
+    from roclab.lm.load import open_model
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
@@ -312,7 +312,7 @@ def device_named(name: str) -> str:
     Raises RocLabError if it cannot be used here."""
     import torch
 
-    from roclab.devices import usable_device
+    from roclab.core.devices import usable_device
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from roclab.cli.lm import DEVICE, MODEL, TOKENIZER, device_named, read_text, say
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +38,11 @@ def quantize(
 
     Example: roclab lm quantize qwen3-int4.gguf --model Qwen/Qwen3-0.6B
     """
-    from roclab.lm.checkpoints import open_checkpoint
-    from roclab.lm.kernels.pack import QUANTIZATIONS, is_quantized
+    from roclab.core.progress import track
+    from roclab.lm.engine.cpu.pack import QUANTIZATIONS, is_quantized
     from roclab.lm.quantize import calibration_texts, written_texts
     from roclab.lm.quantize import quantize as write
-    from roclab.runs import track
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     if to not in QUANTIZATIONS:
         raise RocLabError(f"--to {to}: choose int4 or int8")

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
 
 RUNS = typer.Option(..., "--runs", help="Run folders, or folders of runs; more may follow: --runs A B C.")
 MORE = typer.Argument(None, metavar="[RUN]...", help="More run folders.")
@@ -72,7 +72,7 @@ def _lines(values: list[str] | None) -> tuple[str, ...] | None:
 def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | None:
     """The error analysis of the finished runs, made into `folder`; None where there is none to be had."""
     from roclab.report.gather import pick_split, read_runs
-    from roclab.vision.errors import analyse, write_page
+    from roclab.vision.error_analysis import analyse, write_page
 
     found = read_runs(paths)
     split = pick_split(found, split)
@@ -86,8 +86,8 @@ def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | Non
 
 def _verified() -> dict[str, Any]:
     """What the checker says of our own model."""
-    from roclab.lm.verify import verify
-    from roclab.report.checklist import PACKAGE
+    from roclab.course.handin.checklist import PACKAGE
+    from roclab.course.verify import verify
 
     return dict(verify(PACKAGE / "lm" / "model.py")) | {"file": "roclm_model.py"}
 
@@ -111,7 +111,7 @@ def handin(
 
     Example: roclab handin --student-id 31415 --name "Ada Lovelace" --runs runs/pets --report report --lab lab
     """
-    from roclab.report.handin import handin as pack
+    from roclab.course.handin.pack import handin as pack
 
     done = pack(student_id, name, [*runs, *(more or [])], report, lab, out, study, with_checkpoints, incomplete)
     if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from roclab.cli.lm import DEVICE, DTYPE, MODEL, TOKENIZER, _load, _print_json, say
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
 
 
 def study(
@@ -30,10 +30,10 @@ def study(
 
     Example: roclab lm study --model smollm2-135m --out study
     """
-    from roclab.lm.checkpoints import open_checkpoint
-    from roclab.lm.study import Study, run_study
-    from roclab.lm.study_report import table
-    from roclab.runs import file_sha256
+    from roclab.core.files import file_sha256
+    from roclab.course.study.ask import Study, run_study
+    from roclab.course.study.report import table
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     plan = Study(
         model, str(questions) if questions else None, seeds, temperature, top_p, max_new_tokens, thinking_tokens,

@@ -29,7 +29,7 @@ def lab(
 
     Example: roclab tokenizer lab --student-id 31842067 --out lab
     """
-    from roclab.tokenizer_lab.lab import write_lab
+    from roclab.course.tokenizer_lab.lab import write_lab
 
     content = write_lab(student_id, out, qwen3, say)
     if as_json:

@@ -24,7 +24,7 @@ def verify(
     """
     from rich.console import Console
 
-    from roclab.lm import verify as checker
+    from roclab.course import verify as checker
 
     file = file or checker.OURS
     with Console(stderr=True).status(f"checking {file.name}"):  # some seconds, most of them torch's import

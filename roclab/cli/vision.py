@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
 
 app = typer.Typer(help="Transfer learning for images.", no_args_is_help=True)
 
@@ -72,10 +72,10 @@ def train(
     Example: roclab vision train --data elpv --model efficientnet_lite0 --strategy features --out runs/elpv
     """
     given = {k: v for k, v in locals().items() if k not in ("out", "resume")}
-    from roclab.vision.config import TrainConfig
-    from roclab.vision.distributed import leave
-    from roclab.vision.train import resume as carry_on
-    from roclab.vision.train import train as begin
+    from roclab.core.training.distributed import leave
+    from roclab.vision.train.config import TrainConfig
+    from roclab.vision.train.train import resume as carry_on
+    from roclab.vision.train.train import train as begin
 
     if (out is None) == (resume is None):
         raise RocLabError("say where the run goes with --out RUN, or which one goes on with --resume RUN")
@@ -99,9 +99,9 @@ def evaluate(
 
     Example: roclab vision evaluate runs/elpv --split test --json
     """
-    from roclab.runs import Run
-    from roclab.vision.evaluate import evaluate as judge
-    from roclab.vision.figures import run_figure
+    from roclab.core.runs import Run
+    from roclab.vision.evaluate.evaluate import evaluate as judge
+    from roclab.vision.evaluate.figures import run_figure
 
     opened = Run.open(run)
     found = judge(opened, split, data_root=data_root)
@@ -145,7 +145,7 @@ def compare(
     """
     from roclab.vision.compare import compare as compare_runs
     from roclab.vision.compare import markdown
-    from roclab.vision.config import TrainConfig
+    from roclab.vision.train.config import TrainConfig
 
     names = [name.strip() for name in models.split(",") if name.strip()]
     own: dict[str, str] = {}
@@ -186,8 +186,8 @@ def predict(
 
     Example: roclab vision predict runs/elpv cell.png --top 2
     """
-    from roclab.runs import Run
-    from roclab.vision.predict import predict as look
+    from roclab.core.runs import Run
+    from roclab.vision.evaluate.predict import predict as look
 
     found = look(Run.open(run), photos, top, engine, skip_bad)
     if as_json:
@@ -208,8 +208,8 @@ def audit(
 
     Example: roclab vision audit my_photos
     """
-    from roclab.vision.audit import audit as look
-    from roclab.vision.audit import describe
+    from roclab.vision.data.audit import audit as look
+    from roclab.vision.data.audit import describe
 
     report = look(data, data_root, mirror)
     if as_json:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from roclab.errors import DataError
-from roclab.lm.engine import LanguageModel, device_of
-from roclab.lm.tokenizer import Tokenizer
+from roclab.core.exceptions import DataError
+from roclab.lm.engine.scheduler import LanguageModel, device_of
+from roclab.lm.text.tokenizer import Tokenizer
 
 DEFAULT_WINDOW = 1024
 

@@ -26,17 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from roclab.errors import DataError, RocLabError
-from roclab.lm.checkpoints import Checkpoint
-from roclab.lm.engine import LanguageModel, complete
-from roclab.lm.gguf_write import check, write_gguf
-from roclab.lm.kernels.build import load_library, why_no_library
-from roclab.lm.kernels.fast import FastRocLM
-from roclab.lm.kernels.pack import GROUP, blocks_of, is_quantized, stays_int8, why_not
+from roclab.core.exceptions import DataError, RocLabError
+from roclab.core.files import atomic_file
+from roclab.lm.engine.cpu.build import load_library, why_no_library
+from roclab.lm.engine.cpu.pack import GROUP, blocks_of, is_quantized, stays_int8, why_not
+from roclab.lm.engine.cpu.runner import FastRocLM
+from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.scheduler import LanguageModel, complete
 from roclab.lm.model import RocLMForCausalLM
-from roclab.lm.sampling import SamplingParams
-from roclab.lm.tokenizer import Tokenizer
-from roclab.runs import whole_file
+from roclab.lm.text.tokenizer import Tokenizer
+from roclab.lm.weights.checkpoint import Checkpoint
+from roclab.lm.weights.gguf_writer import check, write_gguf
 
 WINDOW = 512  # tokens of a calibration text
 TEXTS_AT_ONCE = 16
@@ -81,7 +81,7 @@ def quantize(
     check(checkpoint.config, tokenizer)
     stored_names = checkpoint.checked()
     try:
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             rounded: dict[str, np.ndarray] = {}
             if to == "int4" and texts is not None:
                 ids = texts()

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import atomic_write, write_json
 from roclab.report import figures, gather, render
 from roclab.report.facts import FIGURE_FORMATS, collect, run_paths
 from roclab.report.settings import Settings
 from roclab.report.write import write
-from roclab.runs import write_json, write_whole
 
 MARK = "facts.json"  # a folder that holds it is a report, and may be made anew
 
@@ -55,7 +55,7 @@ def report(
                 _copy_figures(folder, key, facts[key]["figures"], work / "figures")
         if errors and (errors / "index.html").exists():
             shutil.copytree(errors, work / "errors")
-        write_whole(work / "report.md", write(facts, commands_of(runs)))
+        atomic_write(work / "report.md", write(facts, commands_of(runs)))
         facts["warnings"] += render.render(work)
         if verify:
             write_json(work / "verify.json", facts["verify"])

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import file_sha256, read_json
 from roclab.report import gather
 from roclab.report.gather import RunFolder
 from roclab.report.privacy import Relative
 from roclab.report.settings import Settings
-from roclab.runs import file_sha256, read_json
 
 # of a tool's JSON; the rest (photos, transcripts) stays in its own folder
 KEPT = ("sentences", "captions", "split", "n", "runs", "notes", "student_id", "model", "kinds", "seeds", "thinking")
@@ -33,7 +33,7 @@ def collect(
 ) -> dict[str, Any]:
     """The facts of a report as plain data, free of absolute paths; what facts.json holds.
 
-    `verify` is what `roclab.lm.verify.verify` returned; `errors`, `lab` and `study` are folders of those commands.
+    `verify` is what `roclab.course.verify.verify` returned; `errors`, `lab` and `study` are folders of those commands.
     Raises `RocLabError` if the runs do not fit together or a folder is not what it should be.
     """
     relative = run_paths(runs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from roclab.report.gather import RunFolder
-from roclab.vision.figures import dot_of, epoch_axis, loss_lines, new_figure, save_figure
+from roclab.vision.evaluate.figures import dot_of, epoch_axis, loss_lines, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import file_sha256, read_json
+from roclab.core.runs import Run
 from roclab.report.privacy import Relative
-from roclab.runs import Run, file_sha256, read_json
-from roclab.vision.errors.statistics import holm
+from roclab.vision.error_analysis.statistics import holm
 
 MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "efficientnet_lite0": "EfficientNet-Lite0"}
 STRATEGIES = {"features": "frozen", "finetune": "fine-tuned"}

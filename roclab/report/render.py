@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import atomic_write
 from roclab.report.page import FORMAT
-from roclab.runs import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,12 +46,12 @@ def render(folder: Path) -> list[str]:
                    "--section-divs", "--number-sections", "--variable=document-css=false",
                    f"--css={TEMPLATES / 'report.css'}")  # fmt: skip
     html = html.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
-    write_whole(folder / "report.html", html)
+    atomic_write(folder / "report.html", html)
 
     tex = _pandoc(source, "latex", folder, "--standalone", "--variable=geometry:a4paper,margin=2.4cm",
                   "--variable=fontsize:10pt", "--variable=colorlinks", "--number-sections")  # fmt: skip
     preamble = (TEMPLATES / "preamble.tex").read_text(encoding="utf-8") + _unknown_letters(tex)
-    write_whole(folder / "report.tex", tex.replace("\\begin{document}", preamble + "\\begin{document}", 1))
+    atomic_write(folder / "report.tex", tex.replace("\\begin{document}", preamble + "\\begin{document}", 1))
 
     typ = _pandoc(source, "typst", folder, "--standalone", f"--template={TEMPLATES / 'report.typ'}")
     found = _pdf(typ, folder)
@@ -78,7 +78,7 @@ def _pdf(typ: str, folder: Path) -> list[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fonts of the list that are not installed
-            write_whole(folder / "report.pdf", typst.compile(str(source), root=str(folder), timestamp=0))
+            atomic_write(folder / "report.pdf", typst.compile(str(source), root=str(folder), timestamp=0))
     except typst.TypstError as error:
         raise RocLabError(f"Typst could not make the PDF: {error.message}") from None
     finally:

@@ -9,16 +9,8 @@ from typing import Any
 
 from roclab.report.facts import sentences
 from roclab.report.page import Page, esc, interval, number, percent, refs
-from roclab.report.words import (
-    config_of,
-    deviation,
-    kind_of,
-    listed,
-    precision_recall_f1,
-    revision,
-    span,
-)
-from roclab.vision.errors.page import EVIDENCE
+from roclab.report.words import config_of, deviation, kind_of, listed, precision_recall_f1, revision, span
+from roclab.vision.error_analysis.page import EVIDENCE
 
 # The pictures of `vision errors` and of the tokenizer lab, where they do not bring captions of their own.
 CAPTIONS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
 
 if sys.version_info >= (3, 11):
     import tomllib

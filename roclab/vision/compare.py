@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from roclab.errors import RocLabError
-from roclab.runs import Run, read_json, write_json, write_whole
-from roclab.vision.config import TrainConfig
-from roclab.vision.engine_ray import check_engine, train_over_cluster
-from roclab.vision.evaluate import evaluate, read_predictions
-from roclab.vision.metrics import mcnemar, paired_bootstrap
-from roclab.vision.models import check_name
-from roclab.vision.train import finish
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import atomic_write, read_json, write_json
+from roclab.core.runs import Run
+from roclab.vision.cluster import check_engine, train_over_cluster
+from roclab.vision.evaluate.evaluate import evaluate, read_predictions
+from roclab.vision.evaluate.metrics import mcnemar, paired_bootstrap
+from roclab.vision.models.classifier import check_name
+from roclab.vision.train.config import TrainConfig
+from roclab.vision.train.train import finish
 
 
 def compare(
@@ -75,9 +76,9 @@ def compare(
                 evaluate(run, split)
     found = judge(arms, split)
     write_json(out / "comparison.json", found)
-    write_whole(out / "comparison.md", markdown(found))
+    atomic_write(out / "comparison.md", markdown(found))
 
-    from roclab.vision.figures import comparison_figures
+    from roclab.vision.evaluate.figures import comparison_figures
 
     comparison_figures(arms, split, out / "figures")
     return found

@@ -69,7 +69,7 @@ def peer_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def byte_vocabulary() -> tuple[list[str], list[list[str]]]:
     """Tokens and merges of a byte-level BPE: control names first, then the 256 bytes, then three merged words."""
-    from roclab.lm.tokenizer import _bytes_to_unicode
+    from roclab.lm.text.tokenizer import _bytes_to_unicode
 
     merges = [["t", "h"], ["th", "e"], ["Ġ", "the"]]
     return [*CONTROL, *_bytes_to_unicode().values(), *("".join(m) for m in merges)], merges

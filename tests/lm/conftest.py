@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from roclab.lm.tokenizer import Tokenizer
+from roclab.lm.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

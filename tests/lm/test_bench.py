@@ -6,9 +6,9 @@ import json
 import shutil
 
 import pytest
+from roclab_bench.lm import _figures, _summary, table
 
-from roclab.lm.bench import _figures, _summary, table
-from roclab.lm.kernels.build import find_compiler
+from roclab.lm.engine.cpu.build import find_compiler
 
 from .build import assert_one_line, peer, roclab, write_gguf
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from roclab.errors import RocLabError
-from roclab.lm.bpe_trace import ADDED, NO_RULE, PRE_TOKENIZER, Tracer, apply_merges
-from roclab.lm.tokenizer import Tokenizer
+from roclab.core.exceptions import RocLabError
+from roclab.lm.text.bpe_trace import ADDED, NO_RULE, PRE_TOKENIZER, Tracer, apply_merges
+from roclab.lm.text.tokenizer import Tokenizer
 
 from .build import tokenizer_definition
 from .test_tokenizer import MIXED, ODD_TEXTS
@@ -21,7 +21,7 @@ quick = settings(max_examples=150, deadline=None)
 
 @pytest.fixture(scope="session")
 def smollm_tracer(smollm_path) -> Tracer:
-    from roclab.lm.checkpoints import open_checkpoint
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     return Tracer(open_checkpoint(smollm_path).load_tokenizer())
 

@@ -17,12 +17,13 @@ import pytest
 import torch
 from safetensors.torch import save_model
 
-from roclab.errors import RocLabError
-from roclab.lm.chat import Conversation
-from roclab.lm.engine import ThinkingSplit, complete
+from roclab.core.exceptions import RocLabError
+from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.scheduler import complete
 from roclab.lm.model import create_roclm_model
-from roclab.lm.sampling import SamplingParams
-from roclab.lm.tokenizer import Tokenizer
+from roclab.lm.text.conversation import Conversation
+from roclab.lm.text.detokenizer import ThinkingSplit
+from roclab.lm.text.tokenizer import Tokenizer
 
 from .build import learn_by_heart
 

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from roclab.errors import CheckpointError
-from roclab.lm.checkpoints import SUPPORTED, open_checkpoint
+from roclab.core.exceptions import CheckpointError
 from roclab.lm.model import RocLMConfig, RocLMForCausalLM, create_roclm_model
+from roclab.lm.weights.checkpoint import SUPPORTED, open_checkpoint
 
 from .build import (
     LLAMA3_ROPE,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from roclab.errors import RocLabError
-from roclab.lm.compiled import ROOM, CompiledRocLM
-from roclab.lm.engine import complete, device_of
-from roclab.lm.kernels.choose import open_model
+from roclab.core.exceptions import RocLabError
+from roclab.lm.engine.compiled_runner import ROOM, CompiledRocLM
+from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.scheduler import complete, device_of
+from roclab.lm.load import open_model
 from roclab.lm.model import create_roclm_model
-from roclab.lm.sampling import SamplingParams
 
 SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "eos_token_id": None}  # fmt: skip
@@ -64,7 +64,7 @@ def test_the_engine_writes_the_same_texts(smollm):
 
 
 def test_it_is_chosen_by_name(smollm_path):
-    from roclab.lm.checkpoints import open_checkpoint
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(smollm_path)
     assert isinstance(open_model(checkpoint, "compiled"), CompiledRocLM)

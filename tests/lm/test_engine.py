@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from roclab.errors import RocLabError
-from roclab.lm import engine
-from roclab.lm.engine import Timings, complete, stream
+from roclab.core.exceptions import RocLabError
+from roclab.lm.engine import scheduler as engine
+from roclab.lm.engine.sampling import SamplingParams, draw, filter_min_p, filtered, penalize_repetition
+from roclab.lm.engine.scheduler import Timings, complete, stream
 from roclab.lm.model import create_roclm_model, filter_top_k, filter_top_p
-from roclab.lm.sampling import SamplingParams, draw, filter_min_p, filtered, penalize_repetition
 
 GRAVITY = "What is gravity? Explain in two sentences."
 ANSWER = (

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roclab.errors import DataError
+from roclab.core.exceptions import DataError
 from roclab.lm.evaluate import evaluate_text, windows
 
 

@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from roclab.errors import CheckpointError
-from roclab.lm.gguf import BLOCK_TYPES, GGUFFile
+from roclab.core.exceptions import CheckpointError
+from roclab.lm.weights.gguf_file import BLOCK_TYPES, GGUFFile
 
 from .build import finish
 

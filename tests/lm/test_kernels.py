@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from roclab.errors import RocLabError
-from roclab.lm.checkpoints import open_checkpoint
-from roclab.lm.engine import complete, stream
-from roclab.lm.kernels import build
-from roclab.lm.kernels.batch import Costs, Lookup, common_length
-from roclab.lm.kernels.build import available_paths, load_library
-from roclab.lm.kernels.choose import open_model
-from roclab.lm.kernels.fast import MAX_ROWS, FastRocLM, Trial
+from roclab.core.exceptions import RocLabError
+from roclab.lm.engine.cpu import build
+from roclab.lm.engine.cpu.build import available_paths, load_library
+from roclab.lm.engine.cpu.runner import MAX_ROWS, FastRocLM, Trial
+from roclab.lm.engine.prompt_lookup import Costs, Lookup, common_length
+from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.scheduler import complete, stream
+from roclab.lm.load import open_model
 from roclab.lm.model import RocLMForCausalLM
-from roclab.lm.sampling import SamplingParams
+from roclab.lm.weights.checkpoint import open_checkpoint
 
 from .build import assert_one_line, peer, roclab, write_folder, write_gguf
 
@@ -117,8 +117,8 @@ def test_quantizing_is_as_near_as_the_gguf_package(kind):
     """The rounding itself: never worse than taking the range of each group, which the package does."""
     import gguf
 
-    from roclab.lm.gguf import BLOCK_TYPES
-    from roclab.lm.kernels.pack import KINDS
+    from roclab.lm.engine.cpu.pack import KINDS
+    from roclab.lm.weights.gguf_file import BLOCK_TYPES
 
     weights = np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32)
     weights[3, :32], weights[4, 32:64], weights[5, 0] = 0, 0.25, 9e4  # nothing, one value, beyond float16
@@ -346,7 +346,7 @@ def test_a_thread_held_up_at_a_barrier_does_not_disturb_the_next_job(tmp_path):
 
 
 def test_the_first_steps_try_each_number_of_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr("roclab.lm.kernels.fast._cores", lambda: 3)
+    monkeypatch.setattr("roclab.lm.engine.cpu.runner._cores", lambda: 3)
     checkpoint = checkpoint_of(tmp_path)
     model, one = FastRocLM(checkpoint), FastRocLM(checkpoint, threads=1)
     trial = model._trial
@@ -462,8 +462,8 @@ def test_zig_compiles_the_same_kernels(chosen, tmp_path, smollm_path):
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("pip install ziglang")
     code = (
-        "import torch\nfrom roclab.lm.checkpoints import open_checkpoint\n"
-        "from roclab.lm.kernels.fast import FastRocLM\n"
+        "import torch\nfrom roclab.lm.weights.checkpoint import open_checkpoint\n"
+        "from roclab.lm.engine.cpu.runner import FastRocLM\n"
         f"model = FastRocLM(open_checkpoint({str(smollm_path)!r}), path={chosen!r}, threads=2)\n"
         f"torch.save(model(torch.tensor([{list(range(100, 140))}]))[0], {str(tmp_path / 'logits.pt')!r})\n"
     )

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roclab.lm import model as model_module
-from roclab.lm.checkpoints import config_from_hugging_face
 from roclab.lm.model import (
     KVCache,
     RocLMAttention,
@@ -30,6 +29,7 @@ from roclab.lm.model import (
     rope_frequencies,
     rotate_half,
 )
+from roclab.lm.weights.checkpoint import config_from_hugging_face
 
 TOLERANCE = 1e-4
 SMALL = {

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from roclab.errors import DataError, RocLabError
-from roclab.lm.checkpoints import open_checkpoint
-from roclab.lm.gguf_write import tokenizer_entries
-from roclab.lm.kernels.build import load_library
+from roclab.core.exceptions import DataError, RocLabError
+from roclab.lm.engine.cpu.build import load_library
 from roclab.lm.model import RocLMConfig
 from roclab.lm.quantize import (
     GROUP,
@@ -27,7 +25,9 @@ from roclab.lm.quantize import (
     round_layers,
     written_texts,
 )
-from roclab.lm.tokenizer import END_TOKENS, Tokenizer
+from roclab.lm.text.tokenizer import END_TOKENS, Tokenizer
+from roclab.lm.weights.checkpoint import open_checkpoint
+from roclab.lm.weights.gguf_writer import tokenizer_entries
 from tests.lm.build import LLAMA3_ROPE, peer, write_folder
 from tests.test_cli import refused, roclab
 
@@ -301,6 +301,6 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 
 
 def test_configuration_of_the_default_is_qwen3() -> None:
-    from roclab.lm.gguf_write import _architecture
+    from roclab.lm.weights.gguf_writer import _architecture
 
     assert _architecture(RocLMConfig()) == "qwen3"

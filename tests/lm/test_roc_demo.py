@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from roclab.lm import roc_demo
+from roclab.course import roc_demo
+from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.model import create_roclm_model
-from roclab.lm.sampling import SamplingParams
-from roclab.lm.tokenizer import Tokenizer
+from roclab.lm.text.tokenizer import Tokenizer
 
 from .build import CHAT_TEMPLATE, CHILD_ENVIRONMENT, learn_by_heart, tokenizer_definition
 
@@ -52,7 +52,7 @@ def thinker(tokenizer):
 
 
 def run(*arguments: str, stdin: str = "", script: Path | None = None, cwd: Path | None = None):
-    command = [str(script)] if script else ["-m", "roclab.lm.roc_demo"]
+    command = [str(script)] if script else ["-m", "roclab.course.roc_demo"]
     return subprocess.run(
         [sys.executable, *command, *arguments],
         input=stdin,

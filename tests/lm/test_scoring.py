@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from roclab.errors import DataError
-from roclab.lm.scoring import BEGINNING, score, sign_test, validate_checks
+from roclab.core.exceptions import DataError
+from roclab.course.study.scoring import BEGINNING, score, sign_test, validate_checks
 
 PYTHON = {"python": {"defines": ["f"], "uses": ["Return", "If|IfExp"]}}
 CASES = [

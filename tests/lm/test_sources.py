@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from roclab.errors import RocLabError
-from roclab.lm.sources import SHORT_NAMES, Package, locate
+from roclab.core.exceptions import RocLabError
+from roclab.lm.weights.sources import SHORT_NAMES, Package, locate
 
 from .build import assert_one_line, peer, roclab, write_folder, write_gguf
 from .hub import commit_of, running

@@ -9,11 +9,11 @@ from collections import Counter
 import pytest
 import torch
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
+from roclab.course.study.ask import Study, load_questions, run_study
+from roclab.course.study.report import summarize, table, write_report
 from roclab.lm.model import create_roclm_model
-from roclab.lm.study import Study, load_questions, run_study
-from roclab.lm.study_report import summarize, table, write_report
-from roclab.lm.tokenizer import Tokenizer
+from roclab.lm.text.tokenizer import Tokenizer
 
 from .build import CHAT_TEMPLATE, assert_one_line, roclab, tokenizer_definition
 

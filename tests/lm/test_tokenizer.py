@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from roclab.errors import CheckpointError, RocLabError
-from roclab.lm.tokenizer import PRE_TOKENIZERS, Tokenizer
+from roclab.core.exceptions import CheckpointError, RocLabError
+from roclab.lm.text.tokenizer import PRE_TOKENIZERS, Tokenizer
 
 from .build import CONTROL, byte_vocabulary, tokenizer_definition
 
@@ -210,7 +210,7 @@ def test_llama3_takes_a_whole_word_from_the_vocabulary_without_merges():
 
 
 def test_smollms_real_vocabulary_comes_back(smollm_path, real_texts):
-    from roclab.lm.checkpoints import open_checkpoint
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     tokenizer = open_checkpoint(smollm_path).load_tokenizer()
     for text in real_texts:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from roclab.errors import RocLabError
-from roclab.lm.tokenizer import TextStream, Tokenizer
+from roclab.core.exceptions import RocLabError
+from roclab.lm.text.detokenizer import TextStream
+from roclab.lm.text.tokenizer import Tokenizer
 
 from .build import peer, roclab, tokenizer_definition, write_gguf
 
@@ -70,7 +71,7 @@ def qwen_peer(qwen_folder):
 
 @pytest.fixture(scope="module")
 def smollm_tokenizer(smollm_path) -> Tokenizer:
-    from roclab.lm.checkpoints import open_checkpoint
+    from roclab.lm.weights.checkpoint import open_checkpoint
 
     return open_checkpoint(smollm_path).load_tokenizer()
 

@@ -17,8 +17,8 @@ NAME = r"Jörg_Müller & Söhne #1 {50%} \ ~ ^ $"
 
 
 def train_and_judge(photos: Path, out: Path, split: str = "test", **changes: object) -> Path:
-    from roclab.vision.evaluate import evaluate
-    from roclab.vision.train import train
+    from roclab.vision.evaluate.evaluate import evaluate
+    from roclab.vision.train.train import train
 
     run = train(small.config(photos, **changes), out)
     evaluate(run, split)

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
+from roclab.course.handin.checklist import notebook_trouble
+from roclab.course.handin.pack import handin
+from roclab.course.handin.prove import run_script
 from roclab.report.build import report
-from roclab.report.checklist import notebook_trouble
-from roclab.report.handin import handin
 from roclab.report.privacy import Relative, absolute_paths, find_private
-from roclab.report.prove import run_script
 from roclab.report.settings import Settings
 from tests.report.conftest import NAME
 from tests.vision.test_cli_vision import roclab

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roclab.errors import RocLabError
+from roclab.core.exceptions import RocLabError
 from roclab.report.build import report
 from roclab.report.page import FORMAT, command_lines, esc, refs
 from roclab.report.privacy import absolute_paths
@@ -248,8 +248,8 @@ def test_an_error_analysis_of_other_runs_is_refused(trained, tmp_path):
 
 
 def test_sentences_and_figures_of_a_tool_stand_together_by_topic(trained, tmp_path):
-    from roclab.runs import Run
-    from roclab.vision.errors import analyse, write_page
+    from roclab.core.runs import Run
+    from roclab.vision.error_analysis import analyse, write_page
 
     runs = [Run.open(trained / name) for name in ("features-0", "finetune-0")]
     write_page(analyse(runs, "test", decided=False), tmp_path / "errors")

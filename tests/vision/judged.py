@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from roclab.runs import Run, write_json
-from roclab.vision.data import load_data
-from roclab.vision.errors.gather import Judged
-from roclab.vision.evaluate import write_predictions
+from roclab.core.files import write_json
+from roclab.core.runs import Run
+from roclab.vision.data.dataset import load_data
+from roclab.vision.error_analysis.gather import Judged
+from roclab.vision.evaluate.evaluate import write_predictions
 
 
 def finished_run(path: Path, photos: Path, seed: int = 0, accuracy: float = 0.8, **config: object) -> Run:

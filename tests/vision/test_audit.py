@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from roclab.errors import DataError
-from roclab.vision.audit import audit, describe
+from roclab.core.exceptions import DataError
+from roclab.vision.data.audit import audit, describe
 from tests.vision.conftest import picture
 from tests.vision.test_data import hard  # noqa: F401 (the folder with every difficulty)
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from roclab.errors import RocLabError
-from roclab.vision.budget import Costs, fit_to_budget, measure, parse_duration, spoken
-from roclab.vision.data import load_data
-from roclab.vision.models import build_model
-from roclab.vision.train import train
+from roclab.core.exceptions import RocLabError
+from roclab.vision.data.dataset import load_data
+from roclab.vision.models.classifier import build_model
+from roclab.vision.train.budget import Costs, fit_to_budget, measure, parse_duration, spoken
+from roclab.vision.train.train import train
 from tests.vision.small import MODEL, config, make_photos
 
 
@@ -28,8 +28,8 @@ def test_spoken():
 
 def fixed_costs(monkeypatch):
     """A machine that takes 10 ms forward and 40 ms with the backward pass a photo, for choices that can be foreseen."""
-    monkeypatch.setattr("roclab.vision.budget.measure", lambda *a, training, **k: 0.04 if training else 0.01)
-    monkeypatch.setattr("roclab.vision.budget.photo_seconds", lambda *a: 0.001)
+    monkeypatch.setattr("roclab.vision.train.budget.measure", lambda *a, training, **k: 0.04 if training else 0.01)
+    monkeypatch.setattr("roclab.vision.train.budget.photo_seconds", lambda *a: 0.001)
 
 
 def test_choice_fits_and_grows_with_the_budget(tmp_path, monkeypatch):

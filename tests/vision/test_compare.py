@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from roclab.errors import RocLabError
-from roclab.runs import read_json
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import read_json
 from roclab.vision.compare import compare, verdict
-from roclab.vision.figures import run_figure
-from roclab.vision.metrics import mcnemar
-from roclab.vision.train import train
+from roclab.vision.evaluate.figures import run_figure
+from roclab.vision.evaluate.metrics import mcnemar
+from roclab.vision.train.train import train
 from tests.vision.small import MODEL, config, make_photos
 
 

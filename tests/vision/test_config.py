@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from roclab.errors import RocLabError
-from roclab.vision.config import TrainConfig
+from roclab.core.exceptions import RocLabError
+from roclab.vision.train.config import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from roclab.errors import DataError, RocLabError
-from roclab.vision import data as data_module
-from roclab.vision.data import TEST_SEED, Dataset, load_data
-from roclab.vision.download import fetch, fetch_archives, get_pets
-from roclab.vision.sources import Entry
+from roclab.core.exceptions import DataError, RocLabError
+from roclab.core.fetch import fetch, fetch_archives
+from roclab.vision.data import dataset as data_module
+from roclab.vision.data.dataset import TEST_SEED, Dataset, load_data
+from roclab.vision.data.pets import get_pets
+from roclab.vision.data.sources import Entry
 from tests.vision.conftest import picture
 
 ROOT = Path(__file__).parents[2]
@@ -521,7 +522,7 @@ def test_a_missing_package_is_installed_by_name(tmp_path: Path):
     code = (
         "import sys, types; package = types.ModuleType('roclab'); package.__path__ = [sys.argv[1] + '/roclab']\n"
         "sys.modules['roclab'] = package\n"
-        "from roclab.vision.packages import package_folder\n"
+        "from roclab.core.packages import package_folder\n"
         "print((package_folder('elpv-dataset') / 'data' / 'labels.csv').read_text())"
     )
     python = tmp_path / "env" / "bin" / "python"
@@ -536,6 +537,7 @@ def test_a_missing_package_is_installed_by_name(tmp_path: Path):
 
 def test_looking_at_a_photo_does_not_load_torch(folder: Path):
     code = (
-        f"import sys; from roclab.vision.audit import audit; audit({str(folder)!r}); assert 'torch' not in sys.modules"
+        f"import sys; from roclab.vision.data.audit import audit; audit({str(folder)!r}); "
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

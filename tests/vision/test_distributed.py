@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from roclab.runs import Run, write_json
-from roclab.vision.checkpoint import load_tensors
-from roclab.vision.distributed import World
-from roclab.vision.evaluate import read_predictions
-from roclab.vision.train import train
+from roclab.core.files import write_json
+from roclab.core.runs import Run
+from roclab.core.training.distributed import World
+from roclab.vision.evaluate.evaluate import read_predictions
+from roclab.vision.models.checkpoint import load_tensors
+from roclab.vision.train.train import train
 from tests.vision.small import CLASSES, MODEL, config, make_photos
 
 SETTINGS = {
@@ -100,7 +101,7 @@ def test_a_world_of_one_is_no_ceremony():
 def test_training_and_prediction_over_a_local_ray(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     from roclab.vision.compare import compare
-    from roclab.vision.predict import predict
+    from roclab.vision.evaluate.predict import predict
 
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
     photos = make_photos(tmp_path / "photos", each=8)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from roclab.errors import RocLabError
-from roclab.runs import Run, read_json
-from roclab.vision.errors import analyse, write_page
-from roclab.vision.errors.analysis import lookup, pointer
-from roclab.vision.errors.covariates import annotated, measure
-from roclab.vision.evaluate import evaluate
-from roclab.vision.train import train
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import read_json
+from roclab.core.runs import Run
+from roclab.vision.error_analysis import analyse, write_page
+from roclab.vision.error_analysis.analysis import lookup, pointer
+from roclab.vision.error_analysis.covariates import annotated, measure
+from roclab.vision.evaluate.evaluate import evaluate
+from roclab.vision.train.train import train
 from tests.vision.judged import finished_run
 from tests.vision.small import config, make_photos
 from tests.vision.test_cli_vision import roclab
@@ -311,7 +312,7 @@ def test_a_page_that_cannot_be_written_leaves_the_older_one(photos, tmp_path, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("roclab.vision.errors.page.write_json", full)  # the disk is the outside here
+    monkeypatch.setattr("roclab.vision.error_analysis.page.write_json", full)  # the disk is the outside here
     with pytest.raises(RocLabError, match=r"cannot write the page to .*: No space left on device"):
         write_page(facts, page)
     assert {path: path.read_bytes() for path in page.rglob("*") if path.is_file()} == before

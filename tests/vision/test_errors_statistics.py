@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from roclab.vision.errors import facts
-from roclab.vision.errors.gradcam import covering_tells
-from roclab.vision.errors.statistics import calibration, difference, harder_than_the_rest, holm, logistic_slope
-from roclab.vision.metrics import expected_calibration_error
+from roclab.vision.error_analysis import facts
+from roclab.vision.error_analysis.gradcam import covering_tells
+from roclab.vision.error_analysis.statistics import calibration, difference, harder_than_the_rest, holm, logistic_slope
+from roclab.vision.evaluate.metrics import expected_calibration_error
 from tests.vision.judged import judged, random_probs
 
 

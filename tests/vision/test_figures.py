@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from roclab.runs import Run, write_json
-from roclab.vision.figures import _confusion, _curves, _f1, _matrix_side, comparison_figures, new_figure, run_figure
-from roclab.vision.metrics import classification_metrics
+from roclab.core.files import write_json
+from roclab.core.runs import Run
+from roclab.vision.evaluate.figures import (
+    _confusion,
+    _curves,
+    _f1,
+    _matrix_side,
+    comparison_figures,
+    new_figure,
+    run_figure,
+)
+from roclab.vision.evaluate.metrics import classification_metrics
 
 
 def run_of(path, epochs, first=0):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from roclab.errors import RocLabError
-from roclab.vision.errors.gradcam import Activation, activation, covered, grad_cam, hottest
-from roclab.vision.models import Classifier, build_model
-from roclab.vision.transforms import Recipe
+from roclab.core.exceptions import RocLabError
+from roclab.vision.data.transforms import Recipe
+from roclab.vision.error_analysis.gradcam import Activation, activation, covered, grad_cam, hottest
+from roclab.vision.models.classifier import Classifier, build_model
 
 
 class Permute(nn.Module):

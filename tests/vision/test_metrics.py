@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from roclab.vision import metrics
+from roclab.vision.evaluate import metrics
 
 
 def one_hot(labels, classes, confidence=1.0):

@@ -11,9 +11,9 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from roclab.errors import CheckpointError, RocLabError
-from roclab.vision.models import LITE0, build_model
-from roclab.vision.weights import read_weights, state_sha256
+from roclab.core.exceptions import CheckpointError, RocLabError
+from roclab.vision.models.classifier import LITE0, build_model
+from roclab.vision.models.weights import read_weights, state_sha256
 
 TIMM_NAME = {"resnet50": "resnet50", "swin_t": "swin_tiny_patch4_window7_224"}
 
@@ -128,8 +128,8 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(name: str, tmp_path: Path
 
 @torch.inference_mode()
 def test_lite0_every_tensor_of_the_package_arrives(images: torch.Tensor):
-    from roclab.vision.models import LITE0_FILE, LITE0_PACKAGE
-    from roclab.vision.packages import package_folder
+    from roclab.core.packages import package_folder
+    from roclab.vision.models.classifier import LITE0_FILE, LITE0_PACKAGE
 
     state = torch.load(package_folder(LITE0_PACKAGE) / LITE0_FILE, weights_only=True)
     module = build_model(LITE0).module
@@ -160,8 +160,8 @@ IMAGENET_BREEDS = {  # ImageNet class of the breeds of Oxford-IIIT Pet that are 
 @torch.inference_mode()
 def test_lite0_knows_imagenets_breeds_without_training(shared_data: Path):
     """The mapping, the padding and the normalisation are right: the weights' own head names 110 photos' breeds."""
-    from roclab.vision.data import load_data, open_photo
-    from roclab.vision.transforms import eval_transform
+    from roclab.vision.data.dataset import load_data, open_photo
+    from roclab.vision.data.transforms import eval_transform
 
     dataset = load_data("pets", shared_data / "pets37")
     names = {i: IMAGENET_BREEDS[name] for i, name in enumerate(dataset.classes) if name in IMAGENET_BREEDS}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from roclab.errors import DataError
-from roclab.vision import duplicates, photos
-from roclab.vision.duplicates import exact_duplicates, hash_pairs, near_duplicates
-from roclab.vision.photos import Inspection, inspect_photo, inspect_photos, open_photo
+from roclab.core.exceptions import DataError
+from roclab.vision.data import duplicates
+from roclab.vision.data import images as photos
+from roclab.vision.data.duplicates import exact_duplicates, hash_pairs, near_duplicates
+from roclab.vision.data.images import Inspection, inspect_photo, inspect_photos, open_photo
 from tests.vision.conftest import picture
 
 

@@ -16,18 +16,19 @@ import numpy as np
 import pytest
 import torch
 
-from roclab.errors import RocLabError
-from roclab.runs import Run, seed_everything
-from roclab.vision import features
-from roclab.vision.checkpoint import load_model, load_tensors
-from roclab.vision.config import FullConfig
-from roclab.vision.evaluate import evaluate, predict_probs, read_predictions, run_dataset
-from roclab.vision.finetune import freeze_statistics, mix, neighbours, parameter_groups, rate, size_at
-from roclab.vision.loader import epoch_batches
-from roclab.vision.memory import forget_peak_memory, peak_memory_mb
-from roclab.vision.models import build_model
-from roclab.vision.predict import predict
-from roclab.vision.train import resume, train
+from roclab.core.exceptions import RocLabError
+from roclab.core.provenance import seed_everything
+from roclab.core.runs import Run
+from roclab.core.training.memory import forget_peak_memory, peak_memory_mb
+from roclab.vision.data.loader import epoch_batches
+from roclab.vision.evaluate.evaluate import evaluate, predict_probs, read_predictions, run_dataset
+from roclab.vision.evaluate.predict import predict
+from roclab.vision.models.checkpoint import load_model, load_tensors
+from roclab.vision.models.classifier import build_model
+from roclab.vision.train import features
+from roclab.vision.train.config import FullConfig
+from roclab.vision.train.finetune import freeze_statistics, mix, neighbours, parameter_groups, rate, size_at
+from roclab.vision.train.train import resume, train
 from tests.vision.small import CLASSES, MODEL, config, make_photos
 
 
@@ -274,7 +275,7 @@ def test_resume_after_a_cut_between_any_two_files(photos, tmp_path, recipe, cut)
 
 def train_until(photos, path, settings, epoch):
     """A run that was interrupted at the end of an epoch, as Ctrl-C would."""
-    from roclab.vision import finetune
+    from roclab.vision.train import finetune
 
     kept = finetune.save_state
 

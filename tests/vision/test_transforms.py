@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from roclab.errors import RocLabError
-from roclab.vision.models import build_model
-from roclab.vision.transforms import Recipe, eval_transform, train_transform
+from roclab.core.exceptions import RocLabError
+from roclab.vision.data.transforms import Recipe, eval_transform, train_transform
+from roclab.vision.models.classifier import build_model
 from tests.vision.conftest import picture
 
 

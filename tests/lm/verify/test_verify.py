@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from roclab.errors import RocLabError
-from roclab.lm.verify import OURS, verify
-from roclab.lm.verify.cases import CASES, Stored
-from roclab.lm.verify.checks import COMPONENTS, all_checks
-from roclab.lm.verify.judge import combined, expectation
-from roclab.lm.verify.mistakes import known
-from roclab.lm.verify.mistakes.parts import Gelu
-from roclab.lm.verify.mistakes.positions import NoMask
-from roclab.lm.verify.reference import Reference
-from roclab.lm.verify.sandbox import Sandbox
+from roclab.core.exceptions import RocLabError
+from roclab.course.verify import OURS, verify
+from roclab.course.verify.cases import CASES, Stored
+from roclab.course.verify.checks import COMPONENTS, all_checks
+from roclab.course.verify.judge import combined, expectation
+from roclab.course.verify.mistakes import known
+from roclab.course.verify.mistakes.parts import Gelu
+from roclab.course.verify.mistakes.positions import NoMask
+from roclab.course.verify.reference import Reference
+from roclab.course.verify.sandbox import Sandbox
 from tests.lm.build import assert_one_line, roclab
 from tests.lm.verify import variants
 
@@ -192,7 +192,7 @@ def test_the_stored_logits_are_those_of_transformers_qwen3():
 def test_the_reference_shares_nothing_with_the_model():
     import ast
 
-    import roclab.lm.verify.reference as reference
+    import roclab.course.verify.reference as reference
 
     tree = ast.parse(Path(reference.__file__).read_text(encoding="utf-8"))
     modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from roclab.lm.verify import OURS
+from roclab.course.verify import OURS
 
 SOURCE = OURS.read_text(encoding="utf-8")
 
@@ -531,8 +531,8 @@ def table(progress: bool = True) -> str:
     """Runs every variant and returns the Markdown table of docs/verify.md. Raises AssertionError if one is misjudged."""
     import tempfile
 
-    from roclab.lm.verify import verify
-    from roclab.lm.verify.sandbox import Sandbox
+    from roclab.course.verify import verify
+    from roclab.course.verify.sandbox import Sandbox
 
     rows = ["| part | mistake | checks failed | what the checker says |", "|---|---|---|---|"]
     right = []

@@ -1,0 +1,1 @@
+"""Measurements of RocLM beside its peers: what `roclab lm bench` runs."""

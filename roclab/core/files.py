@@ -1,0 +1,83 @@
+"""Files: atomic writes, JSON, hashes, and the folder for what can be computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from roclab.core.exceptions import RocLabError
+
+
+def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
+    """Write a file whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name in the same folder to write to; at the end it is flushed to the disk and renamed to `path`, and
+    after an error removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)  # mkstemp makes files that only their owner reads; give the usual permissions
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Write `obj` as indented JSON, whole or not at all."""
+    atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False, default=plain_json) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file; a missing or damaged one raises `RocLabError` in one line."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RocLabError(f"{path} is missing") from None
+    except OSError as error:
+        raise RocLabError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise RocLabError(f"{path} is damaged, not valid JSON ({error}): restore it, or run again") from None
+
+
+def plain_json(value: Any) -> Any:
+    """What JSON has no word for: paths, and numpy's or torch's scalars and arrays."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def cache_folder(name: str) -> Path:
+    """Where things that can be computed again are kept: `ROCLAB_CACHE`, or `roclab` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(os.environ.get("ROCLAB_CACHE") or os.path.join(base, "roclab")) / name

@@ -1,0 +1,81 @@
+"""Where a run came from: versions, git revision, machine, threads; and the seed that repeats it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy", "safetensors", "tokenizers")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's (CPU and GPU) generators."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def provenance(seed: int, **hashes: Any) -> dict[str, Any]:
+    """What a reader needs to judge or repeat a run: versions, git revision, machine, threads, time, seed, hashes."""
+    versions = {"python": platform.python_version(), "roclab": _version("roclab")}
+    versions |= {name: found for name in PACKAGES if (found := _version(name))}
+    torch = sys.modules.get("torch")
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "seed": seed,
+        "hashes": hashes,
+        "versions": versions,
+        "git": _git_revision(),
+        "machine": {
+            "platform": platform.platform(),
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else [],
+            "threads": torch.get_num_threads() if torch else None,
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        if package != "roclab":
+            return None
+        from roclab import __version__
+
+        return __version__
+
+
+def _git_revision() -> str | None:
+    """Commit of the checkout this code runs from, `-dirty` if it was edited; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    if not any((parent / ".git").exists() for parent in here.parents[:2]):
+        return None  # an installed package: a repository further up is somebody else's
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,134 @@
+"""Run folders, seeds, provenance and progress: the ground both parts stand on.
+
+A run is a folder. Commands speak to each other only through it:
+
+    config.json       enough to repeat the run
+    provenance.json   versions, git revision, hashes of data and weights, machine, threads, seed
+    log.txt           what was said on stderr
+    metrics.jsonl     one JSON object per epoch
+    tensorboard/      the same numbers for TensorBoard
+    results.json …    what was measured
+    checkpoints/      safetensors
+
+Every file but the two logs is written whole or not at all (`atomic_write`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import atomic_write, plain_json, read_json, write_json
+from roclab.core.provenance import provenance
+
+
+class Run:
+    """One run's folder. `Run.create` begins one, `Run.open` comes back to it."""
+
+    def __init__(self, path: str | os.PathLike, config: dict[str, Any]):
+        self.path = Path(path)
+        self.config = config
+        self._board: Any = None  # TensorBoard's writer; False where TensorBoard is not installed
+
+    @classmethod
+    def create(cls, path: str | os.PathLike, config: dict[str, Any], **hashes: Any) -> Run:
+        """Begin a run: makes the folder with config.json and provenance.json (`hashes` go into the latter).
+
+        Raises `RocLabError` if the folder already holds a run.
+        """
+        path = Path(path)
+        if (path / "config.json").exists():
+            raise RocLabError(f"{path} already holds a run: go on with --resume {path}, or choose another folder")
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_json(path / "provenance.json", provenance(config.get("seed", 0), **hashes))
+            write_json(path / "config.json", config)  # last: a folder with a config is a run
+        except OSError as error:
+            raise RocLabError(f"cannot write the run folder {path}: {error.strerror}") from None
+        return cls(path, json.loads((path / "config.json").read_text(encoding="utf-8")))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> Run:
+        """Come back to a run; raises `RocLabError` saying what is missing."""
+        path = Path(path)
+        if not path.is_dir():
+            raise RocLabError(f"{path} is not a run folder: there is no such folder")
+        if not (path / "config.json").exists():
+            raise RocLabError(f"{path} is not a run folder: it has no config.json")
+        config = read_json(path / "config.json")
+        if not isinstance(config, dict):
+            raise RocLabError(f"{path / 'config.json'} is damaged: it does not hold a JSON object")
+        return cls(path, config)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def log(self, message: str) -> None:
+        """Say a line on stderr and keep it, with the time, in log.txt."""
+        print(message, file=sys.stderr, flush=True)
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().isoformat(sep=' ', timespec='seconds')}  {message}\n")
+
+    def log_metrics(self, row: dict[str, Any]) -> None:
+        """Append one epoch's numbers to metrics.jsonl (flushed to the disk) and to TensorBoard.
+
+        `row["epoch"]` numbers the row. A number that is not finite is kept as it is: NaN in a log is a finding.
+        """
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, default=plain_json) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if board := self._tensorboard(row.get("epoch")):
+            for name, value in row.items():
+                if name != "epoch" and isinstance(value, (int, float)):
+                    board.add_scalar(name, value, row.get("epoch"))
+            board.flush()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl. A last line cut by a crash does not count; a damaged line elsewhere raises."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = []
+        for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise RocLabError(f"{path} is damaged in line {number}: restore it, or train again") from None
+        return rows
+
+    def truncate_metrics(self, epoch: int) -> None:
+        """Keep the rows up to and including `epoch`: what a resumed run does before it goes on."""
+        kept = [row for row in self.metrics() if row["epoch"] <= epoch]
+        self.close()
+        atomic_write(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+    def write_results(self, name: str, obj: Any) -> Path:
+        """Write `obj` into the run as JSON under `name` (`.json` is added), whole or not at all."""
+        path = self.path / (name if name.endswith(".json") else f"{name}.json")
+        write_json(path, obj)
+        return path
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self._board:
+            self._board.close()
+        self._board = None
+
+    def _tensorboard(self, epoch: int | None) -> Any:
+        if self._board is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                # purge_step hides what an interrupted run had written past the epoch it resumes from
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch)
+            except ImportError:
+                self._board = False
+        return self._board

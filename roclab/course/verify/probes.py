@@ -1,0 +1,244 @@
+"""What is asked of the file under test. Each probe takes the imported module and plain values, and answers with plain
+values: numbers, lists, names. Nothing is judged here, because the file shares this process (`checks.py` judges).
+
+An exception is an answer too: the worker reports it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roclab.course.verify.cases import CASES
+
+LARGEST = 1_000_000  # numbers in one answer
+
+
+class Unexpected(Exception):
+    """The file answered with something that cannot be judged; the text says what."""
+
+
+def plain(x: Any, what: str = "model(input_ids)") -> Any:
+    """A tensor as nested lists. Raises Unexpected if it is none."""
+    if not isinstance(x, Tensor):
+        raise Unexpected(f"{what} returned {type(x).__name__}, not a tensor")
+    if x.numel() > LARGEST:
+        raise Unexpected(f"{what} returned {x.numel():,} numbers, shape {tuple(x.shape)}")
+    x = x.detach()
+    return (x.double() if x.is_floating_point() else x).tolist()
+
+
+# ---- names, configuration, state dict
+
+
+def names(module: ModuleType, wanted: list[str]) -> list[str]:
+    """The missing ones."""
+    return [name for name in wanted if not callable(getattr(module, name, None))]
+
+
+def defaults(module: ModuleType, wanted: list[str]) -> dict[str, Any]:
+    """The default configuration's values, `"(missing)"` for a field that is not there."""
+    config = module.RocLMConfig()
+    found = {name: getattr(config, name, "(missing)") for name in wanted}
+    found = {n: v if isinstance(v, (int, float, str, bool, type(None))) else repr(v)[:80] for n, v in found.items()}
+    return {"values": found, "dataclass": dataclasses.is_dataclass(module.RocLMConfig)}
+
+
+def unknown_key(module: ModuleType, key: str) -> str | None:
+    """The error about an unknown key in the config dict; None if there was none."""
+    try:
+        module.create_roclm_model({**CASES["head"].config, key: 1})
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def state(module: ModuleType, case: str) -> dict[str, Any]:
+    """Names, shapes of the model's state dict and what strict loading says."""
+    model = module.create_roclm_model(dict(CASES[case].config))
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    try:
+        model.load_state_dict(tensors(case), strict=True)
+    except Exception as error:
+        return {"shapes": shapes, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    stored, loaded = model.state_dict(), tensors(case)
+    return {"shapes": shapes, "error": None, "other": [n for n, w in loaded.items() if not torch.equal(stored[n], w)]}
+
+
+def tensors(case: str) -> dict[str, Tensor]:
+    return {name: torch.tensor(w) for name, w in CASES[case].weights.items()}
+
+
+def build(module: ModuleType, case: str, **changes: Any) -> nn.Module:
+    """The case's model, its weights loaded, in eval mode. Names that differ are the state check's business."""
+    model = module.create_roclm_model({**CASES[case].config, **changes})
+    if not isinstance(model, nn.Module):
+        raise Unexpected(f"create_roclm_model returned {type(model).__name__}, not a torch module")
+    model.load_state_dict(tensors(case), strict=False)
+    return model.eval()
+
+
+# ---- parts
+
+
+def norm(module: ModuleType, x: list, weight: list, eps: float) -> dict[str, Any]:
+    layer = module.RocLMRMSNorm(len(weight), eps)
+    begin = plain(layer.weight, "RocLMRMSNorm.weight")
+    learnable = isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+        y = layer(torch.tensor(x))
+    return {"y": plain(y, "RocLMRMSNorm"), "initial": begin, "learnable": learnable}
+
+
+def norm_dtype(module: ModuleType, x: list, dtype: str) -> dict[str, Any]:
+    kind = getattr(torch, dtype)
+    layer = module.RocLMRMSNorm(len(x[0]), 1e-6).to(kind)
+    with torch.no_grad():
+        y = layer(torch.tensor(x).to(kind))
+    return {"y": plain(y, "RocLMRMSNorm"), "dtype": str(y.dtype).removeprefix("torch.")}
+
+
+def norm_slope(module: ModuleType, x: list, weight: list, towards: list) -> list:
+    """The gradient of Σ towards·norm(x) by x and by the weight, side by side."""
+    layer = module.RocLMRMSNorm(len(weight), 1e-6)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+    t = torch.tensor(x, requires_grad=True)
+    gradients = torch.autograd.grad((layer(t) * torch.tensor(towards)).sum(), [t, layer.weight], allow_unused=True)
+    found = [torch.zeros_like(v) if g is None else g for g, v in zip(gradients, (t, layer.weight), strict=True)]
+    return plain(torch.cat([found[0].flatten(), found[1].flatten()]))
+
+
+def mlp(module: ModuleType, case: str, x: list) -> list:
+    layer = module.RocLMMLP(module.RocLMConfig(**CASES[case].config))
+    start = "model.layers.0.mlp."
+    own = {name.removeprefix(start): w for name, w in tensors(case).items() if name.startswith(start)}
+    layer.load_state_dict(own, strict=False)
+    with torch.no_grad():
+        return plain(layer.eval()(torch.tensor(x)), "RocLMMLP")
+
+
+def rotate_half(module: ModuleType, x: list) -> list:
+    return plain(module.rotate_half(torch.tensor(x)), "rotate_half")
+
+
+def repeat_kv(module: ModuleType, x: list, n_rep: int) -> list:
+    return plain(module.repeat_kv(torch.tensor(x), n_rep), "repeat_kv")
+
+
+def apply_rotary(module: ModuleType, q: list, k: list, cos: list, sin: list) -> list[list]:
+    """q (1, H, T, C) and k (1, K, T, C) turned, with cos and sin (T, C) in each shape that is in use: with a batch
+    dimension, bare, and with dimensions for batch and heads; and with q, k in either order of heads and tokens."""
+    answers, first = [], None
+    for transposed in (False, True):
+        for form in ((None,), (), (None, None), (None, slice(None), None)):
+            tq, tk, tcos, tsin = (torch.tensor(v) for v in (q, k, cos, sin))
+            tcos, tsin = (v[form] if form else v for v in (tcos, tsin))
+            if transposed:
+                tq, tk = tq.transpose(1, 2), tk.transpose(1, 2)
+            try:
+                oq, ok = module.apply_rotary_pos_emb(tq, tk, tcos, tsin)
+            except Exception as error:
+                first = first or error
+                continue
+            if transposed:
+                oq, ok = oq.transpose(1, 2), ok.transpose(1, 2)
+            if oq.shape == (1, len(q[0]), *oq.shape[2:]) and ok.shape[1] == len(k[0]) and oq.ndim == ok.ndim == 4:
+                answers.append(plain(torch.cat([oq, ok], dim=1), "apply_rotary_pos_emb"))
+    if not answers and first:
+        raise first
+    return answers
+
+
+# ---- the whole model
+
+
+def logits(module: ModuleType, case: str) -> list:
+    with torch.no_grad():
+        return plain(build(module, case)(torch.tensor(CASES[case].ids)))
+
+
+def logits_of(module: ModuleType, case: str, texts: list) -> list[list]:
+    """The logits of several lists of ids, each on its own, by one model."""
+    model = build(module, case)
+    with torch.no_grad():
+        return [plain(model(torch.tensor(ids))) for ids in texts]
+
+
+def logits_stretched(module: ModuleType, case: str, factor: float) -> list[list]:
+    """As they are, and with q_proj and k_proj multiplied by `factor`."""
+    model = build(module, case)
+    changed = {n: w * factor for n, w in tensors(case).items() if "q_proj" in n or "k_proj" in n}
+    with torch.no_grad():
+        before = plain(model(torch.tensor(CASES[case].ids)))
+        model.load_state_dict(changed, strict=False)
+        return [before, plain(model(torch.tensor(CASES[case].ids)))]
+
+
+def tied(module: ModuleType, case: str) -> list:
+    """Loads the case's head into both head and embedding, then writes the case's embedding over the embedding."""
+    model = build(module, case)
+    old, new = (tensors(case)[name] for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    model.load_state_dict({"model.embed_tokens.weight": old, "lm_head.weight": old}, strict=False)
+    with torch.no_grad():
+        model.get_parameter("model.embed_tokens.weight").copy_(new)
+        return plain(model(torch.tensor(CASES[case].ids)))
+
+
+def gradients(module: ModuleType, case: str, towards: list, directions: dict[str, list]) -> dict[str, float | None]:
+    """The slope of Σ towards·logits along a direction in each parameter; None where no gradient arrived."""
+    model = build(module, case)
+    output = model(torch.tensor(CASES[case].ids))
+    plain(output)
+    if not output.requires_grad:
+        return dict.fromkeys(directions)
+    (output * torch.tensor(towards)).sum().backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {n: (found[n] * torch.tensor(d)).sum().item() if n in found else None for n, d in directions.items()}
+
+
+# ---- generation
+
+
+def generate(module: ModuleType, case: str, changes: dict, options: dict) -> list:
+    model: Any = build(module, case, **changes)
+    torch.manual_seed(0)
+    return plain(model.generate(torch.tensor(CASES[case].ids), **options), "generate")
+
+
+def signature(module: ModuleType, wanted: list[str]) -> dict[str, Any]:
+    """The default values of generate's arguments, and whether it has **kwargs, which may hold them."""
+    parameters = inspect.signature(module.RocLMForCausalLM.generate).parameters
+    given = {n: parameters[n].default for n in wanted if n in parameters}
+    plain_ = {n: d if isinstance(d, (int, float, str, type(None))) else repr(d)[:80] for n, d in given.items()}
+    return {"defaults": plain_, "catches_all": any(p.kind is p.VAR_KEYWORD for p in parameters.values())}
+
+
+def drawn_twice(module: ModuleType, case: str) -> list:
+    """Two texts drawn one after the other."""
+    model: Any = build(module, case)
+    ids = torch.tensor(CASES[case].ids)
+    torch.manual_seed(0)
+    return [plain(model.generate(ids, max_length=40, do_sample=True), "generate") for _ in range(2)]
+
+
+def draws(module: ModuleType, case: str, rows: int, times: int, options: dict) -> dict[str, int]:
+    """How often each token follows: `rows` texts of one token, continued by one, `times` over."""
+    model: Any = build(module, case)
+    ids = torch.tensor(CASES[case].ids).expand(rows, -1).contiguous()
+    torch.manual_seed(0)
+    found: dict[str, int] = {}
+    for _ in range(times):
+        new = model.generate(ids, max_length=ids.shape[1] + 1, do_sample=True, **options)
+        plain(new, "generate")
+        if new.shape != (rows, ids.shape[1] + 1):
+            raise Unexpected(f"generate returned shape {tuple(new.shape)}, not {(rows, ids.shape[1] + 1)}")
+        for token, count in zip(*(v.tolist() for v in new[:, -1].unique(return_counts=True)), strict=True):
+            found[str(token)] = found.get(str(token), 0) + count
+    return found

@@ -1,0 +1,199 @@
+"""The C kernels: compiled on first use for this machine's processor, kept in the cache folder, loaded through ctypes.
+
+    library = load_library()        # None where nothing compiles: the torch path does the work then
+    library = load_library("avx2")  # one path in particular
+
+A compiler is looked for in this order: `ROCLAB_CC`, the system's `cc`, `gcc` or `clang`, the `ziglang` package
+(`pip install 'roclab[fast]'`: a C compiler in a wheel). The file's name in the cache holds a hash of the sources, the
+compiler and its flags, so a changed source or another machine's cache is compiled anew; it is written whole or not at
+all. `ROCLAB_KERNELS` chooses a path: avx512, avxvnni, avx2, portable, or torch for none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import cache_folder
+
+SOURCES = ("roclm.c", "matmul.h", "attention.h", "attention_int8.h", "vector.h", "pool.h", "machine.h")
+COMMON = ("-O3", "-std=gnu11", "-fno-math-errno", "-Werror=int-conversion", "-fvisibility=hidden", "-shared", "-fPIC")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+
+# Path → the processor's features it needs, as Linux names them, and the compiler's flags. Best first.
+PATHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "avx512": (
+        ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"),
+        ("-DPATH_AVX512", *_AVX2, *_AVX512),
+    ),
+    "avxvnni": (("avx2", "fma", "f16c", "avx_vnni"), ("-DPATH_AVXVNNI", *_AVX2, "-mavxvnni")),
+    "avx2": (("avx2", "fma", "f16c"), ("-DPATH_AVX2", *_AVX2)),
+    "portable": ((), ()),
+}
+
+
+class Shape(ctypes.Structure):
+    """`shape` of roclm.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("vocab", "hidden", "intermediate", "layers", "heads", "kv_heads",
+                                              "head_dim", "max_rows", "exact", "kv_int8")),
+        ("eps", ctypes.c_float),
+    ]  # fmt: skip
+
+
+class PackJob(ctypes.Structure):
+    """`pack_job` of roclm.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("kind", "rows", "columns", "mapped")),
+        *((name, ctypes.c_void_p) for name in ("blocks", "order", "tiles")),
+    ]
+
+
+class Library(ctypes.CDLL):
+    """The kernels compiled for `path`."""
+
+    path = ""
+
+
+def available_paths() -> list[str]:
+    """The paths this processor can run, best first."""
+    features = _processor_features()
+    return [path for path, (needed, _) in PATHS.items() if features.issuperset(needed)]
+
+
+@functools.cache
+def _processor_features() -> frozenset[str]:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return frozenset()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    if sys.platform == "darwin":
+        names = ("machdep.cpu.features", "machdep.cpu.leaf7_features")
+        try:
+            listed = subprocess.run(["sysctl", "-n", *names], capture_output=True, text=True, timeout=10).stdout
+        except (OSError, subprocess.SubprocessError):
+            return frozenset()
+        return frozenset(listed.lower().split())
+    return frozenset()
+
+
+def find_compiler() -> list[str] | None:
+    """The command that compiles C here, or None."""
+    if chosen := os.environ.get("ROCLAB_CC"):
+        return chosen.split()
+    for name in ("cc", "gcc", "clang"):
+        if found := shutil.which(name):
+            return [found]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc"]
+    return None
+
+
+@functools.cache
+def load_library(path: str | None = None) -> Library | None:
+    """The compiled kernels for a path of PATHS, or for the best one this processor has; None where no compiler is
+    found or `ROCLAB_KERNELS=torch` says so. Raises RocLabError if a path is asked for by name and cannot be had."""
+    wanted = path or os.environ.get("ROCLAB_KERNELS") or None
+    if wanted == "torch":
+        return None
+    paths = available_paths()
+    if wanted is not None and wanted not in PATHS:
+        raise RocLabError(f"kernels {wanted!r}: choose one of {', '.join(PATHS)}, torch")
+    if wanted is not None and wanted not in paths:
+        raise RocLabError(f"kernels {wanted!r}: this processor has {', '.join(paths)}")
+    if os.name != "posix":  # the thread pool is POSIX
+        return None
+    chosen = wanted or paths[0]
+    compiler = find_compiler()
+    if compiler is None:
+        if wanted is None:
+            return None
+        raise RocLabError(f"kernels {wanted!r}: no C compiler here; install one, or pip install 'roclab[fast]'")
+    try:
+        library = _declare(Library(str(_compiled(chosen, compiler))))
+    except OSError as error:
+        if wanted is None:
+            return None
+        raise RocLabError(f"kernels {wanted!r}: {error}") from None
+    library.path = chosen
+    return library
+
+
+def why_no_library() -> str:
+    """Why `load_library` gave None."""
+    if os.environ.get("ROCLAB_KERNELS") == "torch":
+        return "ROCLAB_KERNELS=torch forbids the kernels"
+    return "no C compiler is here (install one, or pip install 'roclab[fast]')"
+
+
+def _compiled(path: str, compiler: list[str]) -> Path:
+    """The shared library, compiled unless the cache has it. Raises OSError with the compiler's first complaint."""
+    here = Path(__file__).parent
+    flags = [*COMMON, *PATHS[path][1]]
+    if "ziglang" in compiler:  # zig takes the machine it runs on unless told otherwise
+        flags.append("-mcpu=baseline")
+    digest = hashlib.sha256(repr((compiler, flags, platform.machine(), sys.platform)).encode())
+    for name in SOURCES:
+        digest.update((here / name).read_bytes())
+    folder = cache_folder("kernels")
+    library = folder / f"roclm-{path}-{digest.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".roclm-", suffix=".so")
+    os.close(handle)
+    try:
+        command = [*compiler, *flags, str(here / "roclm.c"), "-o", temporary, "-lm", "-lpthread"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+            raise OSError(f"{compiler[0]} cannot compile them: {complaint}")
+        os.replace(temporary, library)
+    except subprocess.SubprocessError as error:
+        raise OSError(f"{compiler[0]} cannot compile them: {error}") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return library
+
+
+def _declare(library: Library) -> Library:
+    """The argument types of what roclm.c exports."""
+    pointer, whole, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+    for name, result, arguments in (
+        ("roclm_new", pointer, [ctypes.POINTER(Shape)]),
+        ("roclm_free", None, [pointer]),
+        ("roclm_set_matrix", None, [pointer, whole, whole, whole, whole, whole, pointer, pointer]),
+        ("roclm_set_vector", None, [pointer, whole, whole, pointer]),
+        ("roclm_threads", whole, [pointer, whole, whole]),
+        ("roclm_forward", whole, [pointer, whole, pointer, pointer, pointer, pointer, whole, pointer, pointer]),
+        ("roclm_stride", ctypes.c_long, [ctypes.c_long]),
+        ("roclm_cache_bytes", ctypes.c_long, [pointer, ctypes.c_long]),
+        ("roclm_copy_cache", None, [pointer, pointer, ctypes.c_long, pointer, ctypes.c_long, ctypes.c_long]),
+        ("roclm_tile_bytes", ctypes.c_long, [whole]),
+        ("roclm_pack", None, [ctypes.POINTER(PackJob), whole, ctypes.POINTER(whole)]),
+        ("roclm_quantize", None, [whole, pointer, ctypes.c_long, pointer]),
+        ("roclm_read", None, [pointer, pointer, ctypes.c_long]),
+        ("roclm_multiply", ctypes.c_double, [pointer, ctypes.c_long]),
+        ("roclm_alloc", pointer, [size]),
+        ("roclm_release", None, [pointer]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,413 @@
+"""RocLM over quantized weights: the whole forward pass in one C call (roclm.c), for any tokens of any sequences.
+
+    model = FastRocLM(open_checkpoint("smollm2-135m"))
+    sequence = model.new_sequence(capacity=256)
+    logits = model.forward([(sequence, prompt_ids, 1)])      # (1, V): the last position's
+    logits = model.forward([(sequence, [token_id], 1)])
+
+The readable model (roclab/lm/model.py) is the truth this is tested against. A token's result does not depend, not in
+a single bit, on the other rows of a call: so a batch, a prompt read in pieces and a guessed continuation that is
+checked give exactly the tokens of one step after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import mmap
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence as Items
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roclab.core.exceptions import RocLabError
+from roclab.lm.engine.cpu.build import Shape, load_library, why_no_library
+from roclab.lm.engine.cpu.pack import GROUP, KINDS, TILE, Packing, blocks_of, lies_ready, why_not
+from roclab.lm.engine.prompt_lookup import Costs, FastBatch, common_length
+from roclab.lm.model import rope_frequencies
+from roclab.lm.weights.checkpoint import Checkpoint
+
+MAX_ROWS = 128  # tokens a call: enough to compute rather than to wait for weights, few enough for the caches
+KEPT = 4  # finished texts whose caches are kept for the next ones
+REUSE_FROM = 8  # tokens in common
+ARENA = 32 << 20  # bytes of memory asked for at a time, for weights
+LAID_OUT_TOGETHER = 16 << 20  # weights
+TRIED_BELOW = 512  # positions: longer texts get all threads (roclm_forward)
+SPAN = 32  # positions are kept in runs of 32 (attention.h)
+
+_MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+             "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+_NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+
+
+class Sequence:
+    """The keys and values of one text: `ids` are the tokens it holds, `capacity` how many fit."""
+
+    def __init__(self, model: FastRocLM, capacity: int):
+        self.capacity = -(-capacity // SPAN) * SPAN
+        self.ids: list[int] = []
+        # Zeros that the system hands out page by page when first touched: a large capacity costs nothing until it is
+        # used. In huge pages, which numpy asks for, the first few tokens would touch nearly all of it.
+        pages = mmap.mmap(-1, model.library.roclm_cache_bytes(model._handle, self.capacity))
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            with contextlib.suppress(OSError):  # a system without huge pages
+                pages.madvise(mmap.MADV_NOHUGEPAGE)
+        self._buffer = np.frombuffer(pages, np.uint8)
+        self.address = self._buffer.ctypes.data
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        del self.ids[length:]
+
+    def grown(self, model: FastRocLM, capacity: int) -> Sequence:
+        """A copy with more room."""
+        larger = Sequence(model, capacity)
+        sizes = (self.address, self.capacity, larger.address, larger.capacity, len(self.ids))
+        model.library.roclm_copy_cache(model._handle, *sizes)
+        larger.ids = list(self.ids)
+        return larger
+
+
+class FastRocLM:
+    """A checkpoint's model on the kernels.
+
+    `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already. `exact`: activations
+    stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest to the dequantized model.
+    `int8_cache`: keys and values are kept in int8 (never where `exact`), which halves what a long text has to read.
+    `threads`: None finds out while writing how many write fastest; long texts, prompts and batches get all cores,
+    unless these slow each other down. `guessing`: prompt lookup (batch.py); it changes no token.
+
+    Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, or where memory does not
+    suffice, CheckpointError as `Checkpoint.load_model` does.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        quantize: str | None = None,
+        exact: bool = False,
+        int8_cache: bool = True,
+        path: str | None = None,
+        threads: int | None = None,
+        guessing: bool = True,
+    ):
+        library = load_library(path)
+        if library is None:
+            raise RocLabError(f"no compiled kernels: {why_no_library()}")
+        if reason := why_not(checkpoint, quantize):
+            raise RocLabError(f"{checkpoint.path}: not for the fast kernels: {reason}")
+        self.library, self.path = library, library.path
+        self.config = config = checkpoint.config
+        self.device = torch.device("cpu")
+        self.weight_bytes = 0  # read for every token; known after `wait`
+        self.guessing, self.costs = guessing, Costs()
+        self._lock = threading.RLock()  # one call at a time: the working space is one
+        self._idle: list[Sequence] = []  # what was said last, oldest first
+        self._kept: list[Tensor] = []  # vectors the C side points at
+        shape = Shape(
+            config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim, MAX_ROWS, int(exact),
+            int(int8_cache and not exact), config.rms_norm_eps,
+        )  # fmt: skip
+        stored = checkpoint.checked()
+        self._handle = library.roclm_new(ctypes.byref(shape))
+        if not self._handle:
+            raise RocLabError("not enough memory for the model's working space")
+        self._memory: list[int] = []
+        self._free = (0, 0)  # what is left of the last piece of it
+        self._memory_lock = threading.Lock()
+        weakref.finalize(self, _free_all, library, self._handle, self._memory)
+
+        for layer in range(config.num_hidden_layers):
+            for which, name in enumerate(_NORMS):
+                if (full := f"model.layers.{layer}.{name}.weight") in stored:
+                    self._set_vector(layer, which, checkpoint.tensor(stored[full], torch.float32))
+        self._set_vector(-1, 0, checkpoint.tensor(stored["model.norm.weight"], torch.float32))
+        self._set_vector(-1, 1, rope_frequencies(config))
+        self._logits_width = library.roclm_stride(config.vocab_size)
+        self._trial = None if threads else Trial(_cores())
+        self._set_threads(threads or _cores(), threads or _cores())
+        matrices = [
+            (layer, which, f"model.layers.{layer}.{name}")
+            for layer in range(config.num_hidden_layers)
+            for which, name in enumerate(_MATRICES)
+        ]
+        matrices.append((-1, 0, "model.embed_tokens"))
+        if not config.tie_word_embeddings:
+            matrices.append((-1, 1, "lm_head"))
+        # The matrices are laid out while the caller does something else, such as building the tokenizer: those that are
+        # taken as they lie in the file in one call, as each call would wait for the interpreter, which the caller holds
+        # for tens of milliseconds at a time; the others in groups, so that only a few of our own blocks are in memory.
+        self._packing: Packing | None = None
+        if quantize is None and lies_ready(checkpoint):
+            self._packing = self._prepare(checkpoint, stored, matrices, quantize)
+            workers = max(1, _cores() - 1)  # and `wait`
+            tasks = [partial(self._lay_out, self._packing)] * workers
+        else:
+            workers = min(_cores(), 4)
+            groups = _groups(checkpoint, stored, matrices)
+            tasks = [partial(self._prepare_and_lay_out, checkpoint, stored, group, quantize) for group in groups]
+        pool = ThreadPoolExecutor(workers)
+        self._loading: list[Future[None]] | None = [pool.submit(task) for task in tasks]
+        pool.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Return once the weights are in place; `forward` waits by itself. Raises RocLabError where memory does not
+        suffice."""
+        with self._lock:
+            if self._loading is not None:
+                if self._packing is not None:
+                    self._packing.run()  # the caller has nothing else to do any more
+                try:
+                    for task in self._loading:
+                        task.result()
+                except BaseException as error:
+                    for task in self._loading:
+                        task.cancel()
+                    if isinstance(error, MemoryError):
+                        raise RocLabError("not enough memory for the weights") from None
+                    raise
+                self._loading = self._packing = None
+
+    def _set_threads(self, few: int, many: int) -> None:
+        """`threads` for a row or a few, `most_threads` for more rows and long texts."""
+        self.most_threads = int(self.library.roclm_threads(self._handle, few, many))
+        self.threads = min(few, self.most_threads)
+
+    def _set_vector(self, layer: int, which: int, vector: Tensor) -> None:
+        vector = vector.contiguous()
+        self._kept.append(vector)
+        self.library.roclm_set_vector(self._handle, layer, which, vector.data_ptr())
+
+    def _room(self, size: int) -> int:
+        """Where so many bytes of weights may go. Matrices lie close together: each in a piece of memory of its own, on
+        pages of 2 MB, a small model would take four times its size, and as long to load."""
+        with self._memory_lock:
+            at, end = self._free
+            if end - at < size:
+                at = self.library.roclm_alloc(arena := max(size, ARENA))
+                if not at:
+                    raise RocLabError("not enough memory for the weights")
+                self._memory.append(at)
+                end = at + arena
+            self._free = (at + -(-size // 64) * 64, end)
+            return at
+
+    def _prepare(
+        self, checkpoint: Checkpoint, stored: dict[str, str], group: Items[tuple[int, int, str]], quantize: str | None
+    ) -> Packing:
+        """Room for these matrices, and the jobs that fill it."""
+        packing, read = Packing(self.library), 0
+        for layer, which, name in group:
+            source = stored[f"{name}.weight"]
+            rows, columns = checkpoint.shape(source)
+            blocks = blocks_of(self.library, checkpoint, name, source, quantize)
+            kind, padded = KINDS[blocks.kind], -(-rows // TILE) * TILE
+            size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(kind)
+            tiles = self._room(size)
+            packing.add(blocks, rows, columns, tiles)
+            bias = None
+            if (full := f"{name}.bias") in stored:
+                vector = torch.zeros(padded)
+                vector[:rows] = checkpoint.tensor(stored[full], torch.float32)
+                self._kept.append(vector)
+                bias = vector.data_ptr()
+            arguments = (kind, rows, columns, tiles, bias)
+            self.library.roclm_set_matrix(self._handle, layer, which, *arguments)
+            if layer < 0 and self.config.tie_word_embeddings:
+                self.library.roclm_set_matrix(self._handle, -1, 1, *arguments)
+            if layer >= 0 or which == 1 or self.config.tie_word_embeddings:
+                read += size
+        with self._memory_lock:
+            self.weight_bytes += read
+        return packing
+
+    def _lay_out(self, packing: Packing) -> None:
+        """A method, so that a model which is dropped while it loads lives until its memory is no longer written to."""
+        packing.run()
+
+    def _prepare_and_lay_out(self, *arguments: Any) -> None:
+        self._lay_out(self._prepare(*arguments))
+
+    def new_sequence(self, capacity: int | None = None) -> Sequence:
+        """An empty text with room for `capacity` tokens; None: the model's context."""
+        return Sequence(self, capacity or self.config.max_position_embeddings)
+
+    def new_logits(self, rows: int) -> Tensor:
+        """Memory for the logits of so many tokens, for `forward`."""
+        return torch.empty(rows, self._logits_width)
+
+    def forward(self, work: Items[tuple[Sequence, Items[int], int]], out: Tensor | None = None) -> Tensor:
+        """Append tokens to sequences: (sequence, ids, n) asks for the logits of the last n of these ids. Returns the
+        logits of all that was asked for, in order, (Σ n, V) float32, in `out` where it is given (from `new_logits`:
+        fresh pages for every token of a batch cost a fifth of its time). Raises RocLabError for ids that do not fit."""
+        self.wait()
+        tokens: list[int] = []
+        positions: list[int] = []
+        addresses: list[int] = []
+        capacities: list[int] = []
+        outputs: list[int] = []
+        for sequence, ids, wanted in work:
+            past = len(sequence.ids)
+            if past + len(ids) > sequence.capacity:
+                raise RocLabError(f"{past + len(ids)} tokens do not fit: the cache holds {sequence.capacity}")
+            tokens += ids
+            positions += range(past, past + len(ids))
+            addresses += [sequence.address] * len(ids)
+            capacities += [sequence.capacity] * len(ids)
+            outputs += range(len(tokens) - wanted, len(tokens))
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
+            raise RocLabError(f"token ids must lie between 0 and {self.config.vocab_size - 1}")
+        logits = self.new_logits(len(outputs)) if out is None else out[: len(outputs)]
+        token_array, position_array = np.array(tokens, np.int32), np.array(positions, np.int32)
+        address_array, capacity_array = np.array(addresses, np.uint64), np.array(capacities, np.int64)
+        done = 0
+        for start in range(0, len(tokens), MAX_ROWS):
+            end = min(start + MAX_ROWS, len(tokens))
+            rows = np.array([o - start for o in outputs[done:] if o < end], np.int32)
+            with self._lock:
+                trial = self._trial if len(tokens) == 1 and positions[0] < TRIED_BELOW else None
+                chosen = self.threads, self.most_threads
+                if trial and (tried := trial.next()):
+                    self._set_threads(tried, _cores())
+                started = time.perf_counter()
+                failed = self.library.roclm_forward(
+                    self._handle, end - start, token_array[start:].ctypes.data, position_array[start:].ctypes.data,
+                    address_array[start:].ctypes.data, capacity_array[start:].ctypes.data, len(rows),
+                    rows.ctypes.data, logits[done:].data_ptr(),
+                )  # fmt: skip
+                if trial and tried:
+                    self._set_threads(*(trial.add(tried, time.perf_counter() - started) or chosen))
+            if failed:
+                raise RocLabError("not enough memory for the attention scores")
+            done += len(rows)
+        for sequence, ids, _ in work:
+            sequence.ids += ids
+        return logits[:, : self.config.vocab_size]
+
+    def __call__(self, input_ids: Tensor, logits_to_keep: int = 0) -> Tensor:
+        """Logits (B, n, V) of whole texts (B, T), as of the readable model; n = T where `logits_to_keep` is 0."""
+        kept = logits_to_keep or input_ids.shape[1]
+        work = [(self.new_sequence(len(ids)), ids, kept) for ids in input_ids.tolist()]
+        return self.forward(work).view(len(work), kept, -1)
+
+    def open_batch(self, prompts: Items[Items[int]], new_tokens: int) -> FastBatch:
+        """For `roclab.lm.engine.scheduler`."""
+        return FastBatch(self, prompts, new_tokens)
+
+    def take_sequence(self, prompt: Items[int], capacity: int) -> Sequence:
+        """A sequence with room for `capacity` tokens that holds as much of the prompt as an earlier text has left; at
+        least the prompt's last token remains to be read, for its logits."""
+        with self._lock:
+            shared = [min(common_length(s.ids, prompt), len(prompt) - 1) for s in self._idle]
+            if not shared or max(shared) < REUSE_FROM:
+                # Room for more than is asked: the next turn of a chat goes on in it. Untouched memory costs nothing.
+                ample = min(max(2 * capacity, 1024), self.config.max_position_embeddings)
+                return self.new_sequence(max(capacity, ample))
+            best = max(range(len(shared)), key=shared.__getitem__)
+            sequence = self._idle.pop(best)
+        sequence.cut(shared[best])
+        return sequence if sequence.capacity >= capacity else sequence.grown(self, 2 * capacity)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """The text is finished; another may begin like it."""
+        with self._lock:
+            self._idle = [*self._idle, sequence][-KEPT:]
+
+    def forget(self) -> None:
+        """Drop what earlier texts left in their caches."""
+        with self._lock:
+            self._idle.clear()
+
+    def machine(self, megabytes: int = 256, repeats: int = 5) -> dict[str, float]:
+        """The most that this machine reads and computes, best of `repeats` with one thread and with all cores:
+        bytes a second from memory (`bandwidth`), float32 operations a second (`flops`)."""
+        memory = torch.ones(megabytes << 18)  # zeros would be one page that the system shows everywhere
+        best = {"bandwidth": 0.0, "flops": 0.0}
+        with self._lock:
+            try:
+                for threads in {1, _cores()}:
+                    self.library.roclm_threads(self._handle, threads, threads)
+                    for _ in range(repeats):
+                        started = time.perf_counter()
+                        self.library.roclm_read(self._handle, memory.data_ptr(), memory.numel())
+                        read = time.perf_counter()
+                        operations = self.library.roclm_multiply(self._handle, 1_000_000)
+                        done = time.perf_counter()
+                        best["bandwidth"] = max(best["bandwidth"], 4 * memory.numel() / (read - started))
+                        best["flops"] = max(best["flops"], operations / (done - read))
+            finally:
+                self._set_threads(self.threads, self.most_threads)
+        return best
+
+
+def _groups(
+    checkpoint: Checkpoint, stored: dict[str, str], matrices: Items[tuple[int, int, str]]
+) -> list[list[tuple[int, int, str]]]:
+    """The matrices in groups of some million weights."""
+    groups: list[list[tuple[int, int, str]]] = [[]]
+    size = 0
+    for matrix in matrices:
+        groups[-1].append(matrix)
+        size += math.prod(checkpoint.shape(stored[f"{matrix[2]}.weight"]))
+        if size >= LAID_OUT_TOGETHER:
+            groups, size = [*groups, []], 0
+    return groups
+
+
+class Trial:
+    """How many threads write fastest, found while writing: a few steps of one token are made with each number, as the
+    result is the same with all. Cores that are two halves of one, or busy with something else, show here and nowhere
+    else; and because that changes, it is tried again from time to time."""
+
+    ROUNDS = 4  # the first one is left out: threads begin, pages are touched
+    AGAIN = 1000  # steps
+
+    def __init__(self, cores: int):
+        self._numbers = sorted({n for n in (1, 2, 4, 8, 16, 32) if n < cores} | {min(cores, 32)})
+        self._rest = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.took: dict[int, list[float]] = {n: [] for n in self._numbers}
+
+    def next(self) -> int | None:
+        """The number to try with this step; None: not now."""
+        if self._rest:
+            self._rest -= 1
+            return None
+        return next(n for n, times in self.took.items() if len(times) < self.ROUNDS)
+
+    def add(self, threads: int, seconds: float) -> tuple[int, int] | None:
+        """A step took so long. Once all were tried: the smallest number within a fiftieth of the fastest, for writing;
+        and the largest with which a step took less than twice as long, for what is more arithmetic: there handing over
+        counts less."""
+        self.took[threads].append(seconds)
+        if min(map(len, self.took.values())) < self.ROUNDS:
+            return None
+        best = {n: min(times[1:]) for n, times in self.took.items()}
+        self._rest = self.AGAIN
+        self._begin()
+        few = min(n for n in best if best[n] <= 1.02 * min(best.values()))
+        return few, max(n for n in best if best[n] < 2 * best[few])
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_all(library: ctypes.CDLL, handle: int, memory: list[int]) -> None:
+    library.roclm_free(handle)
+    for address in memory:
+        library.roclm_release(address)

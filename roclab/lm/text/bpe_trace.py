@@ -1,0 +1,261 @@
+"""Byte-pair encoding step by step: why a text becomes these tokens and no others.
+
+    trace = Tracer(tokenizer).trace("id:31842")
+    for piece in trace.pieces:            # what the pre-tokenizer cut; no token ever reaches over its edges
+        for merge in piece.merges:        # in the order in which they happen: lowest rank first, then leftmost
+            print(merge.left, "+", merge.right, "rank", merge.rank)
+    for boundary in trace.boundaries:     # why each cut is where it is
+        print(boundary.left, "|", boundary.right, boundary.cause)
+
+Ids are those of the `tokenizers` library, exactly. Its rules, for byte-level vocabularies: the text is normalized and
+cut into pieces; a piece begins as its bytes; as long as two neighbours have a merge rule, the rule learned first
+(lowest rank) is applied, at its leftmost place (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with
+Subword Units"; on bytes: Radford et al. 2019).
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from roclab.core.exceptions import RocLabError
+from roclab.lm.text.tokenizer import _BYTE_OF, _NOT_TEXT, Tokenizer
+
+PRE_TOKENIZER, NO_RULE, ADDED = "pre-tokenizer", "no merge rule", "added token"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One step: the symbols that begin at `at` (an index into the piece's first symbols) and the next became one."""
+
+    rank: int
+    at: int
+    left: str
+    right: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What the pre-tokenizer cut out: `text` is [start, end) of the normalized text. `symbols` are its bytes as the
+    vocabulary writes them, without those it lacks (`lost`)."""
+
+    text: str
+    start: int
+    end: int
+    symbols: tuple[str, ...]
+    lost: tuple[str, ...]
+    merges: tuple[Merge, ...]
+    tokens: tuple[str, ...]
+    whole: bool = False  # taken from the vocabulary as it stands (ignore_merges, or an added token)
+
+    def states(self) -> Iterator[list[str]]:
+        """The symbols before the first merge, after it, and so on to the tokens. Quadratic: for short pieces."""
+        standing = dict(enumerate(self.symbols))
+        yield list(standing.values())
+        for merge in self.merges:
+            following = next(i for i in sorted(standing) if i > merge.at)
+            standing[merge.at] += standing.pop(following)
+            yield [standing[i] for i in sorted(standing)]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A cut between two tokens, and its cause: PRE_TOKENIZER with the number of the `stage` that cut, NO_RULE, or
+    ADDED. `joined` is the id of the token that both would make together, where the vocabulary has one."""
+
+    left: str
+    right: str
+    cause: str
+    stage: int | None = None
+    joined: int | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A text's way to its tokens. `normalized` is the text the pre-tokenizer saw."""
+
+    text: str
+    normalized: str
+    pieces: tuple[Piece, ...]
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    boundaries: tuple[Boundary, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pre-tokenizer. `digits` is how it cuts a run of eight digits: the sizes of the parts."""
+
+    kind: str
+    pattern: str | None
+    digits: tuple[int, ...]
+
+
+def apply_merges(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> tuple[list[Merge], list[str]]:
+    """The merges in their order, and the symbols they leave. O(n log n).
+
+    A queue entry whose neighbours have changed still counts if they now make the same token: so does the library."""
+    standing: list[str | None] = list(symbols)
+    end = len(standing)
+    following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
+    queue: list[tuple[int, int, str]] = []
+
+    def look(at: int) -> None:
+        """Queue the pair that begins at `at`, if it has a rule."""
+        if at >= 0 and (after := following[at]) < end:
+            pair = (standing[at] or "", standing[after] or "")
+            if pair in ranks:
+                heapq.heappush(queue, (ranks[pair], at, "".join(pair)))
+
+    for at in range(end):
+        look(at)
+    merges = []
+    while queue:
+        _, at, makes = heapq.heappop(queue)
+        left, after = standing[at], following[at]
+        if left is None or after >= end:
+            continue
+        right = standing[after] or ""
+        if left + right != makes or (left, right) not in ranks:
+            continue
+        merges.append(Merge(ranks[left, right], at, left, right))
+        standing[at], standing[after] = makes, None
+        following[at] = following[after]
+        if following[at] < end:
+            preceding[following[at]] = at
+        look(preceding[at])
+        look(at)
+    return merges, [symbol for symbol in standing if symbol is not None]
+
+
+class Tracer:
+    """Traces texts through one tokenizer. Raises RocLabError for a vocabulary that is not byte-level BPE."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        definition = tokenizer.definition
+        model = definition["model"]
+        pre_tokenizer = definition.get("pre_tokenizer") or {}
+        parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+        odd = [
+            k for k in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout") if model.get(k)
+        ]
+        if odd or not parts or parts[-1].get("type") != "ByteLevel":
+            raise RocLabError(
+                f"{tokenizer.origin}: only byte-level vocabularies can be traced (GPT-2's, Llama 3's, Qwen's)"
+            )
+        self.vocab: dict[str, int] = model["vocab"]
+        merges = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
+        self.ranks = {(left, right): rank for rank, (left, right) in enumerate(merges)}
+        self._whole_words = bool(model.get("ignore_merges"))
+        plain = [token for token in definition["added_tokens"] if not token["content"].strip()]  # runs of spaces
+        if any(token.get(flag) for token in plain for flag in ("single_word", "lstrip", "rstrip")):
+            raise RocLabError(f"{tokenizer.origin}: added tokens with lstrip, rstrip or single_word cannot be traced")
+        self._added = {token["content"]: token["id"] for token in plain}
+        names = sorted(self._added, key=len, reverse=True)
+        self._split_added = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
+        self._normalizer = self._library(parts).normalizer
+        self._cutters = [self._library(parts[: n + 1]).pre_tokenizer for n in range(len(parts))]
+        self._parts = parts
+
+    def _library(self, parts: Sequence[Mapping[str, Any]]) -> LibraryTokenizer:
+        """The library with these pre-tokenizer steps and an empty vocabulary."""
+        return LibraryTokenizer.from_str(
+            json.dumps(
+                {
+                    "version": "1.0", "added_tokens": [], "normalizer": self.tokenizer.definition.get("normalizer"),
+                    "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(parts)}, "post_processor": None,
+                    "decoder": None, "model": {"type": "BPE", "vocab": {}, "merges": []},
+                }
+            )
+        )  # fmt: skip
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The pre-tokenizer's steps, in order."""
+        digits = "12345678"
+        return [
+            Stage(
+                part["type"],
+                part.get("pattern", {}).get("Regex") or part.get("pattern", {}).get("String"),
+                tuple(end - start for _, (start, end) in self._library([part]).pre_tokenizer.pre_tokenize_str(digits)),
+            )
+            for part in self._parts
+        ]
+
+    def trace(self, text: str) -> Trace:
+        """The way of a text through normalizer, pre-tokenizer and merges."""
+        text = _NOT_TEXT.sub("\ufffd", text)
+        normalized = ""
+        pieces: list[Piece] = []
+        first_cut_by: dict[int, int] = {}  # a cut's place → the first step that makes it
+        for part in self._split_added.split(text):
+            if part in self._added:
+                at = len(normalized)
+                normalized += part
+                pieces.append(Piece(part, at, len(normalized), (part,), (), (), (part,), True))
+                continue
+            if not part:
+                continue
+            at, part = len(normalized), self._normalize(part)
+            normalized += part
+            for number, cutter in enumerate(self._cutters):
+                for _, (start, _) in cutter.pre_tokenize_str(part):
+                    first_cut_by.setdefault(at + start, number)
+            for symbols, (start, end) in self._cutters[-1].pre_tokenize_str(part):
+                pieces.append(self._merge(part[start:end], at + start, at + end, symbols))
+        tokens, boundaries = self._tokens(pieces, first_cut_by)
+        ids = [self._added[token] if token in self._added else self.vocab[token] for token in tokens]
+        return Trace(text, normalized, tuple(pieces), tuple(tokens), tuple(ids), tuple(boundaries))
+
+    def without_pre_tokenizer(self, text: str) -> list[str]:
+        """What the merges alone would make of a text: its bytes in one piece."""
+        data = self._normalize(_NOT_TEXT.sub("\ufffd", text)).encode()
+        return apply_merges([c for b in data if (c := _CHAR_OF[b]) in self.vocab], self.ranks)[1]
+
+    def single(self, text: str) -> bool:
+        """Whether a text becomes exactly one token."""
+        return len(self.tokenizer.encode(text, bos=False)) == 1
+
+    def spelling(self, text: str) -> str:
+        """A text as the vocabulary writes it: its bytes' stand-ins (a space is Ġ)."""
+        return "".join(_CHAR_OF[b] for b in text.encode("utf-8", errors="replace"))
+
+    def _normalize(self, text: str) -> str:
+        return self._normalizer.normalize_str(text) if self._normalizer else text
+
+    def _merge(self, text: str, start: int, end: int, spelled: str) -> Piece:
+        known = tuple(symbol for symbol in spelled if symbol in self.vocab)
+        lost = tuple(symbol for symbol in spelled if symbol not in self.vocab)
+        if self._whole_words and spelled in self.vocab:
+            return Piece(text, start, end, known, lost, (), (spelled,), True)
+        merges, tokens = apply_merges(known, self.ranks)
+        return Piece(text, start, end, known, lost, tuple(merges), tuple(tokens))
+
+    def _tokens(self, pieces: Sequence[Piece], first_cut_by: Mapping[int, int]) -> tuple[list[str], list[Boundary]]:
+        tokens: list[str] = []
+        boundaries = []
+        before: Piece | None = None
+        for piece in pieces:
+            for place, token in enumerate(piece.tokens):
+                if tokens:
+                    joined = self.vocab.get(tokens[-1] + token)
+                    if place:
+                        boundaries.append(Boundary(tokens[-1], token, NO_RULE, None, joined))
+                    elif piece.start not in first_cut_by or (before and before.text in self._added):
+                        boundaries.append(Boundary(tokens[-1], token, ADDED, None, joined))
+                    else:
+                        boundaries.append(Boundary(tokens[-1], token, PRE_TOKENIZER, first_cut_by[piece.start], joined))
+                tokens.append(token)
+            before = piece
+        return tokens, boundaries
+
+
+_CHAR_OF = {byte: char for char, byte in _BYTE_OF.items()}

@@ -1,0 +1,214 @@
+"""One photo at a time: opening it as an ordinary RGB picture, and saying what is in the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from roclab.core.exceptions import DataError
+from roclab.core.files import cache_folder, file_sha256
+from roclab.core.progress import track
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+# What counts as a photo in a folder. HEIC and RAW are here so that they are named as unreadable, not passed over.
+EXTENSIONS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
+    *(".jp2", ".avif", ".heic", ".heif", ".dng", ".cr2", ".nef", ".arw"),
+}
+
+
+def open_photo(path: str | os.PathLike, at_least: int | None = None) -> Image:
+    """Open a photo as RGB, 8 bits a channel, the way up its EXIF data say.
+
+    GIF and other animations give their first frame; transparency is laid over white; CMYK, palette and grey are
+    converted; 16-bit grey is scaled from 0…65535 to 0…255. `at_least` (px) lets a JPEG be decoded at a half, a
+    quarter or an eighth of its size, which is much faster for camera photos, as long as its shorter side stays at
+    least twice as long as that.
+
+    Raises `DataError` that names the file if it is missing, truncated, no photo, or of a depth we cannot show.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as photo:
+            if at_least and photo.format == "JPEG" and min(photo.size) > 4 * at_least:
+                # draft() picks the smallest scale that is no smaller than asked in either direction
+                scale = 2 * at_least / min(photo.size)
+                photo.draft(None, (int(photo.width * scale) + 1, int(photo.height * scale) + 1))
+            photo.load()
+            return _to_rgb(ImageOps.exif_transpose(photo))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:  # Pillow's readers raise nearly everything on a broken file
+        raise DataError(f"{path}: {_reason(error, path)}") from None
+
+
+def _reason(error: Exception, path: str | os.PathLike) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, PermissionError):
+        return "this file may not be read (permissions)"
+    if isinstance(error, IsADirectoryError):
+        return "this is a folder, not a photo"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a photo that can be read" if os.path.getsize(path) else "the file is empty"
+    if isinstance(error, Image.DecompressionBombError):
+        return "more pixels than is safe to decode; make it smaller"
+    return f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
+
+
+def _to_rgb(photo: Image) -> Image:
+    from PIL import Image
+
+    if photo.mode == "RGB" and "transparency" not in photo.info:
+        return photo
+    if photo.mode.startswith("I") or photo.mode == "F":
+        return _deep_grey(photo).convert("RGB")
+    if photo.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in photo.info:
+        photo = photo.convert("RGBA")
+        white = Image.new("RGBA", photo.size, "white")
+        return Image.alpha_composite(white, photo).convert("RGB")
+    return photo.convert("RGB")
+
+
+def _deep_grey(photo: Image) -> Image:
+    """16-bit grey to 8 bits. Pillow's own conversion clips at 255, which turns such a photo white."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(photo)
+    if photo.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        raise DataError(f"grey values of {photo.mode} depth (32 bits) have no known white: save it with 8 or 16 bits")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))  # 257 = 65535 / 255
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one file holds. `error` says why it cannot be read; what could not be found out is then empty."""
+
+    path: Path
+    sha256: str = ""
+    num_bytes: int = 0
+    format: str = ""  # Pillow's word: JPEG, PNG, …
+    mode: str = ""  # Pillow's word: RGB, L, CMYK, I;16, …
+    width: int = 0  # as shown, after the EXIF rotation
+    height: int = 0
+    rotated: bool = False  # EXIF asks for a rotation or mirroring
+    frames: int = 1
+    error: str = ""
+    phash: int = 0  # 64 bits
+    thumbnail: bytes = field(default=b"", repr=False)  # THUMBNAIL x THUMBNAIL grey values
+
+    @property
+    def wrong_extension(self) -> bool:
+        """The name says one format and the bytes are another."""
+        from PIL import Image
+
+        named = Image.registered_extensions().get(self.path.suffix.lower())
+        twins = {"MPO": "JPEG"}  # many phones write .jpg files of the kind MPO: a JPEG with a second picture inside
+        return bool(self.format and named) and twins.get(self.format, self.format) != twins.get(named or "", named)
+
+
+def inspect_photo(path: str | os.PathLike, known: Callable[[str], Inspection | None] | None = None) -> Inspection:
+    """Read a file and say what it is; never raises for a bad photo, `Inspection.error` tells.
+
+    The perceptual hash is pHash (Zauner 2010: signs of the lowest 8 x 8 DCT coefficients). `known` may give an
+    earlier inspection of the same bytes by their SHA-256, which saves decoding them.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    try:
+        facts: dict[str, Any] = {"sha256": file_sha256(path), "num_bytes": path.stat().st_size}
+    except OSError as error:
+        return Inspection(path, error=_reason(error, path))
+    if known and (earlier := known(facts["sha256"])):
+        return replace(earlier, path=path)
+    try:
+        with Image.open(path) as photo:
+            orientation = photo.getexif().get(0x0112, 1)
+            facts |= {"format": photo.format or "", "mode": photo.mode, "frames": getattr(photo, "n_frames", 1)}
+        facts["rotated"] = orientation in range(2, 9)
+        photo = open_photo(path)
+    except DataError as error:
+        return Inspection(path, **facts, error=str(error).removeprefix(f"{path}: "))
+    except Exception as error:
+        return Inspection(path, **facts, error=_reason(error, path))
+    import imagehash
+    import numpy as np
+
+    grey = photo.convert("L")
+    facts |= {"width": photo.width, "height": photo.height}
+    facts["phash"] = int(np.packbits(imagehash.phash(grey).hash.ravel()).view(">u8")[0])
+    facts["thumbnail"] = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
+    return Inspection(path, **facts)
+
+
+THUMBNAIL = 32  # px
+
+
+def inspect_photos(paths: Sequence[Path], description: str = "checking photos") -> list[Inspection]:
+    """`inspect_photo` over many files, in threads (Pillow decodes without holding Python's lock).
+
+    What was found is remembered under the hash of the bytes, so the next run only hashes the files.
+    """
+    memory = Memory()
+    found = in_threads(lambda path: inspect_photo(path, memory.known), paths, description)
+    memory.keep(found)
+    return found
+
+
+class Memory:
+    """Inspections of earlier runs in the cache folder (SQLite). Without it everything works, only slower."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, str] = {}
+        self._file = cache_folder("photos") / f"inspections-1-pillow-{metadata.version('pillow')}.sqlite"
+        if self._file.exists():
+            with suppress(sqlite3.Error), closing(sqlite3.connect(self._file, timeout=10)) as store:
+                self._rows = dict(store.execute("SELECT sha256, facts FROM photos"))
+
+    def known(self, sha256: str) -> Inspection | None:
+        """The inspection of the file with these bytes, under another path perhaps."""
+        try:
+            facts = json.loads(self._rows[sha256])
+            return Inspection(Path(), **facts | {"thumbnail": bytes.fromhex(facts["thumbnail"])})
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def keep(self, inspections: Sequence[Inspection]) -> None:
+        """Remember the readable ones. An unreadable file is looked at again: the fault may have been in the reading."""
+        new = {i.sha256: i for i in inspections if not i.error and i.sha256 not in self._rows}
+        if not new:
+            return
+        rows = []
+        for sha256, inspection in new.items():
+            facts = {f.name: getattr(inspection, f.name) for f in fields(inspection) if f.name not in ("path", "error")}
+            rows.append((sha256, json.dumps(facts | {"thumbnail": inspection.thumbnail.hex()})))
+        with suppress(sqlite3.Error, OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._file, timeout=10)) as store, store:
+                store.execute("CREATE TABLE IF NOT EXISTS photos (sha256 TEXT PRIMARY KEY, facts TEXT)")
+                store.executemany("INSERT OR IGNORE INTO photos VALUES (?, ?)", rows)
+
+
+def in_threads(work: Callable[[T], S], items: Iterable[T], description: str) -> list[S]:
+    """`[work(item) for item in items]`, a few threads at a time, with a progress bar."""
+    items = list(items)
+    with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
+        return list(track(pool.map(work, items), description, total=len(items)))

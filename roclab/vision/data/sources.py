@@ -1,0 +1,193 @@
+"""Where photos come from: Oxford-IIIT Pet, the elpv package, a folder, a table. Each reader only lists files.
+
+A `Listing` says which files there are, what their label is, and which split they belong to where the source says so
+(None: not said, to be cut by `data.load_data`).
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from roclab.core.exceptions import DataError
+from roclab.vision.data.images import EXTENSIONS
+from roclab.vision.data.pets import PETS_FOLDER, get_pets
+
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+
+
+@dataclass(frozen=True)
+class Entry:
+    path: Path
+    label: str
+    split: str | None = None  # "train", "val", "test", or None: not said
+    stratum: str = ""  # what a cut keeps the proportions of; the label where empty
+
+
+@dataclass
+class Listing:
+    name: str
+    root: Path  # the folder that paths in a manifest are relative to
+    entries: list[Entry]
+    classes: list[str]  # every class the source names, those without a photo too
+    species: dict[str, str] | None = None  # class -> "cat" or "dog", for pets
+    test_fraction: float = 0.2  # of what is not yet in a split, where the source has no test split
+    flips: str = "horizontal"  # or "dihedral": the things in these photos have no up
+    ignored: list[Path] = field(default_factory=list)  # files that are no photos by their name
+
+
+def list_photos(spec: str, data_root: str | os.PathLike | None = None, mirror: str | None = None) -> Listing:
+    """List the photos of `spec`: "pets", "elpv", a folder or a CSV file.
+
+    Raises `DataError` naming what is wrong with the source as a whole; single photos are not opened here.
+    """
+    if spec == "pets":
+        return list_pets(get_pets(Path(data_root or "data"), mirror))
+    if spec == "elpv":
+        return list_elpv(Path(data_root) if data_root else None)
+    path = Path(spec)
+    if data_root and not path.exists() and (Path(data_root) / spec).exists():
+        path = Path(data_root) / spec
+    if path.is_dir():
+        for folder in (path, path / PETS_FOLDER):
+            if (folder / "annotations" / "trainval.txt").is_file():
+                return list_pets(folder)
+        return list_folder(path)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return list_csv(path, Path(data_root) if data_root else None)
+    kind = "is not a folder or a .csv file" if path.exists() else "does not exist"
+    raise DataError(f"--data {spec}: {path} {kind}; give pets, elpv, a folder of photos or a table path,label[,split]")
+
+
+def list_pets(folder: Path) -> Listing:
+    """Oxford-IIIT Pet (Parkhi et al. 2012) or a part of it: `annotations/{trainval,test}.txt` and `images/`.
+
+    A line of an annotation file is: name of the photo, class id from 1, species (1 cat, 2 dog), breed id.
+    Classes are named as torchvision names them.
+    """
+    entries, ids, species = [], {}, {}
+    for part, split in (("trainval", None), ("test", "test")):
+        file = folder / "annotations" / f"{part}.txt"
+        if not file.is_file():
+            raise DataError(f"{file} is missing: {folder} does not hold a whole copy of Oxford-IIIT Pet")
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            try:
+                name, class_id, species_id, _ = line.split()
+                breed = " ".join(word.title() for word in name.rsplit("_", 1)[0].split("_"))
+                ids[breed], species[breed] = int(class_id), {"1": "cat", "2": "dog"}[species_id]
+            except (ValueError, KeyError):
+                raise DataError(f"{file}, line {number}: not a line of name, class id, species, breed id") from None
+            # torchvision's trainval is for training: val is cut from it, test is left alone
+            entries.append(Entry(folder / "images" / f"{name}.jpg", breed, split or "trainval"))
+    classes = sorted(ids, key=lambda breed: ids[breed])
+    return Listing("pets", folder, entries, classes, species)
+
+
+def list_elpv(folder: Path | None = None) -> Listing:
+    """elpv: 2,624 electroluminescence photos of solar cells, 300 x 300 px (Deitsch et al. 2019, Solar Energy 185).
+
+    `labels.csv` gives each cell's probability of a defect (0, 1/3, 2/3, 1) and whether it is mono- or
+    polycrystalline. A probability above 0.5 is "defective". The published protocol keeps a quarter for the test;
+    which quarter is not published, so ours is stratified by probability and cell type.
+    """
+    folder = folder or elpv_folder()
+    table = folder / "labels.csv"
+    if not table.is_file():
+        raise DataError(f"{table} is missing: {folder} does not hold the elpv data")
+    classes = ["functional", "defective"]
+    entries = []
+    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            name, probability, kind = line.split()
+            label = classes[float(probability) > 0.5]
+        except ValueError:
+            raise DataError(f"{table}, line {number}: not a line of path, probability, type") from None
+        entries.append(Entry(folder / name, label, stratum=f"{float(probability):.2f} {kind}"))
+    return Listing("elpv", folder, entries, classes, test_fraction=0.25, flips="dihedral")
+
+
+def elpv_folder() -> Path:
+    """The data folder of the package `elpv-dataset`, which is installed if it is not there."""
+    from roclab.core.packages import package_folder
+
+    return package_folder("elpv-dataset") / "data"
+
+
+def list_folder(root: Path) -> Listing:
+    """A folder per class, or folders train, val, test (val and test may be missing) with a folder per class in each.
+
+    Photos are found at any depth below their class; hidden files and files that are no photos by name are passed
+    over and reported by the audit.
+    """
+    folders = _folders(root)
+    splits = {folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_NAMES}
+    if "train" not in splits.values():  # a class may be called "test"; only with a train beside it is it a split
+        splits = {root: None}  # type: ignore[dict-item]
+    elif len(splits) < len(folders):
+        odd = next(folder for folder in folders if folder not in splits)
+        raise DataError(f"{root} has a train folder and beside it {odd.name}: keep only train, val and test there")
+    entries, ignored, classes = [], [], set()
+    for part, split in splits.items():
+        ignored += [file for file in part.iterdir() if file.is_file() and not file.name.startswith(".")]
+        for folder in _folders(part):
+            classes.add(folder.name)
+            for file in sorted(_files(folder)):
+                if file.suffix.lower() in EXTENSIONS:
+                    entries.append(Entry(file, folder.name, split))
+                else:
+                    ignored.append(file)
+    if not classes:
+        raise DataError(f"{root} has no folders: put the photos of each class into a folder of the class's name")
+    return Listing(root.resolve().name, root, entries, _sorted_classes(classes), ignored=ignored)
+
+
+def list_csv(table: Path, base: Path | None = None) -> Listing:
+    """A table with the columns path, label and, if the split is given, split (train, val or test).
+
+    Paths are relative to `base`, or to the table's folder if that is not given.
+    """
+    base = base or table.parent
+    entries: list[Entry] = []
+    seen: dict[Path, int] = {}
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, skipinitialspace=True)
+        names = {name.strip().lower(): name for name in rows.fieldnames or [] if name}
+        if not {"path", "label"} <= names.keys():
+            raise DataError(f"{table}: the first line must name the columns path,label[,split]")
+        for row in rows:
+            cells = {name: (row[column] or "").strip() for name, column in names.items()}
+            where = f"{table}, line {rows.line_num}"
+            if not cells["path"] or not cells["label"]:
+                raise DataError(f"{where}: path or label is empty")
+            split = None
+            if "split" in names and (split := SPLIT_NAMES.get(cells["split"].lower())) is None:
+                raise DataError(f"{where}: split is {cells['split']!r}, must be train, val or test")
+            path = base / cells["path"]
+            if path in seen:
+                raise DataError(f"{where}: {cells['path']} stands in line {seen[path]} already")
+            seen[path] = rows.line_num
+            entries.append(Entry(path, cells["label"], split))
+    if not entries:
+        raise DataError(f"{table} lists no photos")
+    return Listing(table.stem, base, entries, _sorted_classes({entry.label for entry in entries}))
+
+
+def _sorted_classes(names: set[str]) -> list[str]:
+    """By name; by number if all are numbers, so that 10 comes after 9."""
+    return sorted(names, key=lambda name: (int(name) if all(n.isdecimal() for n in names) else 0, name))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]

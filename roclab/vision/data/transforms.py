@@ -1,0 +1,106 @@
+"""From a photo to the numbers a network reads, by the recipe its weights were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from roclab.core.exceptions import RocLabError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights want their photos: shorter side to `resize` px, centre crop of `crop` px, then (x - mean) / std.
+
+    `mean` and `std` are for red, green and blue in [0, 1]; `interpolation` is "bilinear" or "bicubic".
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def resize_for(self, image_size: int) -> int:
+        """Length of the shorter side, in px, that keeps the recipe's ratio of resize to crop at another size."""
+        return max(image_size, round(image_size * self.resize / self.crop))
+
+
+def eval_transform(recipe: Recipe, image_size: int | None = None) -> Callable[[Any], Any]:
+    """The transform for validation, test and prediction: PIL photo (or uint8 CHW tensor) -> float32 (3, S, S).
+
+    Shorter side resized (the aspect is kept), centre crop, normalisation. At the recipe's own size this is what
+    torchvision's `weights.transforms()` computes, bit for bit.
+    """
+    from torchvision.transforms import v2
+
+    size = image_size or recipe.crop
+    return v2.Compose(
+        [
+            v2.Resize(recipe.resize_for(size), interpolation=_mode(recipe), antialias=True),
+            v2.CenterCrop(size),
+            *_to_normalised(recipe),
+        ]
+    )
+
+
+def train_transform(
+    recipe: Recipe,
+    image_size: int | None = None,
+    randaugment: bool = False,
+    min_area: float = 0.35,
+    flips: str = "horizontal",
+) -> Callable[[Any], Any]:
+    """The transform for training: PIL photo (or uint8 CHW tensor) -> float32 (3, S, S), drawn anew at each call.
+
+    Random resized crop of at least `min_area` of the photo, flips, RandAugment if asked, normalisation. `flips` is
+    "horizontal", or "dihedral" for things without an up: all eight flips and quarter turns, equally likely.
+
+    Every draw comes from torch's global generator: seed it, and the same photo gives the same bits. `min_area` is
+    0.35, not ImageNet's 0.08: with few photos, a crop of 8 % often does not show what the label names.
+    """
+    from torchvision.transforms import v2
+
+    size = image_size or recipe.crop
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(min_area, 1.0), interpolation=_mode(recipe), antialias=True),
+            *_flips(flips),
+            *([v2.RandAugment(interpolation=_mode(recipe))] if randaugment else []),
+            *_to_normalised(recipe),
+        ]
+    )
+
+
+def _flips(kind: str) -> list[Callable[[Any], Any]]:
+    from torchvision.transforms import v2
+
+    if kind == "horizontal":
+        return [v2.RandomHorizontalFlip()]
+    if kind == "dihedral":  # two flips and a quarter turn reach each of the eight with probability 1/8
+        quarter_turn = v2.RandomApply([v2.RandomRotation((90, 90))], p=0.5)
+        return [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), quarter_turn]
+    raise RocLabError(f"flips is {kind!r}, must be horizontal or dihedral")
+
+
+def _to_normalised(recipe: Recipe) -> list[Callable[[Any], Any]]:
+    from torchvision.transforms import Normalize, v2
+
+    # x / 255 and then (x - mean) / std, as torchvision's presets: v2's ToDtype multiplies by 1/255, one rounding away
+    return [v2.ToImage(), v2.ToPureTensor(), _to_float, Normalize(list(recipe.mean), list(recipe.std))]
+
+
+def _to_float(image: Any) -> Any:
+    from torchvision.transforms.functional import convert_image_dtype
+
+    return convert_image_dtype(image)
+
+
+def _mode(recipe: Recipe) -> Any:
+    from torchvision.transforms import InterpolationMode
+
+    return InterpolationMode(recipe.interpolation)

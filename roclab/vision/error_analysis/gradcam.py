@@ -1,0 +1,253 @@
+"""Grad-CAM (Selvaraju et al. 2017): which part of a photo speaks for a class, and whether it really decides.
+
+    map = ReLU(Σ_k α_k A_k),   α_k = mean over places of ∂ logit / ∂ A_k
+
+A (channels k, places) is the last activation with places, just before pooling. Convolutional networks hold it as
+(B, C, H, W), Swin as (B, H, W, C), plain vision transformers as (B, tokens, C): `activation` finds it and its layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from roclab.core.exceptions import DataError, RocLabError
+from roclab.core.files import file_sha256
+from roclab.core.progress import track
+from roclab.vision.error_analysis.gather import Judged
+from roclab.vision.error_analysis.statistics import holm
+from roclab.vision.evaluate.metrics import paired_bootstrap
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from roclab.vision.models.classifier import Classifier
+
+ARMS = 4  # of which heat maps are drawn
+EACH = 2  # photos of each kind: all wrong, only A wrong, only B wrong
+RANDOM = 16  # photos drawn at random, so that the check is not made on errors alone
+HOT = 0.25  # share of the places that the check covers
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Where a network holds its last map of places: the submodule whose output it is, and the order of its axes."""
+
+    module: str
+    layout: str  # "BCHW", "BHWC" or "BTC"
+    prefix: int = 0  # "BTC": tokens before the places (class token, registers)
+
+    def places(self, values: Tensor) -> Tensor:
+        """As (B, C, H, W), whatever the layout."""
+        if self.layout == "BHWC":
+            return values.permute(0, 3, 1, 2)
+        if self.layout == "BTC":
+            values = values[:, self.prefix :]
+            side = round(values.shape[1] ** 0.5)
+            return values.transpose(1, 2).unflatten(2, (side, side))
+        return values
+
+
+def activation(model: Classifier, image_size: int) -> Activation:
+    """Find the last activation with more than one place, by sending a blank photo through the network.
+
+    The photo is square, so the two axes that are equal are height and width: (B, C, S, S) or (B, S, S, C).
+    Raises `RocLabError` if the network has none.
+    """
+    import torch
+
+    module: Any = model.module
+    if hasattr(module, "blocks") and hasattr(module, "num_prefix_tokens") and hasattr(module, "cls_token"):
+        # a plain vision transformer reads its answer off the class token after the last block: what the places said
+        # before that block's attention is the last that matters to it
+        last = len(module.blocks) - 1
+        return Activation(f"blocks.{last}.norm1", "BTC", int(module.num_prefix_tokens))
+    found: list[Activation] = []
+    hooks = []
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, out: Any) -> None:
+            if isinstance(out, torch.Tensor) and out.ndim == 4:
+                _, a, b, c = out.shape
+                if b == c > 1:
+                    found.append(Activation(name, "BCHW"))
+                elif a == b > 1:
+                    found.append(Activation(name, "BHWC"))
+
+        return hook
+
+    for name, part in module.named_modules():
+        if name:
+            hooks.append(part.register_forward_hook(watch(name)))
+    try:
+        device = next(module.parameters()).device
+        with torch.no_grad():
+            module(torch.zeros(1, 3, image_size, image_size, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise RocLabError(f"{model.name} has no activation with places: Grad-CAM does not apply")
+    return found[-1]
+
+
+def grad_cam(
+    model: Classifier, images: Tensor, classes: Sequence[int], where: Activation, rectify: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Grad-CAM maps (B, H, W) at the activation's own resolution, not scaled, and the logits (B, num_classes).
+
+    `images` (B, 3, S, S) normalised; `classes` (B) the class whose logit is explained in each. `rectify` False leaves
+    the ReLU out: where the head is linear on the mean over places, such a map sums to the logit without its bias.
+    """
+    import torch
+
+    caught: list[Tensor] = []
+    layer = model.module.get_submodule(where.module)
+
+    def hook(_module: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
+        caught.append(out.detach().requires_grad_())  # the network goes on from here: nothing before it needs gradients
+        return caught[-1]
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        with torch.enable_grad():
+            logits = model.module(images)
+            chosen = logits[torch.arange(len(images)), torch.as_tensor(classes)].sum()
+            (gradient,) = torch.autograd.grad(chosen, caught[-1])
+    finally:
+        handle.remove()
+    values, slope = where.places(caught[-1].detach()), where.places(gradient)
+    weights = slope.mean((2, 3), keepdim=True)  # α (B, C, 1, 1)
+    maps = (weights * values).sum(1)
+    return maps.clamp(min=0) if rectify else maps, logits.detach()
+
+
+def covered(images: Tensor, cells: np.ndarray) -> Tensor:
+    """The image (1, 3, S, S) with the places `cells` (H, W) bool set to the weights' mean colour."""
+    import torch
+
+    mask = torch.from_numpy(cells).to(images.device)[None, None].float()
+    mask = torch.nn.functional.interpolate(mask, images.shape[-2:], mode="nearest")
+    return images * (1 - mask)  # 0 is the mean colour after normalisation
+
+
+def hottest(heat: np.ndarray) -> np.ndarray:
+    """The hottest quarter of the places (H, W) bool; ties by position."""
+    cells = np.zeros(heat.size, dtype=bool)
+    cells[np.argsort(-heat.ravel(), kind="stable")[: max(1, round(HOT * heat.size))]] = True
+    return cells.reshape(heat.shape)
+
+
+def what_decided(judged: Judged, shared: dict[str, Any], pairs: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Heat maps for telling photos, and for each arm whether the hottest places decide.
+
+    The check: the hottest quarter of the places is covered, and the probability of the class called falls by so much
+    (`drop_hot`); then a part of the same shape elsewhere (moved by half the map, twice), which gives `drop_elsewhere`.
+    Their difference has a paired bootstrap interval and Wilcoxon's p over the photos drawn at random, so it holds for
+    ordinary photos too. An arm is represented by its first run.
+    """
+    arms = sorted(judged.arms, key=lambda name: float(judged.wrong[judged.arms[name]].mean()))[:ARMS]
+    wanted: list[tuple[int, str, list[str]]] = [(i, "wrong by all", arms) for i in shared["by_all"][:EACH]]
+    for pair in pairs:
+        if pair["a"] in arms[:2] and pair["b"] in arms[:2]:
+            both = [pair["a"], pair["b"]]
+            wanted += [(i, f"only {pair['a']} wrong", both) for i in pair["only_a_wrong"][:EACH]]
+            wanted += [(i, f"only {pair['b']} wrong", both) for i in pair["only_b_wrong"][:EACH]]
+    n = len(judged.labels)
+    drawn = np.random.default_rng(seed).choice(n, min(RANDOM, n), replace=False)
+    found: dict[str, Any] = {"arms": {}, "shown": []}
+    for arm in track(arms, "what decided"):
+        row = judged.arms[arm][0]
+        try:
+            looker = _Looker(judged, row)
+        except (RocLabError, RuntimeError) as error:
+            judged.notes.append(f"{judged.runs[row].path.name}: no heat maps ({error})")
+            continue
+        checks = [check for i in drawn if (check := looker.look(int(i)))]
+        for i, kind, which in wanted:
+            if arm in which and (check := looker.look(i)):
+                found["shown"].append({"photo": i, "arm": arm, "kind": kind, **check})
+        if len(checks) > 1:
+            hot, elsewhere = (np.array([check[k] for check in checks]) for k in ("drop_hot", "drop_elsewhere"))
+            found["arms"][arm] = {
+                "run": judged.runs[row].path.name,
+                "layer": looker.where.module,
+                "layout": looker.where.layout,
+                "photos": len(checks),
+                "drop_hot": float(hot.mean()),
+                "drop_elsewhere": float(elsewhere.mean()),
+                **paired_bootstrap(hot, elsewhere, seed),
+                "p": covering_tells(hot, elsewhere),
+                "resize": looker.model.recipe.resize_for(looker.size),
+                "crop": looker.size,
+            }
+    for row, p in zip(found["arms"].values(), holm([row["p"] for row in found["arms"].values()]), strict=True):
+        row["p_holm"] = p
+    return found
+
+
+def covering_tells(hot: np.ndarray, elsewhere: np.ndarray) -> float:
+    """One-sided p-value that covering the hottest places costs more than covering others, both (N,) over the same
+    photos: Wilcoxon's signed-rank test (1945)."""
+    from scipy.stats import wilcoxon
+
+    if not (hot != elsewhere).any():
+        return 1.0
+    return float(wilcoxon(hot, elsewhere, alternative="greater").pvalue)
+
+
+class _Looker:
+    """One run's network, with what is needed to ask it about photos one at a time."""
+
+    def __init__(self, judged: Judged, row: int) -> None:
+        from roclab.vision.data.transforms import eval_transform
+        from roclab.vision.evaluate.evaluate import to_device
+        from roclab.vision.models.checkpoint import load_model
+
+        self.judged, self.row = judged, row
+        run = judged.runs[row]
+        self.model, _, self.size = load_model(run)
+        to_device(self.model, run.config.get("device", "auto"))
+        self.model.module.eval().requires_grad_(False)
+        before = run.checkpoints / "head-before-refit.safetensors"
+        if judged.split == "val" and before.exists():  # the final head has seen the val photos; this one judged them
+            from roclab.vision.models.checkpoint import load_tensors
+
+            self.model.head.load_state_dict(load_tensors(before)[0])
+        self.where = activation(self.model, self.size)
+        self.transform = eval_transform(self.model.recipe, self.size)
+
+    def look(self, i: int) -> dict[str, Any] | None:
+        """The heat map of the class called, scaled to at most 1, and the check; None if the photo is not there."""
+        import torch
+
+        from roclab.vision.data.dataset import open_photo
+
+        path = self.judged.root / self.judged.paths[i]
+        try:
+            if file_sha256(path) != self.judged.sha256[i]:
+                return None
+            photo = open_photo(path, at_least=self.model.recipe.resize_for(self.size))
+        except (OSError, DataError):
+            return None
+        device = next(self.model.module.parameters()).device
+        image = self.transform(photo)[None].to(device)
+        called = int(self.judged.predicted[self.row, i])
+        maps, logits = grad_cam(self.model, image, [called], self.where)
+        heat = maps[0].float().cpu().numpy()
+        cells = hottest(heat)
+        half = (heat.shape[0] // 2, heat.shape[1] // 2)
+        others = [np.roll(cells, half, (0, 1)), np.roll(cells, half[1], 1)]
+        with torch.inference_mode():
+            again = self.model.module(torch.cat([covered(image, part) for part in (cells, *others)]))
+        p = torch.softmax(torch.cat([logits, again]).float(), 1)[:, called].cpu().numpy()
+        return {
+            "called": self.judged.classes[called],
+            "probability": float(p[0]),
+            "heat": np.round(heat / max(float(heat.max()), 1e-12), 3).tolist(),
+            "drop_hot": float(p[0] - p[1]),
+            "drop_elsewhere": float(p[0] - p[2:].mean()),
+        }

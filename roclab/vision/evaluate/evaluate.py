@@ -1,0 +1,231 @@
+"""Predictions of a trained run on its validation or test photos, and what they are worth.
+
+The test split is opened here and nowhere else; the run then says so in `test_opened.json`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from roclab.core.devices import usable_device
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import atomic_write, read_json, write_json
+from roclab.core.progress import track
+from roclab.core.runs import Run
+from roclab.core.training.memory import freed_memory_kept
+from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
+from roclab.vision.models.checkpoint import load_model
+from roclab.vision.train.config import FullConfig
+from roclab.vision.train.features import cached_features, dataset_features, labels_of, read_ahead, softmax
+
+if TYPE_CHECKING:
+    import torch
+
+    from roclab.vision.data.dataset import Dataset, Photo
+    from roclab.vision.models.classifier import Classifier
+
+COLUMNS = ["split", "path", "true", "predicted"]  # of predictions.csv, before one probability for each class
+
+
+def evaluate(
+    run: Run, split: str = "val", training: dict[str, Any] | None = None, data_root: str | None = None
+) -> dict[str, Any]:
+    """Evaluate a run on `split` ("val" or "test"): writes predictions.csv and results-SPLIT.json, returns the latter.
+
+    `training` is what training.json will hold, given by `train` before it has written it; `data_root` says where the
+    photos are now if they have moved.
+
+    Raises `RocLabError`, before anything is written, if the run is damaged, its training did not finish or the photos
+    are not where they were.
+    """
+    if split not in ("val", "test"):
+        raise RocLabError(f"--split {split}: choose val or test (the training photos tell nothing about new ones)")
+    config = _config(run)
+    training = training if training is not None else read_training(run)
+    _rows(run)  # the other split's rows are kept: a damaged table is said before the test photos are opened
+    dataset = run_dataset(run, data_root)
+    if split == "test":
+        photos = dataset.test(opened_by="evaluate")
+        _record_opening(run, len(photos))
+    else:
+        photos = dataset.split("val")
+    if not photos:
+        raise RocLabError(f"{run.path}: its data has no {split} photos")
+    probs = run_probs(run, dataset, photos, split)
+    write_predictions(run, split, photos, probs, dataset.classes)
+    labels = labels_of(photos)
+    found = {
+        "split": split,
+        **classification_metrics(labels, probs, dataset.classes),
+        "epochs_to_convergence": epochs_to_convergence(run.metrics()),
+        **{
+            name: training.get(name) for name in ("mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
+        },
+        "model": config.model,
+        "strategy": config.strategy,
+        "seed": config.seed,
+    }
+    write_json(run.path / f"results-{split}.json", found)
+    return found
+
+
+def _config(run: Run) -> FullConfig:
+    return FullConfig.fromdict(run.config, run.path / "config.json")
+
+
+def read_training(run: Run) -> dict[str, Any]:
+    """What `train` writes last; without it the run is unfinished, which raises `RocLabError`."""
+    path = run.path / "training.json"
+    if not path.exists():
+        raise RocLabError(f"{run.path}: its training was not finished; go on with --resume {run.path}")
+    return read_json(path)
+
+
+def run_dataset(run: Run, data_root: str | None = None) -> Dataset:
+    """The run's photos in the run's own split, each still the file it was."""
+    from roclab.vision.data.dataset import Dataset
+
+    manifest = read_json(run.path / "split.json")
+    return Dataset.from_manifest(manifest, data_root)
+
+
+def run_probs(run: Run, dataset: Dataset, photos: Sequence[Photo], split: str) -> np.ndarray:
+    """Class probabilities (N, C) of the run's model.
+
+    A frozen backbone's features are looked up (or computed and kept), so five seeds read the test photos once. If the
+    head was trained again on train + val, the validation photos are judged by the head that had not seen them.
+    """
+    config = _config(run)
+    model, _, image_size = load_model(run)
+    if config.strategy == "features":
+        to_device(model, config.device)
+        if split == "val":
+            features = dataset_features(model, dataset, image_size)[0]["val"]
+        else:
+            features, _ = cached_features(model, photos, image_size, say=run.log)
+        weight, bias = (value.detach().cpu().numpy() for value in (model.head.weight, model.head.bias))
+        if split == "val" and (run.checkpoints / "head-before-refit.safetensors").exists():
+            from roclab.vision.models.checkpoint import load_tensors
+
+            head, _ = load_tensors(run.checkpoints / "head-before-refit.safetensors")
+            weight, bias = head["weight"].numpy(), head["bias"].numpy()
+        return softmax(features @ weight.T + bias)
+    return predict_probs(to_device(model, config.device), [photo.path for photo in photos], image_size)
+
+
+def to_device(model: Classifier, device: str = "auto") -> Classifier:
+    """Move the model to the GPU if there is one (or to the device asked for), in channels_last layout."""
+    import torch
+
+    model.module.to(pick_device(device))
+    model.module.to(memory_format=torch.channels_last)
+    return model
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The device named, or with "auto" a GPU where there is one. Raises `RocLabError` for one that cannot be used."""
+    import torch
+
+    if device != "auto":
+        return usable_device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@freed_memory_kept()
+def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, batch: int = 16) -> np.ndarray:
+    """Class probabilities (N, C) float64 of photos under the evaluation transform, in the order given."""
+    import torch
+
+    from roclab.vision.data.dataset import open_photo
+    from roclab.vision.data.transforms import eval_transform
+
+    transform, least = eval_transform(model.recipe, image_size), model.recipe.resize_for(image_size)
+    device = next(model.module.parameters()).device
+    model.module.eval()
+    chunks = [paths[i : i + batch] for i in range(0, len(paths), batch)]
+    logits = []
+    read = read_ahead(
+        chunks, lambda chunk: torch.stack([transform(open_photo(path, at_least=least)) for path in chunk])
+    )
+    for images in track(read, "photos", len(chunks)):
+        with torch.inference_mode():
+            out = model.module(images.to(device).contiguous(memory_format=torch.channels_last))
+        logits.append(out.float().cpu().numpy())
+    return softmax(np.concatenate(logits))
+
+
+def write_predictions(run: Run, split: str, photos: Sequence[Photo], probs: np.ndarray, classes: Sequence[str]) -> None:
+    """Put the split's rows into predictions.csv (split, path, true, predicted, one probability per class)."""
+    path = run.path / "predictions.csv"
+    kept = [row for row in _rows(run) if row[0] != split]
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow([*COLUMNS, *(f"p({name})" for name in classes)])
+    table.writerows(kept)
+    for photo, row in zip(photos, probs, strict=True):
+        values = (f"{p:.6g}" for p in row)
+        table.writerow([split, str(photo.path), classes[photo.label], classes[int(row.argmax())], *values])
+    atomic_write(path, out.getvalue())
+
+
+def read_predictions(run: Run, split: str, classes: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Paths, labels (N,) and probabilities (N, C) of a split from predictions.csv."""
+    path = run.path / "predictions.csv"
+    again = f"run `roclab vision evaluate {run.path} --split {split}` first"
+    if not path.exists():
+        raise RocLabError(f"{path} is missing: {again}")
+    rows = [row for row in _rows(run) if row[0] == split]
+    if not rows:
+        raise RocLabError(f"{path} has no {split} rows: {again}")
+    index = {name: i for i, name in enumerate(classes)}
+    try:
+        labels = np.array([index[row[2]] for row in rows])
+        probs = np.array([[float(value) for value in row[4:]] for row in rows])
+    except (KeyError, ValueError):
+        raise _damaged(run, f"its {split} rows do not fit the run's classes") from None
+    return [row[1] for row in rows], labels, probs
+
+
+def judged_splits(run: Run) -> set[str]:
+    """The splits that predictions.csv has rows of."""
+    return {row[0] for row in _rows(run)}
+
+
+def _rows(run: Run) -> list[list[str]]:
+    """The rows of predictions.csv, none where there is no such file; raises `RocLabError` for a damaged one."""
+    path = run.path / "predictions.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RocLabError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, csv.Error):  # not UTF-8, empty, or not a table
+        raise _damaged(run, "it is not a table of predictions") from None
+    if head[: len(COLUMNS)] != COLUMNS:
+        raise _damaged(run, "its first line is not that of a table of predictions")
+    if wrong := next((i for i, row in enumerate(rows, start=2) if len(row) != len(head)), None):
+        raise _damaged(run, f"row {wrong} has not the columns of the first")
+    return rows
+
+
+def _damaged(run: Run, why: str) -> RocLabError:
+    return RocLabError(
+        f"{run.path / 'predictions.csv'} is damaged ({why}): delete it and run `roclab vision evaluate {run.path}` for "
+        "each split again"
+    )
+
+
+def _record_opening(run: Run, n: int) -> None:
+    path = run.path / "test_opened.json"
+    openings = read_json(path) if path.exists() else []
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json(path, [*openings, {"time": now, "by": "evaluate", "photos": n}])

@@ -1,0 +1,192 @@
+"""The pictures of a run and of a comparison, each drawn from run folders alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from roclab.core.files import atomic_write, read_json
+from roclab.core.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LONG = 30  # epochs; steps of L-BFGS are more, those of fine-tuning seldom
+FEW = 12  # classes whose names stand aslant; those of more stand upright
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of its own, free of pyplot's global state (and of any display)."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    atomic_write(path, out.getvalue())
+    return path
+
+
+def run_figure(run: Run, split: str = "val") -> Path:
+    """Loss curves, confusion matrix and per-class F1 of one run in one picture: RUN/figures/SPLIT.png."""
+    results = read_json(run.path / f"results-{split}.json")
+    side = _matrix_side(len(results["per_class"]))
+    if len(results["per_class"]) <= FEW:
+        figure = new_figure(13, side)
+        curves, matrix, bars = figure.subplots(1, 3)
+    else:  # the matrix needs the whole height
+        figure = new_figure(side + 6.5, side)
+        axes = figure.subplot_mosaic([["matrix", "curves"], ["matrix", "bars"]], width_ratios=[side, 6.5])
+        curves, matrix, bars = (axes[name] for name in ("curves", "matrix", "bars"))
+    _curves(curves, {f"{run.config['model']} {run.config['strategy']}": [run]})
+    _confusion(matrix, np.array(results["confusion"]), list(results["per_class"]))
+    matrix.set_title(f"{split}: top-1 {100 * results['top1']:.1f} % of {results['n']} photos")
+    _f1(bars, {"F1": {name: row["f1"] for name, row in results["per_class"].items()}})
+    return save_figure(figure, run.path / "figures" / f"{split}.png")
+
+
+def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Path) -> list[Path]:
+    """Loss curves of all runs, accuracy with intervals, confusion matrices, per-class F1 side by side."""
+    results = {name: [read_json(r.path / f"results-{split}.json") for r in runs] for name, runs in arms.items()}
+    classes = list(next(iter(results.values()))[0]["per_class"])
+    made = []
+
+    figure = new_figure(8, 5)
+    _curves(figure.subplots(), arms)
+    made.append(save_figure(figure, folder / "loss.png"))
+
+    figure = new_figure(7, 0.6 * len(arms) + 1.5)
+    axes = figure.subplots()
+    for row, (_, runs) in enumerate(results.items()):
+        top1 = np.array([100 * r["top1"] for r in runs])
+        low, high = (np.mean([100 * r["ci95"]["top1"][side] for r in runs]) for side in (0, 1))
+        axes.plot([low, high], [row, row], color="C0", lw=2)
+        axes.plot(top1, [row] * len(top1), "o", color="C0", alpha=0.4, ms=5)
+        axes.plot(top1.mean(), row, "D", color="C3", ms=7)
+    axes.set_yticks(range(len(results)), list(results))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"top-1 on {split} (%): diamond mean, dots seeds, line 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    made.append(save_figure(figure, folder / "accuracy.png"))
+
+    columns = min(2, len(arms))
+    side = _matrix_side(len(classes))
+    rows_needed = -(-len(arms) // columns)
+    figure = new_figure(side * columns, side * rows_needed)
+    grid = np.atleast_1d(figure.subplots(rows_needed, columns)).ravel()
+    for axes, (name, runs) in zip(grid, results.items(), strict=False):
+        _confusion(axes, np.sum([r["confusion"] for r in runs], axis=0), classes)
+        axes.set_title(f"{name}\n{len(runs)} seed{'s' * (len(runs) > 1)} added", fontsize=10)
+    for axes in grid[len(arms) :]:
+        axes.set_visible(False)
+    made.append(save_figure(figure, folder / "confusion.png"))
+
+    figure = new_figure(max(6, (0.12 + 0.09 * len(arms)) * len(classes)), 4 + 0.2 * len(arms))
+    scores = {
+        name: {c: float(np.mean([r["per_class"][c]["f1"] for r in runs])) for c in classes}
+        for name, runs in results.items()
+    }
+    _f1(figure.subplots(), scores)
+    made.append(save_figure(figure, folder / "f1.png"))
+    return made
+
+
+def loss_lines(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[list, list], tuple[list, list]]:
+    """The lines of the validation and of the training loss over the epochs, each as (epochs, losses).
+
+    Epoch 0 is the trained head that fine-tuning begins with. What it is worth on validation photos belongs to that
+    line; its training loss, of a finished head on photos that nothing was done to, tells nothing of how the net learnt.
+    """
+    learnt = [row for row in rows if row["epoch"] >= 1]
+    return (
+        ([row["epoch"] for row in rows], [row["val_loss"] for row in rows]),
+        ([row["epoch"] for row in learnt], [row["train_loss"] for row in learnt]),
+    )
+
+
+def dot_of(line: tuple[list, list]) -> str:
+    """The marker of a line's epochs: without one, a line of a single epoch would not be seen."""
+    return "o" if len(line[0]) <= LONG else ""
+
+
+def epoch_axis(axes: Any, longest: int) -> None:
+    """Whole epochs only. Steps of L-BFGS and epochs of fine-tuning share one plot on a logarithmic axis that has a
+    place for epoch 0."""
+    from matplotlib.ticker import MaxNLocator
+
+    if longest > LONG:
+        axes.set_xscale("symlog", linthresh=1)
+        ticks = [0, *(step * 10**power for power in range(6) for step in (1, 2, 5) if step * 10**power <= longest)]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(left=-0.05)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _curves(axes: Any, arms: Mapping[str, Sequence[Run]]) -> None:
+    """Training loss dashed, validation loss solid, one colour an arm, all seeds."""
+    longest = 1
+    for number, (name, runs) in enumerate(arms.items()):
+        for run in runs:
+            val, training = loss_lines(run.metrics())
+            longest = max([longest, *val[0]])
+            dots = dot_of(training)
+            axes.plot(*val, "-", marker=dots, ms=3, color=f"C{number}", label=name if run is runs[0] else None)
+            axes.plot(*training, "--", marker=dots, ms=3, color=f"C{number}", alpha=0.7)
+    epoch_axis(axes, longest)
+    axes.set_xlabel("epoch (frozen backbone: step of L-BFGS)")
+    axes.set_ylabel("cross-entropy (train dashed)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _matrix_side(classes: int) -> float:
+    """Inches that a confusion matrix and its names take: so much a class that names of 7 points stand apart."""
+    return max(4.5, 2.2 + 0.2 * classes)
+
+
+def _confusion(axes: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Share of each true class (row) that was called each class (column), and the counts."""
+    few = len(classes) <= FEW
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.ndindex(*counts.shape):
+        if few or counts[i, j]:
+            axes.text(
+                j, i, str(counts[i, j]), ha="center", va="center", fontsize=9 if few else 6,
+                color="white" if share[i, j] > 0.5 else "black",
+            )  # fmt: skip
+    _class_ticks(axes, classes)
+    axes.set_yticks(range(len(classes)), classes, fontsize=9 if few else 7)
+    axes.set_xlabel("called")
+    axes.set_ylabel("true")
+
+
+def _class_ticks(axes: Any, classes: Sequence[str]) -> None:
+    if len(classes) <= FEW:
+        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    else:
+        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+
+
+def _f1(axes: Any, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """F1 of each class, the arms side by side."""
+    classes = list(next(iter(scores.values())))
+    width = 0.8 / len(scores)
+    for number, (name, row) in enumerate(scores.items()):
+        at = np.arange(len(classes)) + (number - (len(scores) - 1) / 2) * width
+        axes.bar(at, [row[c] for c in classes], width, label=name)
+    _class_ticks(axes, classes)
+    axes.margins(x=0.01)
+    axes.set_ylabel("F1")
+    axes.set_ylim(0, 1)
+    if len(scores) > 1:  # above the axes: bars fill them
+        axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)

@@ -1,0 +1,70 @@
+"""What a trained run sees in photos it has never met."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from roclab.core.exceptions import DataError
+from roclab.core.runs import Run
+from roclab.vision.cluster import check_engine, predict_over_cluster
+from roclab.vision.data.images import inspect_photos
+from roclab.vision.evaluate.evaluate import predict_probs, read_training, to_device
+from roclab.vision.models.checkpoint import load_model
+
+
+def predict(
+    run: Run, paths: Sequence[Path], top: int = 5, engine: str = "local", skip_bad: bool = False
+) -> list[dict[str, Any]]:
+    """The `top` classes of each photo with their probabilities; folders are searched for photos.
+
+    Returns one {"path", "predictions": [{"class", "probability"}, …]} a photo, in order. A photo that cannot be read
+    raises `DataError` that names it; with `skip_bad` it is named on stderr and left out. `engine` "ray" spreads the
+    photos over a Ray cluster. Raises `RocLabError` if the run is not finished.
+    """
+    check_engine(engine)
+    read_training(run)
+    photos = find_photos(paths)
+    if skip_bad:
+        checks = inspect_photos(photos)
+        for check in checks:
+            if check.error:
+                print(f"left out {check.path}: {check.error}", file=sys.stderr)
+        photos = [check.path for check in checks if not check.error]
+        if not photos:
+            raise DataError("none of the photos can be read")
+    if engine == "ray":
+        probs, classes = predict_over_cluster(run, photos)
+    else:
+        model, classes, image_size = load_model(run)
+        probs = predict_probs(to_device(model, run.config.get("device", "auto")), photos, image_size)
+    found = []
+    for path, row in zip(photos, probs, strict=True):
+        best = row.argsort(kind="stable")[::-1][:top]
+        found.append(
+            {
+                "path": str(path),
+                "predictions": [{"class": classes[int(i)], "probability": float(row[i])} for i in best],
+            }
+        )
+    return found
+
+
+def find_photos(paths: Sequence[Path]) -> list[Path]:
+    """The photos named, and those in the folders named (at any depth, in order of their names)."""
+    from roclab.vision.data.images import EXTENSIONS
+
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            if not inside:
+                raise DataError(f"{path}: there are no photos in this folder")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: there is no such photo or folder")
+    return found

