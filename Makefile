@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo demo-vision demo-lm test test-slow lint bench clean
 help:
-	@echo "make demo       both parts on real data and weights: photos classified, a question answered"
+	@echo "make demo       both parts on real data and weights: images classified, a question answered"
 	@echo "make demo-lm, demo-vision   one of them"
 	@echo "make test       the tests, under ten minutes on two cores"
 	@echo "make test-slow  the long checks"

@@ -29,7 +29,7 @@ PETS3, PETS37 = ({"data": "pets", "data_root": str(SHARED / name)} for name in (
 ELPV = {"data": "elpv"}
 FINETUNE = {"strategy": "finetune"}
 
-# Solar cells are so unlike ImageNet's photos that nothing of the head on frozen features is worth keeping: everything
+# Solar cells are so unlike ImageNet's images that nothing of the head on frozen features is worth keeping: everything
 # learns at one rate, BatchNorm from the cells themselves. A defect may be small and at the edge, so the crops are large
 # and the whole cell is judged (docs/log-vision.md).
 CELLS = {"image_size": 256, "epochs": 14, "full_frame": True, "lp_ft": False, "batch_norm": "train", "batch_size": 32}

@@ -1,9 +1,9 @@
-"""Our training against the usual way and against timm's, on the same photos, split, batch and epochs.
+"""Our training against the usual way and against timm's, on the same images, split, batch and epochs.
 
     python bench/vision.py                     # both regimes, all contenders in turn; ends in one JSON line
     python bench/vision.py --regime frozen
 
-Each contender is a process of its own (so that its peak memory is its own), told the same thing: photos, epochs, batch,
+Each contender is a process of its own (so that its peak memory is its own), told the same thing: images, epochs, batch,
 image size. The usual way is what tutorials do: NCHW, the backbone recomputed in every epoch, one learning rate (SGD,
 momentum 0.9, cosine; 1e-2 for a frozen backbone, 1e-3 for all parameters, the handout's rates). timm's is its loader,
 transforms, optimiser and scheduler as a user of the package would put them together. Time is training time: reading,
@@ -67,7 +67,7 @@ def ours(args, regime: str) -> dict:
         for row in run.metrics():  # epoch 0 is the trained head
             seconds += row.get("train_seconds", row.get("head_seconds", 0.0))
             curve.append([seconds, row["val_top1"]])
-        # photos a second where every layer learns at the peers' resolution
+        # images a second where every layer learns at the peers' resolution
         plain = replace(config, epochs=1, lp_ft=False, progressive=False, gradual=0.0)
         full = read_json(train(plain, folder + "/plain").path / "training.json")
         peak = max(found["peak_memory_mb"] for found in (timing, full))  # the peers train once in their process
@@ -86,7 +86,7 @@ def usual(args, regime: str) -> dict:
     from torch.utils.data import DataLoader
     from torchvision.transforms import v2
 
-    model, recipe, photos = start(args)
+    model, recipe, images = start(args)
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(args.image_size, scale=(0.35, 1.0), antialias=True),
@@ -96,7 +96,7 @@ def usual(args, regime: str) -> dict:
             v2.Normalize(recipe.mean, recipe.std),
         ]
     )
-    loader = DataLoader(Files(photos.split("train"), transform), args.batch_size, shuffle=True, drop_last=True)
+    loader = DataLoader(Files(images.split("train"), transform), args.batch_size, shuffle=True, drop_last=True)
     frozen = regime == "frozen"
     epochs = args.frozen_epochs if frozen else args.epochs
     if frozen:
@@ -105,7 +105,7 @@ def usual(args, regime: str) -> dict:
     learning = [p for p in model.module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=1e-2 if frozen else 1e-3, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    return loop(args, model, photos, loader, optimizer, lambda epoch: scheduler.step(), epochs, frozen)
+    return loop(args, model, images, loader, optimizer, lambda epoch: scheduler.step(), epochs, frozen)
 
 
 def timms(args, regime: str) -> dict:
@@ -115,13 +115,13 @@ def timms(args, regime: str) -> dict:
     from timm.optim import create_optimizer_v2
     from timm.scheduler import CosineLRScheduler
 
-    model, recipe, photos = start(args)
+    model, recipe, images = start(args)
     transform = create_transform(
         args.image_size, is_training=True, mean=recipe.mean, std=recipe.std, scale=(0.35, 1.0), color_jitter=0.0
     )
     size = (3, args.image_size, args.image_size)
     loader = create_loader(
-        Files(photos.split("train"), None),
+        Files(images.split("train"), None),
         size,
         args.batch_size,
         is_training=True,
@@ -142,22 +142,22 @@ def timms(args, regime: str) -> dict:
     learning = model.head if frozen else model.module
     optimizer = create_optimizer_v2(learning, opt="adamw", lr=1e-2 if frozen else 1e-3, weight_decay=0.05)
     scheduler = CosineLRScheduler(optimizer, t_initial=epochs, warmup_t=0 if frozen else 1, warmup_lr_init=1e-5)
-    return loop(args, model, photos, loader, optimizer, scheduler.step, epochs, frozen)
+    return loop(args, model, images, loader, optimizer, scheduler.step, epochs, frozen)
 
 
 class Files:
-    """A map-style dataset of photos, as one would write it."""
+    """A map-style dataset of images, as one would write it."""
 
-    def __init__(self, photos, transform):
-        self.photos, self.transform = photos, transform
+    def __init__(self, images, transform):
+        self.images, self.transform = images, transform
 
     def __getitem__(self, i):
         from PIL import Image
 
-        return self.transform(Image.open(self.photos[i].path).convert("RGB")), self.photos[i].label
+        return self.transform(Image.open(self.images[i].path).convert("RGB")), self.images[i].label
 
     def __len__(self):
-        return len(self.photos)
+        return len(self.images)
 
 
 def start(args):
@@ -166,20 +166,20 @@ def start(args):
     from roclab.vision.models.classifier import build_model
 
     torch.manual_seed(args.seed)
-    photos = dataset(args)
-    model = build_model(args.model, "default", len(photos.classes))
-    return model, model.recipe, photos
+    images = dataset(args)
+    model = build_model(args.model, "default", len(images.classes))
+    return model, model.recipe, images
 
 
-def loop(args, model, photos, loader, optimizer, step_scheduler, epochs: int, frozen: bool) -> dict:
+def loop(args, model, images, loader, optimizer, step_scheduler, epochs: int, frozen: bool) -> dict:
     import numpy as np
     import torch
     from torch.nn.functional import cross_entropy
 
     from roclab.vision.evaluate.evaluate import predict_probs
 
-    val = photos.split("val")
-    labels = np.array([photo.label for photo in val])
+    val = images.split("val")
+    labels = np.array([image.label for image in val])
     seconds, seen, curve = 0.0, 0, []
     for epoch in range(epochs):
         model.module.train(not frozen)
@@ -193,7 +193,7 @@ def loop(args, model, photos, loader, optimizer, step_scheduler, epochs: int, fr
         step_scheduler(epoch + 1)
         seconds += time.perf_counter() - begin
         if not frozen or epoch + 1 == epochs:
-            probs = predict_probs(model, [photo.path for photo in val], args.image_size)
+            probs = predict_probs(model, [image.path for image in val], args.image_size)
             curve.append([seconds, float((probs.argmax(1) == labels).mean())])
             print(f"epoch {epoch + 1}: {curve[-1]}", file=sys.stderr, flush=True)
             torch.set_grad_enabled(True)
@@ -238,7 +238,7 @@ def main() -> None:
             found[name] = json.loads(done.stdout.strip().splitlines()[-1])
             row = found[name]
             print(
-                f"{regime:9} {name:6} {row['seconds']:7.1f} s  {row['images_per_second']:6.1f} photos/s  "
+                f"{regime:9} {name:6} {row['seconds']:7.1f} s  {row['images_per_second']:6.1f} images/s  "
                 f"val top-1 {row['top1']:.4f}  peak {row['peak_memory_mb']:.0f} MB",
                 flush=True,
             )

@@ -26,7 +26,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real photos, texts and a tokenizer that lie beside the repository, on machines that have them."""
+    """Real images, texts and a tokenizer that lie beside the repository, on machines that have them."""
     if not SHARED_DATA.is_dir():
         pytest.skip("no shared data on this machine (ROCLAB_SHARED_DATA)")
     return SHARED_DATA

@@ -10,17 +10,17 @@ import typer
 
 
 def errors(
-    runs: list[Path] = typer.Argument(..., help="Folders of finished runs, judged on the same photos."),
+    runs: list[Path] = typer.Argument(..., help="Folders of finished runs, judged on the same images."),
     out: Path = typer.Option(..., help="Folder of the page; an older page in it is replaced."),
     split: str | None = typer.Option(
         None, help="val or test; test if every run has been evaluated on it, else val, if not given."
     ),
-    data_root: str | None = typer.Option(None, help="Where the runs' photos are now, if they have moved."),
+    data_root: str | None = typer.Option(None, help="Where the runs' images are now, if they have moved."),
     heat_maps: bool = typer.Option(True, "--heat-maps/--no-heat-maps", help="Grad-CAM: runs the networks."),
-    seed: int = typer.Option(0, help="Drives bootstrap, permutation tests and the photos drawn."),
+    seed: int = typer.Option(0, help="Drives bootstrap, permutation tests and the images drawn."),
     as_json: bool = typer.Option(False, "--json", help="Print all facts as JSON (they are in errors.json too)."),
 ) -> None:
-    """Explain errors: hardest classes, confusions, photos, calibration, labels in doubt, what decided; a page with all.
+    """Explain errors: hardest classes, confusions, images, calibration, labels in doubt, what decided; a page with all.
 
     Example: roclab vision errors runs/pets/resnet50-features runs/pets/swin_t-features --out errors
     """
@@ -34,8 +34,8 @@ def errors(
         print(f"note: {note}", file=sys.stderr)
     if missing := facts["covariates"]["missing"]:
         print(
-            f"note: {len(missing)} of {facts['n']} photos are not where the runs had them, or have changed, "
-            f"{missing[0]} first: left out of what is measured on photos; --data-root says where they are",
+            f"note: {len(missing)} of {facts['n']} images are not where the runs had them, or have changed, "
+            f"{missing[0]} first: left out of what is measured on images; --data-root says where they are",
             file=sys.stderr,
         )
     if as_json:

@@ -31,7 +31,7 @@ def options_from(
     def option(f: Any) -> inspect.Parameter:
         default = (defaults or {}).get(f.name, f.default if f.default is not MISSING else None)
         info = typer.Option(*f.metadata["flags"], help=f.metadata["help"])
-        kind = Annotated[hints[f.name], info]
+        kind: Any = Annotated[hints[f.name], info]
         return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
     def decorate(command: Command) -> Command:
@@ -48,7 +48,7 @@ def options_from(
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
         )
         run.__annotations__ = own_hints | {p.name: p.annotation for p in added}
-        del run.__wrapped__  # type: ignore[attr-defined]  (typer would look through to the command's own signature)
+        del run.__wrapped__  # typer would look through to the command's own signature
         return run  # type: ignore[return-value]
 
     return decorate

@@ -20,7 +20,7 @@ def report(
     runs: list[Path] = RUNS,
     more: list[Path] | None = MORE,
     out: Path = typer.Option(..., help="Folder of the report; an older report in it is replaced."),
-    split: str | None = typer.Option(None, help="test or val; test where the photos have one, if not given."),
+    split: str | None = typer.Option(None, help="test or val; test where the images have one, if not given."),
     errors: Path | None = typer.Option(None, help="Folder of `roclab vision errors`."),
     explain: bool = typer.Option(
         True, "--explain/--no-explain", help="Without --errors: analyse the errors here, without heat maps."

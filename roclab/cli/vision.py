@@ -29,7 +29,7 @@ def train(
     data: str = DATA,
     data_root: str | None = DATA_ROOT,
     mirror: str | None = typer.Option(None, help="Where else to download the pets from."),
-    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable photos out, everywhere, and say so."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, everywhere, and say so."),
     model: str = typer.Option("efficientnet_lite0", help="resnet50, swin_t, efficientnet_lite0, or any timm name."),
     weights: str = typer.Option("default", help="default, none, v1, v2, or a .safetensors or .pth file."),
     strategy: str = typer.Option("features", help="features: the backbone is frozen; finetune: everything learns."),
@@ -41,10 +41,10 @@ def train(
     resume: Path | None = typer.Option(None, help="Go on with the interrupted run in this folder."),
     val_fraction: float = typer.Option(0.2, help="Share of the training part that validates."),
     full_frame: bool = typer.Option(
-        False, "--full-frame", help="Judge the whole photo, not its centre as ImageNet does."
+        False, "--full-frame", help="Judge the whole image, not its centre as ImageNet does."
     ),
     views: int = typer.Option(
-        1, help="features: 2 adds each photo's mirror image, more add symmetries and random crops."
+        1, help="features: 2 adds each image's mirror image, more add symmetries and random crops."
     ),
     refit: bool | None = typer.Option(None, help="features: train the head again on train + val once C is chosen."),
     lp_ft: bool | None = typer.Option(None, "--lp-ft/--no-lp-ft", help="finetune: start from the trained head."),
@@ -52,7 +52,7 @@ def train(
     lr: float | None = typer.Option(None, help="finetune: learning rate of the head."),
     layer_decay: float | None = typer.Option(None, help="finetune: each earlier layer learns at this fraction."),
     weight_decay: float | None = typer.Option(None, help="finetune: not on norms and biases."),
-    batch_size: int | None = typer.Option(None, help="finetune: photos a batch, over all processes."),
+    batch_size: int | None = typer.Option(None, help="finetune: images a batch, over all processes."),
     accumulate: int = typer.Option(1, help="finetune: batches whose gradients make one step."),
     label_smoothing: float | None = typer.Option(None, help="finetune."),
     mixup: float | None = typer.Option(None, help="finetune: alpha; 0 is off."),
@@ -60,11 +60,11 @@ def train(
     ema: float | None = typer.Option(None, help="finetune: decay of the weight average; 0 is off."),
     patience: int | None = typer.Option(None, help="finetune: stop so many epochs after the best; 0 never stops."),
     batch_norm: str | None = typer.Option(None, help="finetune: train or frozen statistics."),
-    min_area: float | None = typer.Option(None, help="finetune: smallest random crop, as a share of the photo."),
+    min_area: float | None = typer.Option(None, help="finetune: smallest random crop, as a share of the image."),
     randaugment: bool = typer.Option(False, "--randaugment", help="finetune: RandAugment on top of crop and flip."),
     progressive: bool | None = typer.Option(None, help="finetune: early epochs at a lower resolution."),
     gradual: float | None = typer.Option(None, help="finetune: share of the epochs in which the early layers rest."),
-    workers: int | None = typer.Option(None, help="finetune: processes that read photos."),
+    workers: int | None = typer.Option(None, help="finetune: processes that read images."),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, mps."),
 ) -> None:
     """Train one model on one split.
@@ -92,7 +92,7 @@ def train(
 def evaluate(
     run: Path = typer.Argument(..., help="Folder of a finished run."),
     split: str = typer.Option("val", help="val or test. Opening test is recorded in the run."),
-    data_root: str | None = typer.Option(None, help="Where the run's photos are now, if they have moved."),
+    data_root: str | None = typer.Option(None, help="Where the run's images are now, if they have moved."),
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
     """Judge a run: accuracy with intervals, calibration, scores of each class, confusion matrix.
@@ -110,12 +110,12 @@ def evaluate(
         _print_json(found)
         return
     low, high = found["ci95"]["top1"]
-    print(f"{found['split']}: top-1 {found['top1']:.4f} [{low:.4f}, {high:.4f}] on {found['n']} photos")
+    print(f"{found['split']}: top-1 {found['top1']:.4f} [{low:.4f}, {high:.4f}] on {found['n']} images")
     low, high = found["ci95"]["mean_per_class"]
     print(f"mean per class {found['mean_per_class']:.4f} [{low:.4f}, {high:.4f}]")
     print(f"macro F1 {found['macro_f1']:.4f}, calibration error {found['ece']:.4f}")
     width = max(map(len, found["per_class"]))
-    print(f"{'':{width}}  precision  recall      F1  photos")
+    print(f"{'':{width}}  precision  recall      F1  images")
     for name, row in found["per_class"].items():
         print(f"{name:{width}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:6.3f}  {row['support']:6d}")
     print(f"picture: {picture}")
@@ -130,7 +130,7 @@ def compare(
     data: str = DATA,
     data_root: str | None = DATA_ROOT,
     mirror: str | None = typer.Option(None, help="Where else to download the pets from."),
-    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable photos out, everywhere, and say so."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, everywhere, and say so."),
     weights: str = typer.Option("default", help="As in train; or one for each model: resnet50=FILE,swin_t=none."),
     epochs: int | None = typer.Option(None, help="Epochs of every run."),
     budget: str | None = typer.Option(None, help="Time for each run, such as 20m."),
@@ -176,20 +176,20 @@ def compare(
 @app.command()
 def predict(
     run: Path = typer.Argument(..., help="Folder of a finished run."),
-    photos: list[Path] = typer.Argument(..., help="Photos, or folders of photos."),
+    images: list[Path] = typer.Argument(..., help="Images, or folders of images."),
     top: int = typer.Option(5, min=1, help="How many classes to name."),
-    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable photos out, and say so."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, and say so."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON list."),
-    engine: str = typer.Option("local", help="local, or ray: spread the photos over a Ray cluster."),
+    engine: str = typer.Option("local", help="local, or ray: spread the images over a Ray cluster."),
 ) -> None:
-    """Name what is in photos.
+    """Name what is in images.
 
     Example: roclab vision predict runs/elpv cell.png --top 2
     """
     from roclab.core.runs import Run
     from roclab.vision.evaluate.predict import predict as look
 
-    found = look(Run.open(run), photos, top, engine, skip_bad)
+    found = look(Run.open(run), images, top, engine, skip_bad)
     if as_json:
         _print_json(found)
         return
@@ -204,9 +204,9 @@ def audit(
     mirror: str | None = typer.Option(None, help="Where else to download the pets from."),
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
-    """Look at every photo before training: classes, sizes, formats, faults by name, duplicates.
+    """Look at every image before training: classes, sizes, formats, faults by name, duplicates.
 
-    Example: roclab vision audit my_photos
+    Example: roclab vision audit my_images
     """
     from roclab.vision.data.audit import audit as look
     from roclab.vision.data.audit import describe

@@ -13,4 +13,4 @@ class CheckpointError(RocLabError):
 
 
 class DataError(RocLabError):
-    """A photo, folder, table or text that cannot be used as asked."""
+    """A image, folder, table or text that cannot be used as asked."""

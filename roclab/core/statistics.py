@@ -10,8 +10,8 @@ Z = 1.959963984540054  # the normal distribution's 97.5 % point
 def wilson(successes: float, n: float) -> list[float]:
     """Wilson's 95 % score interval of a proportion (Wilson 1927), n > 0: right for small n and near 0 and 1.
 
-    `successes` may be a fraction: the sum of rates over n questions, or the mean of several runs on the same n photos.
-    The interval is then that of one run of this accuracy over n photos, and rather too wide than too narrow.
+    `successes` may be a fraction: the sum of rates over n questions, or the mean of several runs on the same n images.
+    The interval is then that of one run of this accuracy over n images, and rather too wide than too narrow.
     """
     p, spread = successes / n, Z**2 / n
     centre = (p + spread / 2) / (1 + spread)

@@ -17,7 +17,7 @@ from roclab.report.gather import RunFolder
 from roclab.report.privacy import Relative
 from roclab.report.settings import Settings
 
-# of a tool's JSON; the rest (photos, transcripts) stays in its own folder
+# of a tool's JSON; the rest (images, transcripts) stays in its own folder
 KEPT = ("sentences", "captions", "split", "n", "runs", "notes", "student_id", "model", "kinds", "seeds", "thinking")
 FIGURE_FORMATS = (".png", ".jpg", ".jpeg")
 
@@ -165,9 +165,9 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
         if not run["finished"]:
             found.append(f"{run['name']} was cut after {run['epochs_done']} epochs: it takes part in no comparison")
     if facts["split"] == "val":
-        found.append("the accuracies are of validation photos, on which choices were made: evaluate the runs on test")
-    if absent := facts["data"]["without_test_photos"]:
-        found.append(f"test has no photo of {len(absent)} classes: {', '.join(absent[:5])}{', …' * (len(absent) > 5)}")
+        found.append("the accuracies are of validation images, on which choices were made: evaluate the runs on test")
+    if absent := facts["data"]["without_test_images"]:
+        found.append(f"test has no image of {len(absent)} classes: {', '.join(absent[:5])}{', …' * (len(absent) > 5)}")
     lab_id = facts["lab"] and facts["lab"]["found"].get("student_id")
     if lab_id is not None and settings["student_id"] is not None and str(lab_id) != settings["student_id"]:
         found.append(f"the tokenizer lab is of the student ID {lab_id}, the report of {settings['student_id']}")

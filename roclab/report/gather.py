@@ -1,6 +1,6 @@
 """Run folders -> facts: everything the report says about training, as plain data.
 
-All runs of a report answer one question: the same photos, the same classes, the same test split. A run that does not is
+All runs of a report answer one question: the same images, the same classes, the same test split. A run that does not is
 refused by name; one whose training was cut is shown as unfinished and takes part in no comparison.
 """
 
@@ -19,6 +19,7 @@ from roclab.core.exceptions import RocLabError
 from roclab.core.files import file_sha256, read_json
 from roclab.core.runs import Run
 from roclab.report.privacy import Relative
+from roclab.vision.data.dataset import read_manifest
 from roclab.vision.error_analysis.statistics import holm
 
 MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "efficientnet_lite0": "EfficientNet-Lite0"}
@@ -53,9 +54,9 @@ class RunFolder:
     def label(self) -> str:
         return arm_label(self.config)
 
-    def photos(self, *splits: str) -> set[tuple[str, int]]:
-        """Hash and label of each photo of the splits."""
-        return {(p["sha256"], p["label"]) for p in self.manifest["photos"] if p["split"] in splits}
+    def images(self, *splits: str) -> set[tuple[str, int]]:
+        """Hash and label of each image of the splits."""
+        return {(p["sha256"], p["label"]) for p in self.manifest["images"] if p["split"] in splits}
 
 
 def arm_label(config: dict[str, Any]) -> str:
@@ -104,7 +105,7 @@ def read_run(path: Path, ref: str = "") -> RunFolder:
         path.resolve().name,
         run,
         provenance=read_json(path / "provenance.json"),
-        manifest=read_json(path / "split.json"),
+        manifest=read_manifest(path),
         metrics=run.metrics(),
         training=read_json(training) if training.exists() else None,
         results=results,
@@ -120,11 +121,11 @@ def read_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
         run.ref = f"R{number}"
         if names.count(run.name) > 1:  # seed0 of two folders
             run.name = f"{run.run.path.resolve().parent.name}-{run.name}"
-    _same_photos(runs)
+    _same_images(runs)
     return runs
 
 
-def _same_photos(runs: Sequence[RunFolder]) -> None:
+def _same_images(runs: Sequence[RunFolder]) -> None:
     """Refuse runs whose figures cannot stand in one table, naming them and what differs, all at once."""
     first = runs[0]
     by_seed = {first.manifest["seed"]: first}
@@ -132,25 +133,25 @@ def _same_photos(runs: Sequence[RunFolder]) -> None:
     for run in runs[1:]:
         if run.manifest["classes"] != first.manifest["classes"]:
             what = f"has other classes ({run.manifest['name']}, {len(run.manifest['classes'])} of them)"
-        elif run.photos("test") != first.photos("test"):
-            what = f"is judged on other test photos ({len(run.photos('test'))} of them)"
-        elif run.photos("train", "val") != first.photos("train", "val"):
-            what = f"learns from other photos ({len(run.photos('train', 'val'))} of them)"
-        elif run.photos("val") != (twin := by_seed.setdefault(run.manifest["seed"], run)).photos("val"):
-            what = f"cuts other validation photos ({len(run.photos('val'))}) than {twin.run.path} of the same seed"
+        elif run.images("test") != first.images("test"):
+            what = f"is judged on other test images ({len(run.images('test'))} of them)"
+        elif run.images("train", "val") != first.images("train", "val"):
+            what = f"learns from other images ({len(run.images('train', 'val'))} of them)"
+        elif run.images("val") != (twin := by_seed.setdefault(run.manifest["seed"], run)).images("val"):
+            what = f"cuts other validation images ({len(run.images('val'))}) than {twin.run.path} of the same seed"
         else:
             continue
         wrong.append(f"{run.run.path} {what}")
     if wrong:
-        classes, photos = len(first.manifest["classes"]), len(first.photos("test"))
+        classes, images = len(first.manifest["classes"]), len(first.images("test"))
         raise RocLabError(
             f"runs of different data do not fit in one report: against {first.run.path} ({first.manifest['name']}, "
-            f"{classes} classes, {photos} test photos), " + "; ".join(wrong) + ". Report them apart"
+            f"{classes} classes, {images} test images), " + "; ".join(wrong) + ". Report them apart"
         )
 
 
 def pick_split(runs: Sequence[RunFolder], wanted: str | None) -> str:
-    """The split to report: the one asked for, else test where the photos have one. Raises `RocLabError` if a finished
+    """The split to report: the one asked for, else test where the images have one. Raises `RocLabError` if a finished
     run was not evaluated on it, with the commands to do so."""
     finished = [run for run in runs if run.finished]
     if not finished:
@@ -159,11 +160,11 @@ def pick_split(runs: Sequence[RunFolder], wanted: str | None) -> str:
         )
     if wanted not in (None, "val", "test"):
         raise RocLabError(f"--split {wanted}: choose val or test")
-    split = wanted or ("test" if finished[0].photos("test") else "val")
+    split = wanted or ("test" if finished[0].images("test") else "val")
     unjudged = [run for run in finished if split not in run.results]
     if unjudged:
         commands = "; ".join(f"roclab vision evaluate {run.run.path} --split {split}" for run in unjudged)
-        other = " (or report on the validation photos with --split val)" if split == "test" else ""
+        other = " (or report on the validation images with --split val)" if split == "test" else ""
         raise RocLabError(f"{len(unjudged)} of {len(finished)} runs were not evaluated on {split}: {commands}{other}")
     return split
 
@@ -223,7 +224,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def per_class(runs: Sequence[RunFolder], split: str) -> dict[str, dict[str, float | int | None]]:
     """Mean precision, recall and F1 of each class over an arm's runs. None where there is nothing to measure: recall
-    and F1 of a class without photos, precision of one that was never named."""
+    and F1 of a class without images, precision of one that was never named."""
     results = [run.results[split] for run in runs]
     counts = [np.array(result["confusion"]) for result in results]
     found: dict[str, dict[str, float | int | None]] = {}
@@ -297,28 +298,28 @@ def _last_line(path: Path) -> str | None:
 
 
 def describe_data(runs: Sequence[RunFolder]) -> dict[str, Any]:
-    """The photos of all runs and how each seed cuts them."""
+    """The images of all runs and how each seed cuts them."""
     first = runs[0].manifest
     cuts: dict[str, dict[str, Any]] = {}
     for run in runs:
-        splits = [photo["split"] for photo in run.manifest["photos"]]
+        splits = [image["split"] for image in run.manifest["images"]]
         cuts.setdefault(
             str(run.manifest["seed"]),
             {name: splits.count(name) for name in ("train", "val", "test")}
             | {"fingerprint": run.manifest["fingerprint"]},
         )
-    labels = [photo["label"] for photo in first["photos"] if photo["split"] == "test"]
+    labels = [image["label"] for image in first["images"] if image["split"] == "test"]
     absent = [name for i, name in enumerate(first["classes"]) if i not in set(labels)] if labels else []
     species = first.get("species") or {}
     return {
         "name": first["name"],
         "classes": first["classes"],
         "species": {kind: list(species.values()).count(kind) for kind in sorted(set(species.values()))},
-        "photos": len(first["photos"]),
+        "images": len(first["images"]),
         "cuts": cuts,
         "val_fraction": sorted({run.manifest["val_fraction"] for run in runs}),
         "test_seed": first.get("test_seed"),
-        "without_test_photos": absent,
+        "without_test_images": absent,
         "skipped": len(first["skipped"]),
         "near_duplicates": len(first["near_duplicates_across_splits"]),
         "near_duplicates_with_test": sum("test" in p["splits"] for p in first["near_duplicates_across_splits"]),

@@ -16,9 +16,9 @@ from roclab.vision.error_analysis.page import EVIDENCE
 CAPTIONS = {
     "calibration.png": "How often predictions of a given confidence are right, 95 % intervals; the diagonal is perfect",
     "confused.png": "The pairs of classes most often taken for each other",
-    "covariates.png": "Accuracy by properties of the photo, with 95 % intervals",
+    "covariates.png": "Accuracy by properties of the image, with 95 % intervals",
     "hardest.png": "The classes that are least often right, with 95 % intervals; the dashed line is the mean",
-    "shared.png": "How many photos are wrong with one, two or more of the models and strategies",
+    "shared.png": "How many images are wrong with one, two or more of the models and strategies",
 }
 
 # Where the facts of `vision errors` belong, by the first part of their keys; its pictures have the same names.
@@ -30,7 +30,7 @@ TOPICS = {
     "species_groups": "Classes and confusions",
     "calibration": "Calibration",
     "decided": "What decided",
-    "covariates": "What the photo has to do with it",
+    "covariates": "What the image has to do with it",
     "label_errors": "Labels worth a second look",
 }
 
@@ -41,7 +41,7 @@ def errors(page: Page, facts: dict[str, Any]) -> None:
         page.say("*No error analysis was given to this report, so nothing is said here.*")
         return
     page.say(
-        "Each sentence follows from a computed fact; in brackets, how strong the evidence is. The page with the photos"
+        "Each sentence follows from a computed fact; in brackets, how strong the evidence is. The page with the images"
         " is beside this report (errors/index.html)."
     )
     tool(
@@ -56,7 +56,7 @@ def discussion(page: Page, facts: dict[str, Any]) -> None:
     page.heading("Architectures and strategies")
     page.say(
         "Which is better is said only where the paired tests show it; costs are measured. Nothing here goes beyond"
-        " these photos, weights and settings."
+        " these images, weights and settings."
     )
     for title, same, words in (("Architectures", 1, "strategy"), ("Strategies", 0, "model")):
         page.heading(title, 2)
@@ -227,7 +227,7 @@ def class_tables(page: Page, facts: dict[str, Any]) -> None:
     for start in range(0, len(names), size):
         part = names[start : start + size]
         page.table(
-            ["class", "photos", *map(esc, part)],
+            ["class", "images", *map(esc, part)],
             "lr" + "c" * len(part),
             [
                 [esc(c), str(first[c]["support"]), *(precision_recall_f1(scores[name][c]) for name in part)]
@@ -235,7 +235,7 @@ def class_tables(page: Page, facts: dict[str, Any]) -> None:
             ],
             "Precision · recall · F1 of each class (%), mean over the"
             f" runs{f', part {start // size + 1} of {tables}' if tables > 1 else ''}. A dash: nothing to measure (a"
-            " class that was never called, or has no photos).",
+            " class that was never called, or has no images).",
             f"results-{split}.json of {refs(r for name in part for r in facts['arms'][name])}",
             even=True,
         )
@@ -247,7 +247,7 @@ def confusion(page: Page, facts: dict[str, Any]) -> None:
     for i, (name, members) in enumerate(facts["arms"].items(), start=1):
         page.figure(
             f"figures/confusion-{i}.png",
-            f"{esc(name)}: photos of each true class (row) called each class (column), "
+            f"{esc(name)}: images of each true class (row) called each class (column), "
             f"{'added over the seeds' if len(members) > 1 else 'one run'}; the colour is the share of the row.",
             f"{refs(members)}: results-{split}.json",
             width=100 if len(facts["data"]["classes"]) > 12 else 65,

@@ -76,7 +76,7 @@ def _summary(page: Page, facts: dict[str, Any]) -> None:
         f"{count(len(finished), 'finished run')} of"
         f" {count(len(facts['arms']), 'model and strategy', 'models and strategies')} on {esc(data_name(facts))}"
         f" ({len(facts['data']['classes'])} classes), judged on {next(iter(found['arms'].values()))['n']}"
-        f" {split_word(split)} photos."
+        f" {split_word(split)} images."
     )
     highest = max(arm["top1_mean"] for arm in found["arms"].values())
     best = [name for name, arm in found["arms"].items() if arm["top1_mean"] == highest]
@@ -140,20 +140,20 @@ def _data(page: Page, facts: dict[str, Any]) -> None:
     page.heading("Data and split")
     species = ", ".join(f"{n} {kind}s" for kind, n in data["species"].items())
     page.say(
-        f"{esc(data_name(facts))}: {data['photos']} photos of {len(data['classes'])} classes"
+        f"{esc(data_name(facts))}: {data['images']} images of {len(data['classes'])} classes"
         + (f" ({esc(species)})." if species else ".")
-        + f" The validation photos ({', '.join(f'{100 * f:g} %' for f in data['val_fraction'])} of the training part)"
+        + f" The validation images ({', '.join(f'{100 * f:g} %' for f in data['val_fraction'])} of the training part)"
         " are cut from the training part alone, stratified by class, by the run’s seed; files with identical bytes"
-        " stay on the same side. The test photos are the same for every run."
+        " stay on the same side. The test images are the same for every run."
     )
     page.table(
-        ["seed", "train", "val", "test", "fingerprint of photos, labels and split (SHA-256)"],
+        ["seed", "train", "val", "test", "fingerprint of images, labels and split (SHA-256)"],
         "rrrrl",
         [
             [str(seed), str(cut["train"]), str(cut["val"]), str(cut["test"]), cut["fingerprint"][:16]]
             for seed, cut in data["cuts"].items()
         ],
-        "Photos in each split.",
+        "Images in each split.",
         "split.json of every run",
     )
     notes = []
@@ -165,35 +165,35 @@ def _data(page: Page, facts: dict[str, Any]) -> None:
         )
     if data["skipped"]:
         notes.append(
-            f"{count(data['skipped'], 'photo or class', 'photos or classes')} could not be used and were left out of"
+            f"{count(data['skipped'], 'image or class', 'images or classes')} could not be used and were left out of"
             " everything."
         )
-    if data["without_test_photos"]:
+    if data["without_test_images"]:
         notes.append(
-            f"The test split has no photo of {', '.join(map(esc, data['without_test_photos']))}: "
+            f"The test split has no image of {', '.join(map(esc, data['without_test_images']))}: "
             "nothing is measured there, and the means leave such classes out."
         )
     opened = [run for run in facts["runs"] if run["test_opened"] > 1]
     if facts["split"] == "test":
         notes.append(
-            "The test photos were opened once for each run, except"
+            "The test images were opened once for each run, except"
             f" {', '.join(run['ref'] + ' (' + str(run['test_opened']) + ' times)' for run in opened)}."
             if opened
             else (
-                "The test photos were opened once for each run, after its training had ended; each run keeps the record"
+                "The test images were opened once for each run, after its training had ended; each run keeps the record"
                 " (test_opened.json)."
             )
         )
     page.bullets(notes)
     page.heading("Where this differs from the handout, and why", 2)
     page.bullets([
-        "The handout resizes every photo to 224 × 224 and then draws a random crop of 224. That crop is the whole "
-        "picture: nothing is augmented, and every photo that is not square is squashed. Here the shorter side is "
-        "resized and a part of the photo is cropped, as the pretrained weights’ own recipe has it; fine-tuning draws "
+        "The handout resizes every image to 224 × 224 and then draws a random crop of 224. That crop is the whole "
+        "picture: nothing is augmented, and every image that is not square is squashed. Here the shorter side is "
+        "resized and a part of the image is cropped, as the pretrained weights’ own recipe has it; fine-tuning draws "
         "random crops and mirror images.",
-        "The handout selects the best epoch on the test split. The best of many looks at the test photos is no "
-        "estimate for new photos: it is too high, and more so for the model that was looked at more often. Here every "
-        "choice (epoch, regularisation) is made on validation photos, and the test photos are read when training is "
+        "The handout selects the best epoch on the test split. The best of many looks at the test images is no "
+        "estimate for new images: it is too high, and more so for the model that was looked at more often. Here every "
+        "choice (epoch, regularisation) is made on validation images, and the test images are read when training is "
         "over.",
     ])  # fmt: skip
 
@@ -236,7 +236,7 @@ def how(run: dict[str, Any], members: Sequence[dict[str, Any]]) -> str:
         ]
         chosen = distinct(f"{m['c']:g}" for m in members if m["c"])
         parts += [f"C = {listed(chosen)}, chosen on validation"] if chosen else []
-        parts += [f"{c['views']} views of each photo"] if c.get("views", 1) > 1 else []
+        parts += [f"{c['views']} views of each image"] if c.get("views", 1) > 1 else []
         parts += ["head trained again on train + val"] if c.get("refit") else []
         return esc("; ".join(parts))
     optimizer = c.get("optimizer", "adamw")  # before there was a choice, it was AdamW
@@ -287,7 +287,7 @@ def _curves(page: Page, facts: dict[str, Any]) -> None:
             number(arm["images_per_second"], 1), f"{arm['peak_memory_mb']:.0f}", refs(arm["runs"]),
         ])  # fmt: skip
     page.table(
-        ["model and strategy", "epochs", "to convergence", "s per epoch", "photos/s", "peak MB", "runs"],
+        ["model and strategy", "epochs", "to convergence", "s per epoch", "images/s", "peak MB", "runs"],
         "lrrrrrl",
         rows,
         "Convergence and cost. To convergence: the first epoch whose validation accuracy is within half a point of the"
@@ -322,13 +322,13 @@ def _accuracy(page: Page, facts: dict[str, Any]) -> None:
         ["model", *(esc(STRATEGIES.get(s, s)) for s in strategies)],
         "l" + "r" * len(strategies),
         rows,
-        f"Best top-1 accuracy of each model under each strategy on {split_word(split)} photos (%), mean over the seeds,"
+        f"Best top-1 accuracy of each model under each strategy on {split_word(split)} images (%), mean over the seeds,"
         " with its 95 % interval (Wilson).",
         f"results-{split}.json of {all_refs(facts['runs'], finished=True)}",
     )
     page.figure(
         "figures/accuracy.png",
-        f"Top-1 accuracy on {split_word(split)} photos: dots are runs, the bar is their mean, the line its "
+        f"Top-1 accuracy on {split_word(split)} images: dots are runs, the bar is their mean, the line its "
         "95 % interval.",
         f"{all_refs(facts['runs'], finished=True)}: results-{split}.json",
     )
@@ -350,8 +350,8 @@ def _accuracy(page: Page, facts: dict[str, Any]) -> None:
     if found["pairs"]:
         page.heading("Which differences are shown", 2)
         page.say(
-            "Between every two: McNemar’s exact test on the same photos for each seed, and the paired bootstrap over"
-            " photos of the score averaged over the seeds (difference in points, 95 % interval in brackets). One is"
+            "Between every two: McNemar’s exact test on the same images for each seed, and the paired bootstrap over"
+            " images of the score averaged over the seeds (difference in points, 95 % interval in brackets). One is"
             " called better only if the interval leaves out zero and the median p is below 0.05 after Holm’s correction"
             " over all comparisons."
         )
@@ -363,7 +363,7 @@ def _classes(page: Page, facts: dict[str, Any]) -> None:
     page.heading("Classes")
     page.figure(
         "figures/f1.png",
-        f"F1 of each class on {split_word(split)} photos, mean over the runs of each model and strategy; hardest "
+        f"F1 of each class on {split_word(split)} images, mean over the runs of each model and strategy; hardest "
         "classes above.",
         f"{all_refs(facts['runs'], finished=True)}: results-{split}.json",
     )
@@ -371,7 +371,7 @@ def _classes(page: Page, facts: dict[str, Any]) -> None:
     few = min((row["support"] for row in first.values() if row["support"]), default=0)
     if few < 10:
         page.say(
-            f"The smallest class that has {split_word(split)} photos has {few}: a single photo moves its recall by"
+            f"The smallest class that has {split_word(split)} images has {few}: a single image moves its recall by"
             f" {100 / max(few, 1):.0f} points, so single classes are not ranked by these figures alone."
         )
     page.say(

@@ -1,7 +1,7 @@
 """The comparison's runs and batch prediction over a Ray cluster (extra `ray`).
 
 Without a cluster Ray starts one on this machine. Runs are written where the tasks run: on several machines, the run
-folders and the photos must be on storage that all of them see.
+folders and the images must be on storage that all of them see.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def train_over_cluster(runs: Mapping[Path, TrainConfig]) -> None:
         raise RocLabError(mistakes[0])
 
 
-def predict_over_cluster(run: Run, photos: Sequence[Path], chunk: int = 256) -> tuple[np.ndarray, list[str]]:
-    """Class probabilities (N, C) of photos in order, and the class names; chunks of photos are tasks."""
+def predict_over_cluster(run: Run, images: Sequence[Path], chunk: int = 256) -> tuple[np.ndarray, list[str]]:
+    """Class probabilities (N, C) of images in order, and the class names; chunks of images are tasks."""
     ray = _ray()
     threads = _cpus_a_task()
     available = int(ray.cluster_resources().get("CPU", 1))
@@ -94,7 +94,7 @@ def predict_over_cluster(run: Run, photos: Sequence[Path], chunk: int = 256) -> 
     from roclab.vision.models.checkpoint import load_model
 
     _, classes, _ = load_model(run)
-    absolute = [str(path.resolve()) for path in photos]
+    absolute = [str(path.resolve()) for path in images]
     answers = ray.get([task.remote(absolute[i : i + chunk]) for i in range(0, len(absolute), chunk)])
     if mistakes := [line for line, _ in answers if line]:
         raise RocLabError(mistakes[0])

@@ -1,4 +1,4 @@
-"""A fair comparison: every model under every strategy on the same photos, the same split and the same seeds.
+"""A fair comparison: every model under every strategy on the same images, the same split and the same seeds.
 
 `compare` trains what is missing, goes on with what was cut, evaluates each run once, and says which is better, by how
 much, and how sure that is. Everything it says comes from the run folders.
@@ -18,6 +18,7 @@ from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write, read_json, write_json
 from roclab.core.runs import Run
 from roclab.vision.cluster import check_engine, train_over_cluster
+from roclab.vision.data.dataset import read_manifest
 from roclab.vision.evaluate.evaluate import evaluate, read_predictions
 from roclab.vision.evaluate.metrics import mcnemar, paired_bootstrap
 from roclab.vision.models.classifier import check_name
@@ -45,7 +46,7 @@ def compare(
     out = Path(out)
     configs = {
         out / f"{model.replace('/', '-')}-{strategy}-seed{seed}": replace(
-            # no refit: fine-tuning has no use for the validation photos, so the frozen backbone may not learn from them
+            # no refit: fine-tuning has no use for the validation images, so the frozen backbone may not learn from them
             base,
             model=model,
             strategy=strategy,
@@ -99,7 +100,7 @@ def _same_question(path: Path, config: TrainConfig) -> None:
 
 
 def _has_test(run: Run) -> bool:
-    return any(photo["split"] == "test" for photo in read_json(run.path / "split.json")["photos"])
+    return any(image["split"] == "test" for image in read_manifest(run.path)["images"])
 
 
 def judge(arms: dict[str, list[Run]], split: str) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def judge(arms: dict[str, list[Run]], split: str) -> dict[str, Any]:
     for name, runs in arms.items():
         results = [read_json(run.path / f"results-{split}.json") for run in runs]
         top1 = [row["top1"] for row in results]
-        correct[name] = {run.config["seed"]: correct_by_photo(run, split) for run in runs}
+        correct[name] = {run.config["seed"]: correct_by_image(run, split) for run in runs}
         found["arms"][name] = {
             "runs": [str(run.path) for run in runs],
             "seeds": [run.config["seed"] for run in runs],
@@ -136,32 +137,32 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def correct_by_photo(run: Run, split: str) -> dict[str, bool]:
-    """Whether the run called each photo rightly, by path below the photos' root, which machines may have elsewhere."""
-    manifest = read_json(run.path / "split.json")
+def correct_by_image(run: Run, split: str) -> dict[str, bool]:
+    """Whether the run called each image rightly, by path below the images' root, which machines may have elsewhere."""
+    manifest = read_manifest(run.path)
     paths, labels, probs = read_predictions(run, split, manifest["classes"])
     root = manifest["root"].rstrip("/") + "/"
     return dict(zip((p.removeprefix(root) for p in paths), (probs.argmax(1) == labels).tolist(), strict=True))
 
 
 def _paired(a: list[dict[str, bool]], b: list[dict[str, bool]]) -> dict[str, Any]:
-    """McNemar's test for each seed, and the paired bootstrap over photos of their mean score over the seeds."""
+    """McNemar's test for each seed, and the paired bootstrap over images of their mean score over the seeds."""
     scores: dict[str, list[tuple[bool, bool]]] = {}
     tests = []
     for one, other in zip(a, b, strict=True):
         if one.keys() != other.keys():
-            raise RocLabError("two runs of the comparison were judged on different photos: choose another --out")
+            raise RocLabError("two runs of the comparison were judged on different images: choose another --out")
         paths = list(one)
         tests.append(mcnemar(np.array([one[p] for p in paths]), np.array([other[p] for p in paths])))
         for path in paths:
             scores.setdefault(path, []).append((one[path], other[path]))
-    means = np.array([np.mean(rows, axis=0) for rows in scores.values()])  # (photos, 2)
+    means = np.array([np.mean(rows, axis=0) for rows in scores.values()])  # (images, 2)
     return {"mcnemar": tests, **paired_bootstrap(means[:, 0], means[:, 1])}
 
 
 def is_shown(pair: dict[str, Any]) -> bool:
-    """Whether the photos show that one of the pair is better: the interval leaves out zero, and the median of the
-    seeds' McNemar tests is below 0.05. Over a handful of photos the bootstrap alone is too sure of itself. Where many
+    """Whether the images show that one of the pair is better: the interval leaves out zero, and the median of the
+    seeds' McNemar tests is below 0.05. Over a handful of images the bootstrap alone is too sure of itself. Where many
     pairs are asked about at once, `pair["p"]` is that median after Holm's correction, and decides in its place."""
     low, high = pair["ci95"]
     p = pair.get("p", float(np.median([test["p"] for test in pair["mcnemar"]])))
@@ -179,17 +180,17 @@ def verdict(pair: dict[str, Any]) -> str:
     adjusted = f"; {pair['p']:.3g} after Holm's correction" if "p" in pair else ""
     shown = f"[{low:+.1f}, {high:+.1f}] (McNemar p per seed: {', '.join(f'{p:.3g}' for p in values)}{adjusted})"
     if difference == 0:
-        return f"{a} and {b} are right equally often {shown}: these photos do not show which is better."
+        return f"{a} and {b} are right equally often {shown}: these images do not show which is better."
     if is_shown(pair):
         return f"{a} is better than {b} by {difference:.1f} points {shown}."
-    return f"{a} leads {b} by {difference:.1f} points {shown}: these photos do not show which is better."
+    return f"{a} leads {b} by {difference:.1f} points {shown}: these images do not show which is better."
 
 
 def markdown(found: dict[str, Any]) -> str:
     """The comparison as a Markdown page: a table of the arms and a sentence for each pair."""
     first = next(iter(found["arms"].values()))
     lines = [
-        f"# Comparison on {found['split']} ({first['n']} photos, seeds {', '.join(map(str, first['seeds']))})",
+        f"# Comparison on {found['split']} ({first['n']} images, seeds {', '.join(map(str, first['seeds']))})",
         "",
         "| model and strategy | top-1 % (mean ± sd) | 95 % interval | mean per class % | macro F1 | ECE | epochs to "
         "convergence | s per epoch | peak MB |",
@@ -208,7 +209,7 @@ def markdown(found: dict[str, Any]) -> str:
     tail = [
         "",
         "Interval of an arm: Wilson's, averaged over the seeds. Interval of a difference: paired bootstrap over the "
-        "photos, of the score averaged over the seeds.",
+        "images, of the score averaged over the seeds.",
         "",
     ]
     return "\n".join([*lines, "", *notes, *tail])

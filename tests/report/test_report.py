@@ -135,15 +135,15 @@ def test_missing_runs_are_named_all_at_once(tmp_path):
 
 
 def test_a_run_of_another_split_is_refused_by_name(runs, tmp_path):
-    other = small.make_photos(tmp_path / "other", each=10)
+    other = small.make_images(tmp_path / "other", each=10)
     train_and_judge(other, runs / "stranger", seed=3, refit=False)
-    with pytest.raises(RocLabError, match=r"stranger is judged on other test photos"):
+    with pytest.raises(RocLabError, match=r"stranger is judged on other test images"):
         report([runs], tmp_path / "report", ME)
 
 
-def test_another_validation_cut_under_the_same_seed_is_refused(runs, photos, tmp_path):
-    train_and_judge(photos, runs / "wider", seed=0, refit=False, val_fraction=0.4)
-    with pytest.raises(RocLabError, match=r"wider cuts other validation photos"):
+def test_another_validation_cut_under_the_same_seed_is_refused(runs, images, tmp_path):
+    train_and_judge(images, runs / "wider", seed=0, refit=False, val_fraction=0.4)
+    with pytest.raises(RocLabError, match=r"wider cuts other validation images"):
         report([runs], tmp_path / "report", ME)
 
 
@@ -152,7 +152,7 @@ def test_a_run_that_was_not_judged_on_test_comes_with_the_command(runs, tmp_path
     with pytest.raises(RocLabError, match=r"roclab vision evaluate .*finetune-0 --split test"):
         report([runs], tmp_path / "report", ME)
     facts = report([runs / "finetune-0"], tmp_path / "report", ME, split="val")
-    assert any("validation photos" in warning for warning in facts["warnings"])
+    assert any("validation images" in warning for warning in facts["warnings"])
 
 
 def test_the_same_run_twice_is_refused(runs, tmp_path):
@@ -173,16 +173,16 @@ def test_a_damaged_file_is_one_line(runs, tmp_path):
         report([runs], tmp_path / "report", ME)
 
 
-def test_a_class_without_a_test_photo_has_dashes_and_a_note(tmp_path):
+def test_a_class_without_a_test_image_has_dashes_and_a_note(tmp_path):
     data = tmp_path / "data"
-    small.make_photos(data / "train", each=10)
-    small.make_photos(data / "test", each=4)
+    small.make_images(data / "train", each=10)
+    small.make_images(data / "test", each=4)
     shutil.rmtree(data / "test" / "sky")
     run = train_and_judge(data, tmp_path / "run", refit=False)
     facts = report([run], tmp_path / "report", ME)
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert facts["data"]["without_test_photos"] == ["sky"]
-    assert "The test split has no photo of sky" in text
+    assert facts["data"]["without_test_images"] == ["sky"]
+    assert "The test split has no image of sky" in text
     row = next(line for line in text.splitlines() if line.startswith("| sky |"))
     assert row.split("|")[2].strip() == "0"
     assert row.rstrip(" |").endswith("– · –")
@@ -259,7 +259,7 @@ def test_sentences_and_figures_of_a_tool_stand_together_by_topic(trained, tmp_pa
     topics = {part.split("\n")[0]: part for part in section.split("## ")[1:]}
     assert "figures/errors-calibration.png" in topics["Calibration"]
     assert "figures/errors-hardest.png" in topics["Classes and confusions"]
-    assert "figures/errors-covariates.png" in topics["What the photo has to do with it"]
+    assert "figures/errors-covariates.png" in topics["What the image has to do with it"]
     assert r"*\[measured\]*" in section
     assert r"\[none\]" not in section  # a reader's words: not shown
 

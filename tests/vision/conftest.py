@@ -1,4 +1,4 @@
-"""Real photos for the tests: made small and on the spot."""
+"""Real images for the tests: made small and on the spot."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ def picture(number: int, size: tuple[int, int] = (64, 48), mode: str = "RGB") ->
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes of ten photos each, a folder per class."""
-    root = tmp_path / "photos"
+    """Two classes of ten images each, a folder per class."""
+    root = tmp_path / "images"
     for c, name in enumerate(("cat", "dog")):
         (root / name).mkdir(parents=True)
         for i in range(10):

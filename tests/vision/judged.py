@@ -13,14 +13,14 @@ from roclab.vision.error_analysis.gather import Judged
 from roclab.vision.evaluate.evaluate import write_predictions
 
 
-def finished_run(path: Path, photos: Path, seed: int = 0, accuracy: float = 0.8, **config: object) -> Run:
-    """A run over a folder of photos whose val and test calls are right with this probability, drawn from its seed."""
-    dataset = load_data(str(photos), seed=seed)
+def finished_run(path: Path, images: Path, seed: int = 0, accuracy: float = 0.8, **config: object) -> Run:
+    """A run over a folder of images whose val and test calls are right with this probability, drawn from its seed."""
+    dataset = load_data(str(images), seed=seed)
     write_json(path / "split.json", dataset.manifest())
-    about = {"model": "test_resnet", "strategy": "features", "seed": seed, "data": str(photos)}
+    about = {"model": "test_resnet", "strategy": "features", "seed": seed, "data": str(images)}
     run = Run.create(path, about | {"image_size": 64, "epochs": 1} | config)
     for split, listed in (("val", dataset.split("val")), ("test", dataset.test(opened_by="evaluate"))):
-        labels = np.array([photo.label for photo in listed])
+        labels = np.array([image.label for image in listed])
         probs = random_probs(np.random.default_rng(seed), labels, len(dataset.classes), accuracy)
         write_predictions(run, split, listed, probs, dataset.classes)
     write_json(path / "training.json", {})
@@ -38,9 +38,9 @@ def random_probs(rng: np.random.Generator, labels: np.ndarray, classes: int, acc
 
 
 def judged(labels: np.ndarray, probs: np.ndarray, arms: dict[str, list[int]], **more: object) -> Judged:
-    """Predictions (R, N, C) as `gather` would have read them, of photos that lie nowhere."""
+    """Predictions (R, N, C) as `gather` would have read them, of images that lie nowhere."""
     classes = [f"class {i}" for i in range(probs.shape[2])]
-    names = [f"photo-{i}.jpg" for i in range(len(labels))]
+    names = [f"image-{i}.jpg" for i in range(len(labels))]
     seeds = {row: at for rows in arms.values() for at, row in enumerate(rows)}
     runs = [Run(f"run-{row}", {"seed": seeds[row]}) for row in range(len(probs))]
     values: dict = {"split": "test", "classes": classes, "species": None, "root": Path("nowhere"), "paths": names}

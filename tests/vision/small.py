@@ -1,4 +1,4 @@
-"""A small world for tests: three classes of coloured, striped photos, and a network of 90,000 weights."""
+"""A small world for tests: three classes of coloured, striped images, and a network of 90,000 weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODEL = "test_resnet"  # timm's own tiny ResNet, with BatchNorm
 CLASSES = {"brick": (170, 80, 60), "grass": (90, 150, 70), "sky": (110, 140, 190)}
 
 
-def make_photos(folder: Path, each: int = 12, size: int = 48) -> Path:
+def make_images(folder: Path, each: int = 12, size: int = 48) -> Path:
     """A folder per class of noisy JPEGs whose mean colour tells the class, though not from one pixel."""
     rng = np.random.default_rng(0)
     for name, colour in CLASSES.items():

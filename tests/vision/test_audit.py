@@ -16,15 +16,15 @@ from tests.vision.test_data import hard  # noqa: F401 (the folder with every dif
 
 def test_the_hard_folder(hard: Path):  # noqa: F811
     picture(60).save(hard / "cat" / "really_png.jpg", format="PNG")
-    (hard / "dog" / "copy.jpg").write_bytes((hard / "cat" / "0.jpg").read_bytes())  # the same photo, another label
+    (hard / "dog" / "copy.jpg").write_bytes((hard / "cat" / "0.jpg").read_bytes())  # the same image, another label
     before = {str(path): path.stat().st_mtime_ns for path in hard.rglob("*")}
     report = json.loads(json.dumps(audit(str(hard))))
     assert {str(path): path.stat().st_mtime_ns for path in hard.rglob("*")} == before
 
-    assert report["photos"] == 29
+    assert report["images"] == 29
     assert report["classes"] == {"cat": 13, "dog": 13, "lonely": 1, "nothing": 0}
     assert report["empty_classes"] == ["nothing"]
-    assert report["one_photo_classes"] == ["lonely"]
+    assert report["one_image_classes"] == ["lonely"]
     assert report["imbalance"] == 13.0
     assert {row["path"]: row["reason"].split()[0] for row in report["unreadable"]} == {
         "cat/truncated.jpg": "cannot",
@@ -37,7 +37,7 @@ def test_the_hard_folder(hard: Path):  # noqa: F811
     assert report["modes"] == {"RGB": 24, "I;16": 1, "CMYK": 1, "P": 1}
     assert report["duplicates"] == [{"paths": ["cat/0.jpg", "dog/copy.jpg"], "labels": ["cat", "dog"]}]
     assert report["near_duplicates"] == []
-    assert report["width"] == {"min": 48, "median": 64, "max": 64}  # the turned photo counts as it is shown
+    assert report["width"] == {"min": 48, "median": 64, "max": 64}  # the turned image counts as it is shown
     text = describe(report)
     for row in ("cat/truncated.jpg: cannot be decoded", "2 unreadable", "lonely", "nothing", "really_png.jpg: PNG"):
         assert row in text
@@ -55,9 +55,9 @@ def test_long_lists_are_cut_in_the_text_and_whole_in_the_report(folder: Path):
 
 
 def test_nothing_readable_is_still_a_report(tmp_path: Path):
-    (tmp_path / "photos" / "a").mkdir(parents=True)
-    (tmp_path / "photos" / "a" / "x.jpg").write_text("x")
-    report = audit(str(tmp_path / "photos"))
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "x.jpg").write_text("x")
+    report = audit(str(tmp_path / "images"))
     assert report["imbalance"] is None
     assert report["width"] is None
     assert "1 unreadable" in describe(report)
@@ -79,7 +79,7 @@ def test_the_command(folder: Path):
     command = [sys.executable, "-m", "roclab", "vision", "audit", str(folder)]
     root = Path(__file__).parents[2]
     text = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=True).stdout
-    assert text.startswith("photos: 20 photos, 2 classes")
+    assert text.startswith("images: 20 images, 2 classes")
     done = subprocess.run([*command, "--json"], cwd=root, env=os.environ, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["classes"] == {"cat": 10, "dog": 10}
     wrong = subprocess.run([*command[:-1], "nowhere"], cwd=root, capture_output=True, text=True, check=False)

@@ -8,7 +8,7 @@ from roclab.vision.data.dataset import load_data
 from roclab.vision.models.classifier import build_model
 from roclab.vision.train.budget import Costs, fit_to_budget, measure, parse_duration, spoken
 from roclab.vision.train.train import train
-from tests.vision.small import MODEL, config, make_photos
+from tests.vision.small import MODEL, config, make_images
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("1.5h", 5400)])
@@ -27,15 +27,15 @@ def test_spoken():
 
 
 def fixed_costs(monkeypatch):
-    """A machine that takes 10 ms forward and 40 ms with the backward pass a photo, for choices that can be foreseen."""
+    """A machine that takes 10 ms forward and 40 ms with the backward pass a image, for choices that can be foreseen."""
     monkeypatch.setattr("roclab.vision.train.budget.measure", lambda *a, training, **k: 0.04 if training else 0.01)
-    monkeypatch.setattr("roclab.vision.train.budget.photo_seconds", lambda *a: 0.001)
+    monkeypatch.setattr("roclab.vision.train.budget.image_seconds", lambda *a: 0.001)
 
 
 def test_choice_fits_and_grows_with_the_budget(tmp_path, monkeypatch):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
     fixed_costs(monkeypatch)
-    data = load_data(str(make_photos(tmp_path / "photos")))
+    data = load_data(str(make_images(tmp_path / "images")))
     model = build_model(MODEL, "none", 3)
     before = None
     for seconds in (3, 5, 7, 10, 20, 100):
@@ -73,8 +73,8 @@ def test_measuring_leaves_the_model_and_the_generator_alone():
 def test_a_run_with_a_budget_says_what_it_chose_and_keeps_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
     fixed_costs(monkeypatch)
-    photos = make_photos(tmp_path / "photos", each=6)
-    settings = config(photos, strategy="finetune", image_size=None, budget="2s", batch_size=4)
+    images = make_images(tmp_path / "images", each=6)
+    settings = config(images, strategy="finetune", image_size=None, budget="2s", batch_size=4)
     run = train(settings, tmp_path / "run")
     assert "budget 2s: " in (run.path / "log.txt").read_text()
     assert run.metrics()[-1]["epoch"] == run.config["epochs"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.vision.small import MODEL, make_photos
+from tests.vision.small import MODEL, make_images
 
 
 def roclab(*words, **environment):
@@ -20,12 +20,12 @@ def roclab(*words, **environment):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    photos = make_photos(folder / "photos", each=8)
+    images = make_images(folder / "images", each=8)
     cache = {"ROCLAB_CACHE": str(folder / "cache")}
     options = ["--model", MODEL, "--weights", "none", "--image-size", "64"]
-    done = roclab("vision", "train", "--data", photos, *options, "--out", folder / "run", **cache)
+    done = roclab("vision", "train", "--data", images, *options, "--out", folder / "run", **cache)
     assert done.returncode == 0, done.stderr
-    return folder, photos, cache, done
+    return folder, images, cache, done
 
 
 def test_train_says_what_it_does_and_how_long_it_takes(world):
@@ -51,13 +51,13 @@ def test_evaluate_as_json_has_every_figure(world):
 
 
 def test_predict_in_words_and_json(world):
-    folder, photos, cache, _ = world
-    done = roclab("vision", "predict", folder / "run", photos / "sky", "--top", "2", "--json", **cache)
+    folder, images, cache, _ = world
+    done = roclab("vision", "predict", folder / "run", images / "sky", "--top", "2", "--json", **cache)
     found = json.loads(done.stdout)
     assert len(found) == 8
     assert all(len(row["predictions"]) == 2 for row in found)
-    done = roclab("vision", "predict", folder / "run", photos / "sky" / "00.jpg", **cache)
-    assert done.stdout.startswith(str(photos / "sky" / "00.jpg"))
+    done = roclab("vision", "predict", folder / "run", images / "sky" / "00.jpg", **cache)
+    assert done.stdout.startswith(str(images / "sky" / "00.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_predict_in_words_and_json(world):
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(words, said, tmp_path):
-    data = [] if "--data" in words or words[0] != "train" else ["--data", str(make_photos(tmp_path / "photos", each=4))]
+    data = [] if "--data" in words or words[0] != "train" else ["--data", str(make_images(tmp_path / "images", each=4))]
     data = [] if words == ["train", "--data", "elpv"] or "--resume" in words else data
     done = roclab("vision", *words, *data, ROCLAB_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 2
@@ -83,12 +83,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, said, tmp_path):
 
 @pytest.mark.slow
 def test_csv_with_its_own_split_goes_all_the_way(world, tmp_path):
-    _, photos, cache, _ = world
-    table = tmp_path / "photos.csv"
+    _, images, cache, _ = world
+    table = tmp_path / "images.csv"
     with open(table, "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "split"])
-        for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        for number, path in enumerate(sorted(images.rglob("*.jpg"))):
             rows.writerow([path, path.parent.name, "test" if number % 4 == 0 else "train"])
     options = ["--model", MODEL, "--weights", "none", "--image-size", "64", "--out", tmp_path / "run"]
     done = roclab("vision", "train", "--data", table, *options, **cache)

@@ -1,4 +1,4 @@
-"""The comparison: runs what is missing, takes what is there, and judges on the same photos."""
+"""The comparison: runs what is missing, takes what is there, and judges on the same images."""
 
 import json
 
@@ -11,14 +11,14 @@ from roclab.vision.compare import compare, verdict
 from roclab.vision.evaluate.figures import run_figure
 from roclab.vision.evaluate.metrics import mcnemar
 from roclab.vision.train.train import train
-from tests.vision.small import MODEL, config, make_photos
+from tests.vision.small import MODEL, config, make_images
 
 
 @pytest.fixture
 def compared(tmp_path, monkeypatch):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
-    photos = make_photos(tmp_path / "photos")
-    base = config(photos, epochs=2)
+    images = make_images(tmp_path / "images")
+    base = config(images, epochs=2)
     return base, tmp_path / "out", compare(base, [MODEL], ["features", "finetune"], [0, 1], tmp_path / "out")
 
 
@@ -42,7 +42,7 @@ def test_comparison_is_complete_and_takes_finished_runs_as_they_are(compared):
     assert all(path.read_bytes() == content for path, content in opened.items())  # nothing trained, no test opened
 
 
-def test_paired_statistics_are_over_the_same_photos(compared):
+def test_paired_statistics_are_over_the_same_images(compared):
     _, out, found = compared
     import csv
 
@@ -73,14 +73,14 @@ def test_a_verdict_claims_only_what_is_shown():
     pair = {"a": "A", "b": "B", "difference": -0.05, "ci95": [-0.08, -0.02], "mcnemar": [{"p": 0.01}]}
     assert verdict(pair) == "B is better than A by 5.0 points [+2.0, +8.0] (McNemar p per seed: 0.01)."
     few = pair | {"mcnemar": [{"p": 0.0625}]}
-    assert verdict(few).endswith("these photos do not show which is better.")
+    assert verdict(few).endswith("these images do not show which is better.")
     assert "do not show" in verdict(pair | {"difference": 0.01, "ci95": [-0.02, 0.04]})
     assert "right equally often" in verdict(pair | {"difference": 0.0, "ci95": [-0.02, 0.02]})
 
 
 def test_a_run_has_a_picture(tmp_path, monkeypatch):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
-    run = train(config(make_photos(tmp_path / "photos", each=6)), tmp_path / "run")
+    run = train(config(make_images(tmp_path / "images", each=6)), tmp_path / "run")
     from PIL import Image
 
     with Image.open(run_figure(run)) as picture:

@@ -1,4 +1,4 @@
-"""Sources, leak-proof splits, what happens to bad photos, the manifest, the download."""
+"""Sources, leak-proof splits, what happens to bad images, the manifest, the download."""
 
 import http.server
 import io
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def everyone(dataset: Dataset) -> list:
-    return [*dataset.photos, *dataset.test(opened_by="evaluate")]
+    return [*dataset.images, *dataset.test(opened_by="evaluate")]
 
 
 # ---------------------------------------------------------------- splits
@@ -42,10 +42,10 @@ def test_a_folder_per_class_is_cut_into_stratified_splits(folder: Path):
     dataset = load_data(str(folder))
     assert dataset.classes == ["cat", "dog"]
     assert dataset.counts() == {"train": 13, "val": 3, "test": 4}
-    for photos in (dataset.split("train"), dataset.split("val"), dataset.test("evaluate")):
-        numbers = Counter(photo.label for photo in photos)
+    for images in (dataset.split("train"), dataset.split("val"), dataset.test("evaluate")):
+        numbers = Counter(image.label for image in images)
         assert abs(numbers[0] - numbers[1]) <= 1
-    assert {dataset.classes[photo.label] == photo.path.parent.name for photo in everyone(dataset)} == {True}
+    assert {dataset.classes[image.label] == image.path.parent.name for image in everyone(dataset)} == {True}
 
 
 def test_the_seed_moves_val_and_never_test(folder: Path):
@@ -53,12 +53,12 @@ def test_the_seed_moves_val_and_never_test(folder: Path):
     assert a == again
     assert a.split("val") != b.split("val")
     assert a.test("evaluate") == b.test("evaluate")
-    assert {p.path for p in a.photos} == {p.path for p in b.photos}
+    assert {p.path for p in a.images} == {p.path for p in b.images}
 
 
 def test_only_evaluate_opens_test(folder: Path):
     dataset = load_data(str(folder))
-    assert {photo.split for photo in dataset.photos} == {"train", "val"}
+    assert {image.split for image in dataset.images} == {"train", "val"}
     with pytest.raises(RocLabError, match="only"):
         dataset.split("test")
     with pytest.raises(RocLabError, match="not by train"):
@@ -129,7 +129,7 @@ def test_a_stray_folder_beside_train_is_named(folder: Path):
 
 
 def test_a_table(folder: Path, tmp_path: Path):
-    rows = [f"photos/{p.parent.name}/{p.name},{p.parent.name}" for p in sorted(folder.rglob("*.jpg"))]
+    rows = [f"images/{p.parent.name}/{p.name},{p.parent.name}" for p in sorted(folder.rglob("*.jpg"))]
     (tmp_path / "table.csv").write_text("\ufeffPath, Label\n" + "\n".join(rows))  # as spreadsheets write it
     assert load_data(str(tmp_path / "table.csv")).counts() == {"train": 13, "val": 3, "test": 4}
     splits = ["train"] * 7 + ["validation"] + ["test"] * 2
@@ -144,9 +144,9 @@ def test_a_table(folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("photo,label\n", "must name the columns"),
+        ("image,label\n", "must name the columns"),
         ("", "must name the columns"),
-        ("path,label\n", "lists no photos"),
+        ("path,label\n", "lists no images"),
         ("path,label\na.jpg,\n", "line 2: path or label is empty"),
         ("path,label\na.jpg,x\na.jpg,y\n", "line 3: a.jpg stands in line 2"),
         ("path,label,split\na.jpg,x,holdout\n", "line 2: split is 'holdout'"),
@@ -180,7 +180,7 @@ def test_val_fraction_is_checked(folder: Path):
         load_data(str(folder), val_fraction=1.0)
 
 
-# ---------------------------------------------------------------- bad photos
+# ---------------------------------------------------------------- bad images
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def hard(folder: Path) -> Path:
     whole = (folder / "cat" / "truncated.jpg").read_bytes()
     (folder / "cat" / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "dog" / "text.jpg").write_text("hello")
-    (folder / "dog" / "notes.txt").write_text("no photo by its name")
+    (folder / "dog" / "notes.txt").write_text("no image by its name")
     (folder / "dog" / ".hidden.jpg").write_text("not looked at")
     (folder / "lonely").mkdir()
     picture(51).save(folder / "lonely" / "only.jpg")
@@ -208,7 +208,7 @@ def hard(folder: Path) -> Path:
     return folder
 
 
-def test_training_stops_on_an_unreadable_photo_and_names_it(hard: Path):
+def test_training_stops_on_an_unreadable_image_and_names_it(hard: Path):
     with pytest.raises(DataError, match=r"cat/truncated.jpg: .*truncated.*1 more.*--skip-bad"):
         load_data(str(hard))
 
@@ -216,7 +216,7 @@ def test_training_stops_on_an_unreadable_photo_and_names_it(hard: Path):
 def test_an_empty_class_stops_too(hard: Path):
     (hard / "cat" / "truncated.jpg").unlink()
     (hard / "dog" / "text.jpg").unlink()
-    with pytest.raises(DataError, match=r"class 'nothing' .* has no photos"):
+    with pytest.raises(DataError, match=r"class 'nothing' .* has no images"):
         load_data(str(hard))
     (hard / "nothing").rmdir()
     dataset = load_data(str(hard))
@@ -228,12 +228,12 @@ def test_skip_bad_leaves_them_out_everywhere_and_says_so(hard: Path):
     dataset = load_data(str(hard), skip_bad=True)
     assert dataset.classes == ["cat", "dog", "lonely"]
     assert {path.name for path, _ in dataset.skipped} == {"truncated.jpg", "text.jpg", "nothing"}
-    assert not {photo.path.name for photo in everyone(dataset)} & {"truncated.jpg", "text.jpg", "notes.txt"}
+    assert not {image.path.name for image in everyone(dataset)} & {"truncated.jpg", "text.jpg", "notes.txt"}
     assert len(everyone(dataset)) == 25
     assert sum("left out" in note for note in dataset.notes) == 3
-    # the single photo of its class stays in training, and the notes say what that means
+    # the single image of its class stays in training, and the notes say what that means
     assert [p.split for p in everyone(dataset) if p.path.name == "only.jpg"] == ["train"]
-    assert any("val has no photo of 1 of 3 classes: lonely" in note for note in dataset.notes)
+    assert any("val has no image of 1 of 3 classes: lonely" in note for note in dataset.notes)
 
 
 def test_one_class_is_not_enough(folder: Path):
@@ -258,8 +258,8 @@ def test_duplicates_across_given_splits_are_reported(folder: Path, tmp_path: Pat
     rows = [f"{p},{p.parent.name},{'test' if p.name in test else 'train'}" for p in sorted(folder.rglob("*.jpg"))]
     (tmp_path / "t.csv").write_text("path,label,split\n" + "\n".join(rows))
     dataset = load_data(str(tmp_path / "t.csv"))
-    assert any("1 photos of test are also in" in note and "byte for byte" in note for note in dataset.notes)
-    pairs = [{Path(path).name for path in pair["photos"]} for pair in dataset.near_duplicates]
+    assert any("1 images of test are also in" in note and "byte for byte" in note for note in dataset.notes)
+    pairs = [{Path(path).name for path in pair["images"]} for pair in dataset.near_duplicates]
     assert {"0.jpg", "again.jpg"} in pairs
     assert {"copy.jpg", "again.jpg"} not in pairs  # both in test
     assert dataset.manifest()["near_duplicates_across_splits"] == dataset.near_duplicates
@@ -273,8 +273,8 @@ def test_a_manifest_brings_back_the_very_same_split(folder: Path, tmp_path: Path
     manifest = json.loads(json.dumps(dataset.manifest()))
     assert manifest["seed"] == 3
     assert manifest["test_seed"] == TEST_SEED
-    assert len(manifest["photos"]) == 20
-    assert not any(str(tmp_path) in photo["path"] for photo in manifest["photos"])
+    assert len(manifest["images"]) == 20
+    assert not any(str(tmp_path) in image["path"] for image in manifest["images"])
     assert everyone(Dataset.from_manifest(manifest)) == everyone(dataset)
     folder.rename(tmp_path / "moved")
     with pytest.raises(DataError, match=r"missing.*--data-root"):
@@ -287,8 +287,8 @@ def test_a_manifest_brings_back_the_very_same_split(folder: Path, tmp_path: Path
 def test_paths_are_relative_to_a_linked_folder_too(folder: Path, tmp_path: Path):
     (tmp_path / "link").symlink_to(folder, target_is_directory=True)
     manifest = load_data(tmp_path / "link", seed=0).manifest()
-    assert not any(Path(p["path"]).is_absolute() for p in manifest["photos"])
-    assert Path(manifest["root"], manifest["photos"][0]["path"]).is_file()
+    assert not any(Path(p["path"]).is_absolute() for p in manifest["images"])
+    assert Path(manifest["root"], manifest["images"][0]["path"]).is_file()
 
 
 def test_a_run_made_elsewhere_finds_the_package_and_the_pets(tmp_path: Path, shared_data: Path):
@@ -298,14 +298,14 @@ def test_a_run_made_elsewhere_finds_the_package_and_the_pets(tmp_path: Path, sha
         assert Dataset.from_manifest(manifest, root).fingerprint() == dataset.fingerprint()
 
 
-def test_a_changed_photo_or_record_is_noticed(folder: Path):
+def test_a_changed_image_or_record_is_noticed(folder: Path):
     dataset = load_data(str(folder))
     manifest = dataset.manifest()
     picture(99).save(folder / "dog" / "3.jpg")
     with pytest.raises(DataError, match=r"dog/3.jpg has changed"):
         Dataset.from_manifest(manifest)
     edited = json.loads(json.dumps(manifest))
-    edited["photos"][0]["split"] = "test"
+    edited["images"][0]["split"] = "test"
     with pytest.raises(DataError, match="edited"):
         Dataset.from_manifest(edited)
     with pytest.raises(DataError, match="damaged"):
@@ -331,13 +331,13 @@ def test_elpv_is_split_as_published():
     assert dataset.flips == "dihedral"
     table = (dataset.root / "labels.csv").read_text().splitlines()
     facts = {line.split()[0]: (float(line.split()[1]), line.split()[2]) for line in table if line.strip()}
-    where = {photo.path.relative_to(dataset.root).as_posix(): photo for photo in everyone(dataset)}
+    where = {image.path.relative_to(dataset.root).as_posix(): image for image in everyone(dataset)}
     assert where.keys() == facts.keys()
     for path, (probability, _) in facts.items():
         assert where[path].label == (probability > 0.5)
     for stratum in set(facts.values()):  # probability and cell type in the same proportion on both sides
         inside = [where[path].split == "test" for path, fact in facts.items() if fact == stratum]
-        assert abs(sum(inside) * 4 - len(inside)) < 4  # to the nearest photo
+        assert abs(sum(inside) * 4 - len(inside)) < 4  # to the nearest image
 
 
 @pytest.mark.parametrize(("name", "classes", "counts"), [("pets37", 37, (207, 52, 111)), ("pets3", 3, (240, 60, 298))])
@@ -347,12 +347,12 @@ def test_pets_copies_agree_with_torchvision(shared_data: Path, name: str, classe
     dataset = load_data("pets", shared_data / name)
     assert len(dataset.classes) == classes
     assert tuple(dataset.counts().values()) == counts
-    for split, photos in (("trainval", dataset.photos), ("test", dataset.test("evaluate"))):
+    for split, images in (("trainval", dataset.images), ("test", dataset.test("evaluate"))):
         theirs = OxfordIIITPet(str(shared_data / name), split=split)
         expected = {
             path.name: theirs.classes[label] for path, label in zip(theirs._images, theirs._labels, strict=True)
         }
-        assert {photo.path.name: dataset.classes[photo.label] for photo in photos} == expected
+        assert {image.path.name: dataset.classes[image.label] for image in images} == expected
     assert load_data(str(shared_data / name)).fingerprint() == dataset.fingerprint()  # the folder by name does as well
 
 
@@ -535,7 +535,7 @@ def test_a_missing_package_is_installed_by_name(tmp_path: Path):
     assert "installing it: python -m pip install --no-deps elpv-dataset==1.0.0.post1" in done.stderr
 
 
-def test_looking_at_a_photo_does_not_load_torch(folder: Path):
+def test_looking_at_a_image_does_not_load_torch(folder: Path):
     code = (
         f"import sys; from roclab.vision.data.audit import audit; audit({str(folder)!r}); "
         "assert 'torch' not in sys.modules"

@@ -14,7 +14,7 @@ from roclab.core.training.distributed import World
 from roclab.vision.evaluate.evaluate import read_predictions
 from roclab.vision.models.checkpoint import load_tensors
 from roclab.vision.train.train import train
-from tests.vision.small import CLASSES, MODEL, config, make_photos
+from tests.vision.small import CLASSES, MODEL, config, make_images
 
 SETTINGS = {
     "strategy": "finetune",
@@ -38,10 +38,10 @@ def test_shares_cover_a_batch_once_and_keep_neighbours_together():
 @pytest.mark.parametrize("batch_norm", ["train", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_two_gloo_processes_train_what_one_does(tmp_path, monkeypatch, batch_norm):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
-    photos = make_photos(tmp_path / "photos")
+    images = make_images(tmp_path / "images")
     settings = SETTINGS | {"batch_norm": batch_norm}
-    alone = train(config(photos, **settings), tmp_path / "alone")
-    options = ["--data", str(photos), "--model", MODEL, "--weights", "none", "--image-size", "64", "--device", "cpu"]
+    alone = train(config(images, **settings), tmp_path / "alone")
+    options = ["--data", str(images), "--model", MODEL, "--weights", "none", "--image-size", "64", "--device", "cpu"]
     options += ["--lp-ft", "--layer-decay", "0.75"]
     for name, value in settings.items():
         options += [f"--{name.replace('_', '-')}", str(value)]
@@ -104,8 +104,8 @@ def test_training_and_prediction_over_a_local_ray(tmp_path, monkeypatch):
     from roclab.vision.evaluate.predict import predict
 
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
-    photos = make_photos(tmp_path / "photos", each=8)
-    base = config(photos, epochs=2)
+    images = make_images(tmp_path / "images", each=8)
+    base = config(images, epochs=2)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         over_ray = compare(base, [MODEL], ["features", "finetune"], [0], tmp_path / "ray", engine="ray")
@@ -113,7 +113,7 @@ def test_training_and_prediction_over_a_local_ray(tmp_path, monkeypatch):
         for arm, found in here["arms"].items():
             assert over_ray["arms"][arm]["top1"] == found["top1"]
         run = Run.open(tmp_path / "here" / f"{MODEL}-finetune-seed0")
-        spread, local = predict(run, [photos], top=3, engine="ray"), predict(run, [photos], top=3)
+        spread, local = predict(run, [images], top=3, engine="ray"), predict(run, [images], top=3)
         assert [row["path"] for row in spread] == [row["path"] for row in local]
         for one, other in zip(spread, local, strict=True):
             one_p, other_p = ({p["class"]: p["probability"] for p in row["predictions"]} for row in (one, other))

@@ -19,14 +19,14 @@ from roclab.vision.error_analysis.covariates import annotated, measure
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.train.train import train
 from tests.vision.judged import finished_run
-from tests.vision.small import config, make_photos
+from tests.vision.small import config, make_images
 from tests.vision.test_cli_vision import roclab
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
+def images(tmp_path, monkeypatch):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
-    return make_photos(tmp_path / "photos", each=20)
+    return make_images(tmp_path / "images", each=20)
 
 
 class Checker(HTMLParser):
@@ -55,9 +55,9 @@ def checked(page):
     return checker
 
 
-def test_trained_runs_all_the_way_through_the_command_line(photos, tmp_path):
-    runs = [train(config(photos, seed=0), tmp_path / "a").path]
-    runs.append(train(config(photos, strategy="finetune", epochs=1), tmp_path / "b").path)
+def test_trained_runs_all_the_way_through_the_command_line(images, tmp_path):
+    runs = [train(config(images, seed=0), tmp_path / "a").path]
+    runs.append(train(config(images, strategy="finetune", epochs=1), tmp_path / "b").path)
     cache = {"ROCLAB_CACHE": str(tmp_path / "cache")}
     done = roclab("vision", "errors", *runs, "--out", tmp_path / "val", "--json", **cache)
     assert done.returncode == 0, done.stderr
@@ -82,8 +82,8 @@ def test_trained_runs_all_the_way_through_the_command_line(photos, tmp_path):
     checked(tmp_path / "page" / "index.html")
 
 
-def test_every_sentence_follows_from_the_fact_it_names(photos, tmp_path):
-    runs = [finished_run(tmp_path / f"run{i}", photos, i, 0.7, lr=0.1 * (i % 2)) for i in range(4)]
+def test_every_sentence_follows_from_the_fact_it_names(images, tmp_path):
+    runs = [finished_run(tmp_path / f"run{i}", images, i, 0.7, lr=0.1 * (i % 2)) for i in range(4)]
     facts = analyse(runs, "test")
     assert json.loads(json.dumps(facts)) == facts
     assert facts == analyse(runs, "test")  # the same seed, the same facts
@@ -95,7 +95,7 @@ def test_every_sentence_follows_from_the_fact_it_names(photos, tmp_path):
         lookup(facts, row["key"])  # the key leads somewhere
         assert row["evidence"] in ("strong", "moderate", "none", "measured")
         bare = re.sub(
-            r"\(lr=0\.\d\)|95 %|after Holm's correction over \d+|\d+(?=px| px)|0 to 255|photo-\d+", "", row["text"]
+            r"\(lr=0\.\d\)|95 %|after Holm's correction over \d+|\d+(?=px| px)|0 to 255|image-\d+", "", row["text"]
         )
         bare = re.sub(r"images/\S+|\w+/\w+\.jpg|all \d+", "", bare)
         said = [abs(float(x)) for x in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", bare)]
@@ -109,9 +109,9 @@ def test_pointers_survive_names_with_slashes():
     assert lookup(facts, pointer("arms", "timm/resnet~50.a1", "x", 1)) == 2
 
 
-def test_runs_that_cannot_be_judged_together(photos, tmp_path):
-    one, other = (finished_run(tmp_path / f"run{i}", photos, i) for i in range(2))
-    with pytest.raises(RocLabError, match=r"each seed cuts its own val photos: evaluate them on test"):
+def test_runs_that_cannot_be_judged_together(images, tmp_path):
+    one, other = (finished_run(tmp_path / f"run{i}", images, i) for i in range(2))
+    with pytest.raises(RocLabError, match=r"each seed cuts its own val images: evaluate them on test"):
         analyse([one, other], "val")
     assert analyse([one, other], decided=False)["split"] == "test"
     with pytest.raises(RocLabError, match="given twice"):
@@ -119,8 +119,8 @@ def test_runs_that_cannot_be_judged_together(photos, tmp_path):
     with pytest.raises(RocLabError, match="choose val or test"):
         analyse([one], "train")
 
-    elsewhere = finished_run(tmp_path / "elsewhere", make_photos(tmp_path / "more", each=25))
-    with pytest.raises(RocLabError, match="judged on other test photos"):
+    elsewhere = finished_run(tmp_path / "elsewhere", make_images(tmp_path / "more", each=25))
+    with pytest.raises(RocLabError, match="judged on other test images"):
         analyse([one, elsewhere], "test")
     shutil.rmtree(tmp_path / "more" / "sky")
     two_classes = finished_run(tmp_path / "two", tmp_path / "more")
@@ -132,8 +132,8 @@ def test_runs_that_cannot_be_judged_together(photos, tmp_path):
         analyse([one, other])
 
 
-def test_missing_and_damaged_predictions(photos, tmp_path):
-    one, other = (finished_run(tmp_path / f"run{i}", photos, 0, lr=i) for i in range(2))
+def test_missing_and_damaged_predictions(images, tmp_path):
+    one, other = (finished_run(tmp_path / f"run{i}", images, 0, lr=i) for i in range(2))
     table = other.path / "predictions.csv"
     with open(table, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
@@ -163,8 +163,8 @@ def test_missing_and_damaged_predictions(photos, tmp_path):
 
 
 @pytest.mark.parametrize("garbage", [b"", b"garbage\n", b"\n\n", b"\xff\xfe\x00PNG", b"split,path\nval,x\n"])
-def test_predictions_that_are_none_are_called_damaged(photos, tmp_path, garbage):
-    run = finished_run(tmp_path / "run", photos)
+def test_predictions_that_are_none_are_called_damaged(images, tmp_path, garbage):
+    run = finished_run(tmp_path / "run", images)
     (run.path / "predictions.csv").write_bytes(garbage)
     for split in (None, "val"):
         with pytest.raises(
@@ -177,13 +177,13 @@ def test_predictions_that_are_none_are_called_damaged(photos, tmp_path, garbage)
     assert (run.path / "predictions.csv").read_bytes() == garbage
 
 
-def test_a_class_without_test_photo_is_said_and_shown(tmp_path, monkeypatch):
+def test_a_class_without_test_image_is_said_and_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
-    photos = make_photos(tmp_path / "all", each=10)
+    images = make_images(tmp_path / "all", each=10)
     for part, names in (("train", ("brick", "grass", "sky")), ("test", ("brick", "grass"))):
         for name in names:
             (tmp_path / "split" / part / name).mkdir(parents=True)
-            for i, path in enumerate(sorted((photos / name).iterdir())):
+            for i, path in enumerate(sorted((images / name).iterdir())):
                 if (i < 7) == (part == "train"):
                     shutil.copy(path, tmp_path / "split" / part / name)
     facts = analyse([finished_run(tmp_path / "run", tmp_path / "split")], "test")
@@ -194,50 +194,50 @@ def test_a_class_without_test_photo_is_said_and_shown(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 1.0])
-def test_all_right_and_all_wrong_have_their_page(photos, tmp_path, accuracy):
-    runs = [finished_run(tmp_path / f"run{i}", photos, i, accuracy, lr=i) for i in range(2)]
+def test_all_right_and_all_wrong_have_their_page(images, tmp_path, accuracy):
+    runs = [finished_run(tmp_path / f"run{i}", images, i, accuracy, lr=i) for i in range(2)]
     facts = analyse(runs, "test")
     checked(write_page(facts, tmp_path / "page"))
     assert facts["shared"]["all"]["count"] == (0 if accuracy else facts["n"])
     assert all(row["evidence"] != "strong" for row in facts["sentences"] if row["key"].startswith("/pairs"))
 
 
-def test_photos_that_are_gone_or_changed_leave_a_page(photos, tmp_path):
-    run = finished_run(tmp_path / "run", photos, 0, 0.0)
+def test_images_that_are_gone_or_changed_leave_a_page(images, tmp_path):
+    run = finished_run(tmp_path / "run", images, 0, 0.0)
     facts = analyse([run], "test")
-    gone, changed = (tmp_path / "photos" / facts["photos"][str(i)]["path"] for i in facts["losses"][:2])
+    gone, changed = (tmp_path / "images" / facts["images"][str(i)]["path"] for i in facts["losses"][:2])
     gone.unlink()
     Image.new("RGB", (40, 40)).save(changed)
     facts = analyse([run], "test")
     assert len(facts["covariates"]["missing"]) == 2
     page = write_page(facts, tmp_path / "page")
     checked(page)
-    assert "the photo is not here" in page.read_text(encoding="utf-8")
-    assert "2 of 12 photos are not where the runs had them" in page.read_text(encoding="utf-8")
+    assert "the image is not here" in page.read_text(encoding="utf-8")
+    assert "2 of 12 images are not where the runs had them" in page.read_text(encoding="utf-8")
     for row in facts["covariates"]["measures"].values():
         assert row["n"] == sum(group["n"] for group in row["groups"]) == 10
     figure = next(c for f, c in read_json(page.parent / "errors.json")["captions"].items() if f == "covariates.png")
-    assert "quarters of the 10 test photos that are where the runs had them (2 of 12 are not)" in figure
-    assert len(list((page.parent / "thumbs").glob("*.jpg"))) == len(facts["photos"]) - 2
+    assert "quarters of the 10 test images that are where the runs had them (2 of 12 are not)" in figure
+    assert len(list((page.parent / "thumbs").glob("*.jpg"))) == len(facts["images"]) - 2
     done = roclab("vision", "errors", run.path, "--no-heat-maps", "--out", tmp_path / "page")
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
-        "note: 2 of 12 photos are not where the runs had them, or have changed, "
-        f"{facts['covariates']['missing'][0]} first: left out of what is measured on photos; --data-root says where "
+        "note: 2 of 12 images are not where the runs had them, or have changed, "
+        f"{facts['covariates']['missing'][0]} first: left out of what is measured on images; --data-root says where "
         "they are\n"
     )
     assert any("no heat maps" in note for note in facts["notes"])  # this run has no checkpoint either
-    (tmp_path / "photos").rename(tmp_path / "moved")
+    (tmp_path / "images").rename(tmp_path / "moved")
     assert len(analyse([run], "test")["covariates"]["missing"]) == 12
     assert len(analyse([run], "test", data_root=tmp_path / "moved")["covariates"]["missing"]) == 2
 
 
 def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
-    photos = make_photos(tmp_path / "photos", each=12)
+    images = make_images(tmp_path / "images", each=12)
     odd = '<script>alert("1")<&\'x %_$'
-    (photos / "sky").rename(photos / odd)
-    facts = analyse([finished_run(tmp_path / "<b>run&", photos, 0, 0.4)], "test")
+    (images / "sky").rename(images / odd)
+    facts = analyse([finished_run(tmp_path / "<b>run&", images, 0, 0.4)], "test")
     page = write_page(facts, tmp_path / "page")
     checked(page)
     text = page.read_text(encoding="utf-8")
@@ -246,19 +246,19 @@ def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     assert not re.search(r"https?://", text)
 
 
-def test_thumbnails_are_made_for_the_photos_shown_alone(tmp_path, monkeypatch):
+def test_thumbnails_are_made_for_the_images_shown_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
-    run = finished_run(tmp_path / "run", make_photos(tmp_path / "photos", each=150), 0, 0.2)
+    run = finished_run(tmp_path / "run", make_images(tmp_path / "images", each=150), 0, 0.2)
     facts = analyse([run], "test")
     checked(write_page(facts, tmp_path / "page"))
     assert sum(facts["shared"]["wrong_by"][1:]) > 60
-    assert len(list((tmp_path / "page" / "thumbs").iterdir())) == len(facts["photos"]) < 50
+    assert len(list((tmp_path / "page" / "thumbs").iterdir())) == len(facts["images"]) < 50
 
 
-def test_a_page_is_made_anew_and_nothing_else_is_touched(photos, tmp_path):
+def test_a_page_is_made_anew_and_nothing_else_is_touched(images, tmp_path):
     page = tmp_path / "page"
     page.mkdir()  # an empty folder is free
-    write_page(analyse([finished_run(tmp_path / "bad", photos, 0, 0.0)], "test"), page)
+    write_page(analyse([finished_run(tmp_path / "bad", images, 0, 0.0)], "test"), page)
     older = set(read_json(page / "errors.json")["files"])
     for folder in ("figures", "thumbs"):
         (page / folder / "mine.jpg").write_bytes(b"mine")
@@ -268,9 +268,9 @@ def test_a_page_is_made_anew_and_nothing_else_is_touched(photos, tmp_path):
     astray = ["../outside.jpg", "thumbs/../../outside.jpg", "notes.png", 3]
     (page / "errors.json").write_text(json.dumps(record | {"files": [*record["files"], *astray]}), encoding="utf-8")
 
-    checked(write_page(analyse([finished_run(tmp_path / "good", photos, 0, 1.0)], "test"), page))
+    checked(write_page(analyse([finished_run(tmp_path / "good", images, 0, 1.0)], "test"), page))
     newer = set(read_json(page / "errors.json")["files"])
-    assert older - newer  # a network without errors shows fewer photos
+    assert older - newer  # a network without errors shows fewer images
     there = {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
     assert there == newer | {"errors.json", "index.html", "notes.png", "figures/mine.jpg", "thumbs/mine.jpg"}
     assert (tmp_path / "outside.jpg").exists()
@@ -292,8 +292,8 @@ def test_a_folder_that_is_no_page_is_left_alone(tmp_path, record):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_runs_own_folder_is_refused_before_the_analysis(photos, tmp_path):
-    run = finished_run(tmp_path / "run", photos).path
+def test_a_runs_own_folder_is_refused_before_the_analysis(images, tmp_path):
+    run = finished_run(tmp_path / "run", images).path
     (run / "figures").mkdir()
     (run / "figures" / "test.png").write_bytes(b"the run's")
     (run / "predictions.csv").unlink()  # the analysis would stop at this
@@ -303,8 +303,8 @@ def test_a_runs_own_folder_is_refused_before_the_analysis(photos, tmp_path):
     assert (run / "figures" / "test.png").read_bytes() == b"the run's"
 
 
-def test_a_page_that_cannot_be_written_leaves_the_older_one(photos, tmp_path, monkeypatch):
-    facts = analyse([finished_run(tmp_path / "run", photos, 0, 0.5)], "test", decided=False)
+def test_a_page_that_cannot_be_written_leaves_the_older_one(images, tmp_path, monkeypatch):
+    facts = analyse([finished_run(tmp_path / "run", images, 0, 0.5)], "test", decided=False)
     page = tmp_path / "page"
     write_page(facts, page)
     before = {path: path.read_bytes() for path in page.rglob("*") if path.is_file()}
@@ -318,8 +318,8 @@ def test_a_page_that_cannot_be_written_leaves_the_older_one(photos, tmp_path, mo
     assert {path: path.read_bytes() for path in page.rglob("*") if path.is_file()} == before
 
 
-def test_twenty_runs_have_one_page(photos, tmp_path):
-    runs = [finished_run(tmp_path / f"run{i}", photos, i % 5, 0.5 + i // 5 / 10, lr=i // 5) for i in range(20)]
+def test_twenty_runs_have_one_page(images, tmp_path):
+    runs = [finished_run(tmp_path / f"run{i}", images, i % 5, 0.5 + i // 5 / 10, lr=i // 5) for i in range(20)]
     facts = analyse([Run.open(run.path) for run in runs])
     assert len(facts["runs"]) == 20
     assert len(facts["arms"]) == 4
@@ -328,7 +328,7 @@ def test_twenty_runs_have_one_page(photos, tmp_path):
     checked(write_page(facts, tmp_path / "page"))
 
 
-def test_covariates_of_photos_with_known_answers(tmp_path):
+def test_covariates_of_images_with_known_answers(tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (300, 400), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "sharp.png")

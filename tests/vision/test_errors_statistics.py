@@ -63,7 +63,7 @@ def test_calibration_tells_honest_from_too_sure():
     found = calibration(labels, sure[None])
     assert found["p"] < 0.01
     assert found["gap_ci95"][0] > 0.1
-    assert sum(b["photos"] for b in found["bins"]) == pytest.approx(500)
+    assert sum(b["images"] for b in found["bins"]) == pytest.approx(500)
     twice = calibration(labels, np.stack([sure, sure]))  # the same run twice is no more evidence
     assert twice["ece"] == pytest.approx(found["ece"])
     assert twice["gap_ci95"] == pytest.approx(found["gap_ci95"])
@@ -119,4 +119,4 @@ def test_what_was_planted_is_found():
     assert sum(shared["wrong_by"]) == 180
     doubted = facts._label_errors(seen)
     assert doubted["found"] >= 10
-    assert {row["suggested"] for row in doubted["photos"][:5]} == {"class 5"}
+    assert {row["suggested"] for row in doubted["images"][:5]} == {"class 5"}

@@ -23,14 +23,14 @@ def test_metrics_of_a_case_worked_out_by_hand():
     assert found["macro_f1"] == pytest.approx((0.8 + 0.5 + 2 / 3) / 3)
 
 
-def test_a_class_without_photos_is_left_out_of_the_means():
+def test_a_class_without_images_is_left_out_of_the_means():
     found = metrics.classification_metrics(np.array([0, 1]), one_hot(np.array([0, 1]), 3), ["a", "b", "c"])
     assert found["mean_per_class"] == 1.0
     assert found["macro_f1"] == 1.0
     assert found["per_class"]["c"]["support"] == 0
 
 
-def test_per_class_interval_agrees_with_drawing_photos():
+def test_per_class_interval_agrees_with_drawing_images():
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 4, 300)
     correct = rng.random(300) < 0.6 + 0.1 * labels

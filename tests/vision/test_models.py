@@ -159,21 +159,21 @@ IMAGENET_BREEDS = {  # ImageNet class of the breeds of Oxford-IIIT Pet that are 
 
 @torch.inference_mode()
 def test_lite0_knows_imagenets_breeds_without_training(shared_data: Path):
-    """The mapping, the padding and the normalisation are right: the weights' own head names 110 photos' breeds."""
-    from roclab.vision.data.dataset import load_data, open_photo
+    """The mapping, the padding and the normalisation are right: the weights' own head names 110 images' breeds."""
+    from roclab.vision.data.dataset import load_data, open_image
     from roclab.vision.data.transforms import eval_transform
 
     dataset = load_data("pets", shared_data / "pets37")
     names = {i: IMAGENET_BREEDS[name] for i, name in enumerate(dataset.classes) if name in IMAGENET_BREEDS}
-    photos = [photo for photo in [*dataset.photos, *dataset.test("evaluate")] if photo.label in names]
+    images = [image for image in [*dataset.images, *dataset.test("evaluate")] if image.label in names]
     model = build_model(LITE0)
     transform = eval_transform(model.recipe)
     right = 0
-    for start in range(0, len(photos), 32):
-        chunk = photos[start : start + 32]
-        logits = model.module(torch.stack([transform(open_photo(photo.path)) for photo in chunk]))
+    for start in range(0, len(images), 32):
+        chunk = images[start : start + 32]
+        logits = model.module(torch.stack([transform(open_image(image.path)) for image in chunk]))
         right += sum(names[p.label] == int(k) for p, k in zip(chunk, logits.argmax(1), strict=True))
-    assert len(photos) == 110
+    assert len(images) == 110
     assert right >= 88  # chance is one in a thousand
 
 

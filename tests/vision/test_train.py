@@ -1,4 +1,4 @@
-"""Both strategies from photos to a finished run: what is frozen stays frozen, what is cut goes on bit for bit."""
+"""Both strategies from images to a finished run: what is frozen stays frozen, what is cut goes on bit for bit."""
 
 import csv
 import json
@@ -29,12 +29,12 @@ from roclab.vision.train import features
 from roclab.vision.train.config import FullConfig
 from roclab.vision.train.finetune import freeze_statistics, mix, neighbours, parameter_groups, rate, size_at
 from roclab.vision.train.train import resume, train
-from tests.vision.small import CLASSES, MODEL, config, make_photos
+from tests.vision.small import CLASSES, MODEL, config, make_images
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory):
-    return make_photos(tmp_path_factory.mktemp("photos"))
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +45,15 @@ def own_cache(tmp_path, monkeypatch):
 FINETUNE = {"strategy": "finetune", "epochs": 3, "batch_size": 8, "lr": 3e-3, "progressive": True}
 
 
-def test_features_give_a_whole_model(photos, tmp_path):
-    run = train(config(photos, refit=False), tmp_path / "run")
+def test_features_give_a_whole_model(images, tmp_path):
+    run = train(config(images, refit=False), tmp_path / "run")
     for name in ("config.json", "provenance.json", "split.json", "log.txt", "metrics.jsonl", "training.json"):
         assert (run.path / name).exists(), name
     model, classes, size = load_model(run)
     assert classes == sorted(CLASSES)
     dataset = run_dataset(run)
     val = dataset.split("val")
-    # the features looked up and the whole model on the photos themselves say the same
+    # the features looked up and the whole model on the images themselves say the same
     _, labels, probs = read_predictions(run, "val", classes)
     assert np.allclose(predict_probs(model, [p.path for p in val], size), probs, atol=1e-5)
     found = json.loads((run.path / "results-val.json").read_text())
@@ -61,8 +61,8 @@ def test_features_give_a_whole_model(photos, tmp_path):
     assert found["n"] == len(val)
 
 
-def test_frozen_means_frozen(photos, tmp_path):
-    run = train(config(photos, seed=3), tmp_path / "run")
+def test_frozen_means_frozen(images, tmp_path):
+    run = train(config(images, seed=3), tmp_path / "run")
     seed_everything(3)
     before = build_model(MODEL, "none", 3).backbone_state()
     after = load_model(run)[0].backbone_state()
@@ -72,22 +72,22 @@ def test_frozen_means_frozen(photos, tmp_path):
         assert torch.equal(value, after[name]), name
 
 
-def test_second_run_takes_features_from_the_cache(photos, tmp_path, monkeypatch):
-    first = train(config(photos, val_fraction=0.2), tmp_path / "a")
+def test_second_run_takes_features_from_the_cache(images, tmp_path, monkeypatch):
+    first = train(config(images, val_fraction=0.2), tmp_path / "a")
     calls = []
     monkeypatch.setattr(features, "read_ahead", lambda *given: calls.append(given))
-    second = train(config(photos, val_fraction=0.4), tmp_path / "b")  # another cut of the same photos
+    second = train(config(images, val_fraction=0.4), tmp_path / "b")  # another cut of the same images
     assert not calls
     assert len(read_predictions(second, "val", list(CLASSES))[0]) > len(
         read_predictions(first, "val", list(CLASSES))[0]
     )
 
 
-def test_a_damaged_cache_is_computed_again(photos, tmp_path):
-    first = train(config(photos), tmp_path / "a")
+def test_a_damaged_cache_is_computed_again(images, tmp_path):
+    first = train(config(images), tmp_path / "a")
     for path in (tmp_path / "cache").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
-    second = train(config(photos), tmp_path / "b")
+    second = train(config(images), tmp_path / "b")
     assert same_weights(first, second)
 
 
@@ -104,7 +104,7 @@ def test_folded_head_is_scikit_learns_regression():
     assert np.allclose(head.probs(x), peer.predict_proba(z), atol=1e-4)
 
 
-def test_fewer_photos_than_features_have_the_same_optimum():
+def test_fewer_images_than_features_have_the_same_optimum():
     rng = np.random.default_rng(1)
     y = rng.integers(0, 3, 40)
     x = (rng.normal(size=(3, 90))[y] + rng.normal(size=(40, 90))).astype(np.float32)
@@ -117,7 +117,7 @@ def test_fewer_photos_than_features_have_the_same_optimum():
     assert np.allclose(turned.bias, straight.bias, atol=1e-4)
 
 
-def test_further_cuts_let_each_photo_validate_once():
+def test_further_cuts_let_each_image_validate_once():
     x, y = np.arange(23.0)[:, None], np.arange(23) % 3
     cuts = features.further_cuts([x, -x], y, seed=1)
     assert sorted(np.concatenate([cut[2][:, 0] for cut in cuts])) == list(x[:, 0])
@@ -136,9 +136,9 @@ def test_a_dead_unit_does_not_get_a_voice():
     assert scale[3] > 0.05
 
 
-def test_refit_keeps_the_validation_figures_honest(photos, tmp_path):
-    plain = train(config(photos, refit=False), tmp_path / "plain")
-    refit = train(config(photos, refit=True), tmp_path / "refit")
+def test_refit_keeps_the_validation_figures_honest(images, tmp_path):
+    plain = train(config(images, refit=False), tmp_path / "plain")
+    refit = train(config(images, refit=True), tmp_path / "refit")
     timing = [json.loads((run.path / "training.json").read_text()) for run in (plain, refit)]
     assert all(row["regularisation"] for row in timing)
     # val is judged by a head that has not seen it, whatever the final one has learnt from
@@ -150,14 +150,14 @@ def test_refit_keeps_the_validation_figures_honest(photos, tmp_path):
     assert not same_weights(plain, refit)  # test and prediction by the one that has
 
 
-def test_views_are_more_rows_of_the_same_photos(photos, tmp_path):
-    run = train(config(photos, views=3), tmp_path / "run")
+def test_views_are_more_rows_of_the_same_images(images, tmp_path):
+    run = train(config(images, views=3), tmp_path / "run")
     assert len(list((tmp_path / "cache" / "features").iterdir())) == 3
     assert json.loads((run.path / "results-val.json").read_text())["top1"] > 0.5
 
 
-def test_the_test_split_is_opened_by_evaluate_alone_and_recorded(photos, tmp_path):
-    run = train(config(photos), tmp_path / "run")
+def test_the_test_split_is_opened_by_evaluate_alone_and_recorded(images, tmp_path):
+    run = train(config(images), tmp_path / "run")
     with open(run.path / "predictions.csv", newline="") as file:
         assert {row["split"] for row in csv.DictReader(file)} == {"val"}
     assert not (run.path / "test_opened.json").exists()
@@ -172,8 +172,8 @@ def test_the_test_split_is_opened_by_evaluate_alone_and_recorded(photos, tmp_pat
         evaluate(run, "train")
 
 
-def test_photos_that_moved_are_found_again(photos, tmp_path):
-    moved = shutil.copytree(photos, tmp_path / "before")
+def test_images_that_moved_are_found_again(images, tmp_path):
+    moved = shutil.copytree(images, tmp_path / "before")
     run = train(config(moved), tmp_path / "run")
     shutil.move(moved, tmp_path / "after")
     with pytest.raises(RocLabError, match="--data-root"):
@@ -181,8 +181,8 @@ def test_photos_that_moved_are_found_again(photos, tmp_path):
     assert evaluate(run, "test", data_root=str(tmp_path / "after"))["n"] > 0
 
 
-def test_finetuning_learns(photos, tmp_path):
-    run = train(config(photos, **FINETUNE), tmp_path / "run")
+def test_finetuning_learns(images, tmp_path):
+    run = train(config(images, **FINETUNE), tmp_path / "run")
     rows = run.metrics()
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
     assert [row["image_size"] for row in rows[1:]] == [32, 64, 64]
@@ -195,8 +195,8 @@ def test_finetuning_learns(photos, tmp_path):
     assert any(not torch.equal(value, backbone[name]) for name, value in load_model(run)[0].backbone_state().items())
 
 
-def test_a_trained_head_that_finetuning_only_harms_stays_the_best(photos, tmp_path):
-    run = train(config(photos, **FINETUNE | {"lp_ft": True, "lr": 0.3, "ema": 0.0}), tmp_path / "run")
+def test_a_trained_head_that_finetuning_only_harms_stays_the_best(images, tmp_path):
+    run = train(config(images, **FINETUNE | {"lp_ft": True, "lr": 0.3, "ema": 0.0}), tmp_path / "run")
     rows = run.metrics()
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
     assert json.loads((run.path / "training.json").read_text())["best_epoch"] == 0
@@ -208,9 +208,9 @@ def test_a_trained_head_that_finetuning_only_harms_stays_the_best(photos, tmp_pa
     assert all(torch.equal(value, frozen[name]) for name, value in load_model(run)[0].backbone_state().items())
 
 
-def test_unknown_optimizers_are_named(photos):
+def test_unknown_optimizers_are_named(images):
     with pytest.raises(RocLabError, match="--optimizer adam: choose adamw or sgd"):
-        config(photos, optimizer="adam")
+        config(images, optimizer="adam")
 
 
 def same_weights(a: Run, b: Run, which: str = "best") -> bool:
@@ -242,24 +242,24 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_workers_and_repetition_change_no_bit(photos, tmp_path, recipe):
+def test_workers_and_repetition_change_no_bit(images, tmp_path, recipe):
     settings = FINETUNE | RECIPES[recipe]
-    first = train(config(photos, **settings), tmp_path / "a")
-    second = train(config(photos, **settings, workers=2), tmp_path / "b")
+    first = train(config(images, **settings), tmp_path / "a")
+    second = train(config(images, **settings, workers=2), tmp_path / "b")
     assert same_weights(first, second)
     assert without_times(first) == without_times(second)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("cut", ["after epoch 1", "state lost", "metrics torn", "before the end"])
-def test_resume_after_a_cut_between_any_two_files(photos, tmp_path, recipe, cut):
+def test_resume_after_a_cut_between_any_two_files(images, tmp_path, recipe, cut):
     settings = FINETUNE | RECIPES[recipe]
-    whole = train(config(photos, **settings), tmp_path / "whole")
+    whole = train(config(images, **settings), tmp_path / "whole")
     cut_run = tmp_path / "cut"
-    stopped = train(config(photos, **settings), cut_run)
+    stopped = train(config(images, **settings), cut_run)
     (cut_run / "training.json").unlink()
     if cut == "after epoch 1":  # the state of epoch 1 with the rows of all three
-        one = train_until(photos, tmp_path / "one", settings, 1)
+        one = train_until(images, tmp_path / "one", settings, 1)
         shutil.copy(one / "checkpoints" / "last.safetensors", stopped.checkpoints / "last.safetensors")
     elif cut == "state lost":
         (stopped.checkpoints / "last.safetensors").unlink()
@@ -273,7 +273,7 @@ def test_resume_after_a_cut_between_any_two_files(photos, tmp_path, recipe, cut)
     assert (whole.path / "predictions.csv").read_text() == (cut_run / "predictions.csv").read_text()
 
 
-def train_until(photos, path, settings, epoch):
+def train_until(images, path, settings, epoch):
     """A run that was interrupted at the end of an epoch, as Ctrl-C would."""
     from roclab.vision.train import finetune
 
@@ -287,7 +287,7 @@ def train_until(photos, path, settings, epoch):
     finetune.save_state = save_then_stop
     try:
         with pytest.raises(KeyboardInterrupt):
-            train(config(photos, **settings), path)
+            train(config(images, **settings), path)
     finally:
         finetune.save_state = kept
     return path
@@ -295,10 +295,10 @@ def train_until(photos, path, settings, epoch):
 
 @pytest.mark.slow  # eight processes that import torch; the test above covers each cut in one process
 @pytest.mark.parametrize("strategy", ["features", "finetune"])
-def test_resume_after_kill_9_at_several_moments(photos, tmp_path, strategy):
+def test_resume_after_kill_9_at_several_moments(images, tmp_path, strategy):
     """A process killed again and again, each time a little later, ends with the bits of one never interrupted."""
     command = [sys.executable, "-m", "roclab", "vision", "train"]
-    options = ["--data", str(photos), "--model", MODEL, "--weights", "none", "--image-size", "64"]
+    options = ["--data", str(images), "--model", MODEL, "--weights", "none", "--image-size", "64"]
     options += ["--strategy", strategy, "--epochs", "4", "--batch-size", "8", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -325,10 +325,10 @@ def test_resume_after_kill_9_at_several_moments(photos, tmp_path, strategy):
     assert without_times(Run.open(whole)) == without_times(Run.open(cut))
 
 
-def test_a_run_folder_is_not_overwritten_and_not_judged_unfinished(photos, tmp_path):
-    run = train(config(photos), tmp_path / "run")
+def test_a_run_folder_is_not_overwritten_and_not_judged_unfinished(images, tmp_path):
+    run = train(config(images), tmp_path / "run")
     with pytest.raises(RocLabError, match="already holds a run"):
-        train(config(photos), tmp_path / "run")
+        train(config(images), tmp_path / "run")
     (run.path / "training.json").unlink()
     with pytest.raises(RocLabError, match="not finished"):
         evaluate(Run.open(run.path), "val")
@@ -374,26 +374,26 @@ def test_freed_memory_is_kept_for_the_next_step_and_afterwards():
 
 
 @pytest.mark.parametrize("device", ["banana", "cuda:77"])
-def test_a_device_that_is_not_there_leaves_no_run(photos, tmp_path, device):
+def test_a_device_that_is_not_there_leaves_no_run(images, tmp_path, device):
     with pytest.raises(RocLabError, match=f"--device {device}: not usable"):
-        train(config(photos, device=device), tmp_path / "run")
+        train(config(images, device=device), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_predict_names_the_likeliest_classes_in_order(photos, tmp_path):
-    run = train(config(photos), tmp_path / "run")
-    found = predict(run, [photos / "sky", photos / "brick" / "00.jpg"], top=2)
+def test_predict_names_the_likeliest_classes_in_order(images, tmp_path):
+    run = train(config(images), tmp_path / "run")
+    found = predict(run, [images / "sky", images / "brick" / "00.jpg"], top=2)
     assert len(found) == 13
     for row in found:
         first, second = row["predictions"]
         assert first["probability"] >= second["probability"]
     assert sum(row["predictions"][0]["class"] == "sky" for row in found[:12]) > 6
-    with pytest.raises(RocLabError, match="no such photo"):
-        predict(run, [photos / "nowhere.jpg"])
+    with pytest.raises(RocLabError, match="no such image"):
+        predict(run, [images / "nowhere.jpg"])
 
 
-def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(photos, tmp_path):
-    run = train(config(photos), tmp_path / "run")
+def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(images, tmp_path):
+    run = train(config(images), tmp_path / "run")
     path = run.checkpoints / "best.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(RocLabError, match="damaged"):
@@ -411,8 +411,8 @@ def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(photos, tmp_path
         ({"data_root": ["here"]}, "data_root is ['here'], which should be str or None: "),
     ],
 )
-def test_a_damaged_config_is_named_before_anything_is_written(photos, tmp_path, changes, said):
-    run = train(config(photos), tmp_path / "run")
+def test_a_damaged_config_is_named_before_anything_is_written(images, tmp_path, changes, said):
+    run = train(config(images), tmp_path / "run")
     path = run.path / "config.json"
     path.write_text(json.dumps({"model": 3} if changes is None else run.config | changes), encoding="utf-8")
     before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
@@ -422,13 +422,13 @@ def test_a_damaged_config_is_named_before_anything_is_written(photos, tmp_path, 
     assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
 
 
-def test_a_config_of_an_older_version_has_defaults_for_what_came_later(photos, tmp_path):
-    run = train(config(photos), tmp_path / "run")
+def test_a_config_of_an_older_version_has_defaults_for_what_came_later(images, tmp_path):
+    run = train(config(images), tmp_path / "run")
     older = {key: value for key, value in run.config.items() if key not in ("optimizer", "gradual", "full_frame")}
     assert FullConfig.fromdict(older | {"lr": 1}).optimizer == "adamw"  # JSON has one word for 1 and 1.0
 
 
-def test_layer_groups_learn_less_towards_the_photo_and_decay_spares_norms():
+def test_layer_groups_learn_less_towards_the_image_and_decay_spares_norms():
     model = build_model(MODEL, "none", 3)
     settings = config("x", strategy="finetune").with_defaults(64)
     groups = parameter_groups(model, settings)
@@ -441,9 +441,9 @@ def test_layer_groups_learn_less_towards_the_photo_and_decay_spares_norms():
             assert (group["weight_decay"] > 0) == (p.ndim > 1)
 
 
-def test_early_layers_rest_and_wake(photos, tmp_path):
+def test_early_layers_rest_and_wake(images, tmp_path):
     settings = FINETUNE | {"epochs": 2, "gradual": 0.5, "ema": 0.0}
-    one = train_until(photos, tmp_path / "run", settings, 1)
+    one = train_until(images, tmp_path / "run", settings, 1)
     state, _ = load_tensors(one / "checkpoints" / "last.safetensors")
     seed_everything(0)
     fresh = build_model(MODEL, "none", 3)

@@ -1,4 +1,4 @@
-"""From photo to tensor: torchvision's recipes bit for bit, seeds, shapes, the eight ways to turn a cell."""
+"""From image to tensor: torchvision's recipes bit for bit, seeds, shapes, the eight ways to turn a cell."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ def test_evaluation_is_torchvisions_own_recipe_bit_for_bit(name: str, size: tupl
     import torchvision
 
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-    photo = picture(1, size)
-    assert torch.equal(eval_transform(build_model(name, "none", 3).recipe)(photo), weights.transforms()(photo))
+    image = picture(1, size)
+    assert torch.equal(eval_transform(build_model(name, "none", 3).recipe)(image), weights.transforms()(image))
 
 
 def test_normalisation_is_the_recipes():
@@ -45,11 +45,11 @@ def test_the_aspect_is_kept():
 
 
 def test_training_draws_from_torchs_generator_alone():
-    transform, photo = train_transform(Recipe(), 64, randaugment=True, flips="dihedral"), picture(3, (200, 150))
+    transform, image = train_transform(Recipe(), 64, randaugment=True, flips="dihedral"), picture(3, (200, 150))
     torch.manual_seed(5)
-    first, second = transform(photo), transform(photo)
+    first, second = transform(image), transform(image)
     torch.manual_seed(5)
-    assert torch.equal(transform(photo), first)
+    assert torch.equal(transform(image), first)
     assert not torch.equal(first, second)
     assert first.shape == (3, 64, 64)
 
@@ -82,8 +82,8 @@ def test_flips_reach_exactly_what_they_say():
         train_transform(Recipe(), 32, flips="vertical")
 
 
-def test_tensors_go_through_as_photos_do():
-    photo = picture(4, (64, 64))
-    tensor = torch.from_numpy(np.array(photo)).permute(2, 0, 1)  # uint8 (3, H, W)
+def test_tensors_go_through_as_images_do():
+    image = picture(4, (64, 64))
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # uint8 (3, H, W)
     same_size = Recipe(64, 64)
-    assert torch.equal(eval_transform(same_size)(tensor), eval_transform(same_size)(photo))
+    assert torch.equal(eval_transform(same_size)(tensor), eval_transform(same_size)(image))

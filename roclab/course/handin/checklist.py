@@ -49,7 +49,7 @@ def _runs(runs: Sequence[RunFolder]) -> list[Item]:
                 f"roclab vision train --model {model} --strategy {strategy} --out RUN",
             ))  # fmt: skip
     for run in runs:
-        split = "test" if run.photos("test") else "val"
+        split = "test" if run.images("test") else "val"
         path = run.run.path
         if not run.finished:
             items.append(Item(f"{run.name}: training finished", False, f"roclab vision train --resume {path}"))

@@ -192,7 +192,7 @@ def _readme(
         "    cd Code", "    python -m pip install -r requirements.txt", "    python part2/roclm_model.py",
         "    python part2/roc_demo.py", "    python part1/main.py --help", "",
         "`latex/` is the write-up, `evaluation/` what the code wrote, `Code/` all code with `part1/results/`.", "",
-        "Absolute paths in configurations, logs and tables were made relative when this was packed; the photos "
+        "Absolute paths in configurations, logs and tables were made relative when this was packed; the images "
         "themselves are not included (`--data-root` says where they are).", "",
     ]  # fmt: skip
     if with_checkpoints:

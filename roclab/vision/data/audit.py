@@ -1,4 +1,4 @@
-"""What is in a set of photos, before anything is trained on it: counts, formats, faults by name, duplicates."""
+"""What is in a set of images, before anything is trained on it: counts, formats, faults by name, duplicates."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from statistics import median
 from typing import Any
 
 from roclab.vision.data.duplicates import exact_duplicates, near_duplicates
-from roclab.vision.data.images import Inspection, inspect_photos
-from roclab.vision.data.sources import Entry, Listing, list_photos
+from roclab.vision.data.images import Inspection, inspect_images
+from roclab.vision.data.sources import Entry, Listing, list_images
 
 
 def audit(spec: str, data_root: str | os.PathLike | None = None, mirror: str | None = None) -> dict[str, Any]:
-    """Look at every photo of `spec` ("pets", "elpv", a folder, a CSV file) and report, as JSON-able values.
+    """Look at every image of `spec` ("pets", "elpv", a folder, a CSV file) and report, as JSON-able values.
 
-    Nothing is changed and nothing stops at a bad photo: each is named, with the reason, under "unreadable". Paths
+    Nothing is changed and nothing stops at a bad image: each is named, with the reason, under "unreadable". Paths
     are relative to "root".
     """
-    listing = list_photos(spec, data_root, mirror)
-    entries, photos = listing.entries, inspect_photos([entry.path for entry in listing.entries])
+    listing = list_images(spec, data_root, mirror)
+    entries, images = listing.entries, inspect_images([entry.path for entry in listing.entries])
     names = [_relative(entry.path, listing.root) for entry in entries]
-    readable = [photo for photo in photos if not photo.error]
+    readable = [image for image in images if not image.error]
     return {
         "name": listing.name,
         "root": str(listing.root),
-        "photos": len(entries),
-        "megabytes": round(sum(photo.num_bytes for photo in photos) / 1e6, 1),
-        **_classes(listing, photos),
-        "formats": _counted(photo.format for photo in readable),
-        "modes": _counted(photo.mode for photo in readable),
-        "width": _spread([photo.width for photo in readable]),
-        "height": _spread([photo.height for photo in readable]),
-        "unreadable": [{"path": n, "reason": p.error} for n, p in zip(names, photos, strict=True) if p.error],
+        "images": len(entries),
+        "megabytes": round(sum(image.num_bytes for image in images) / 1e6, 1),
+        **_classes(listing, images),
+        "formats": _counted(image.format for image in readable),
+        "modes": _counted(image.mode for image in readable),
+        "width": _spread([image.width for image in readable]),
+        "height": _spread([image.height for image in readable]),
+        "unreadable": [{"path": n, "reason": p.error} for n, p in zip(names, images, strict=True) if p.error],
         "wrong_extension": [
-            {"path": name, "format": photo.format}
-            for name, photo in zip(names, photos, strict=True)
-            if not photo.error and photo.wrong_extension
+            {"path": name, "format": image.format}
+            for name, image in zip(names, images, strict=True)
+            if not image.error and image.wrong_extension
         ],
         "rotated_by_exif": [
-            name for name, photo in zip(names, photos, strict=True) if not photo.error and photo.rotated
+            name for name, image in zip(names, images, strict=True) if not image.error and image.rotated
         ],
         "animated": [
-            n for n, p in zip(names, photos, strict=True) if not p.error and p.frames > 1 and p.format != "MPO"
+            n for n, p in zip(names, images, strict=True) if not p.error and p.frames > 1 and p.format != "MPO"
         ],
         "ignored": [_relative(path, listing.root) for path in listing.ignored],
-        **_duplicates(entries, photos, names),
+        **_duplicates(entries, images, names),
     }
 
 
-def _classes(listing: Listing, photos: list[Inspection]) -> dict[str, Any]:
-    """Readable photos of each class and given split; the classes without any or with a single one; the imbalance."""
-    readable = [entry for entry, photo in zip(listing.entries, photos, strict=True) if not photo.error]
+def _classes(listing: Listing, images: list[Inspection]) -> dict[str, Any]:
+    """Readable images of each class and given split; the classes without any or with a single one; the imbalance."""
+    readable = [entry for entry, image in zip(listing.entries, images, strict=True) if not image.error]
     found = Counter(entry.label for entry in readable)
     counts = {name: found[name] for name in listing.classes}
     present = [number for number in counts.values() if number]
@@ -61,14 +61,14 @@ def _classes(listing: Listing, photos: list[Inspection]) -> dict[str, Any]:
         "classes": counts,
         "splits": _counted(entry.split or "not given" for entry in readable),
         "empty_classes": [name for name, number in counts.items() if number == 0],
-        "one_photo_classes": [name for name, number in counts.items() if number == 1],
+        "one_image_classes": [name for name, number in counts.items() if number == 1],
         "imbalance": round(max(present) / min(present), 2) if present else None,  # largest class over smallest
     }
 
 
-def _duplicates(entries: list[Entry], photos: list[Inspection], names: list[str]) -> dict[str, Any]:
-    readable = [i for i, photo in enumerate(photos) if not photo.error]
-    same = [[readable[i] for i in group] for group in exact_duplicates([photos[i].sha256 for i in readable])]
+def _duplicates(entries: list[Entry], images: list[Inspection], names: list[str]) -> dict[str, Any]:
+    readable = [i for i, image in enumerate(images) if not image.error]
+    same = [[readable[i] for i in group] for group in exact_duplicates([images[i].sha256 for i in readable])]
     return {
         "duplicates": [
             {"paths": [names[i] for i in group], "labels": sorted({entries[i].label for i in group})} for group in same
@@ -80,7 +80,7 @@ def _duplicates(entries: list[Entry], photos: list[Inspection], names: list[str]
                 "distance": pair.distance,
                 "correlation": pair.correlation,
             }
-            for pair in near_duplicates(photos)
+            for pair in near_duplicates(images)
         ],
     }
 
@@ -89,7 +89,7 @@ def describe(report: dict[str, Any], shown: int = 10) -> str:
     """The report as text, at most `shown` lines under each heading."""
     counts = report["classes"]
     lines = [
-        f"{report['name']}: {report['photos']} photos, {len(counts)} classes, {report['megabytes']} MB",
+        f"{report['name']}: {report['images']} images, {len(counts)} classes, {report['megabytes']} MB",
         f"  splits: {_listed(report['splits'])}",
         f"  formats: {_listed(report['formats'])}; modes: {_listed(report['modes'])}",
     ]
@@ -101,7 +101,7 @@ def describe(report: dict[str, Any], shown: int = 10) -> str:
     few = largest if len(largest) <= shown else [*largest[:3], *largest[-3:]]
     lines.append(f"  classes: {_listed({n: counts[n] for n in few})}{'' if few == largest else ' (largest, smallest)'}")
     if report["imbalance"] is not None:
-        lines.append(f"  imbalance: the largest class has {report['imbalance']:g} times the photos of the smallest")
+        lines.append(f"  imbalance: the largest class has {report['imbalance']:g} times the images of the smallest")
 
     def heading(title: str, items: list[str]) -> None:
         if items:
@@ -111,12 +111,12 @@ def describe(report: dict[str, Any], shown: int = 10) -> str:
                 lines.append(f"  … and {len(items) - shown} more (--json lists all)")
 
     heading("unreadable", [f"{row['path']}: {row['reason']}" for row in report["unreadable"]])
-    heading("classes without photos", report["empty_classes"])
-    heading("classes with one photo (it stays in training; nothing validates it)", report["one_photo_classes"])
+    heading("classes without images", report["empty_classes"])
+    heading("classes with one image (it stays in training; nothing validates it)", report["one_image_classes"])
     heading("with the wrong extension", [f"{row['path']}: {row['format']}" for row in report["wrong_extension"]])
     heading("turned by their EXIF data (shown upright)", report["rotated_by_exif"])
     heading("animated (the first frame counts)", report["animated"])
-    heading("passed over, no photos by their name", report["ignored"])
+    heading("passed over, no images by their name", report["ignored"])
     conflicts = [row for row in report["duplicates"] if len(row["labels"]) > 1]
     heading("files with identical bytes under different labels", [" = ".join(row["paths"]) for row in conflicts])
     heading("groups of files with identical bytes", [" = ".join(row["paths"]) for row in report["duplicates"]])

@@ -1,8 +1,8 @@
-"""Photos in leak-proof splits.
+"""Images in leak-proof splits.
 
 Train and val are cut from the training part only, stratified, by the recorded seed. Where the source has no test
 split one is cut first, by a seed of its own that never changes, so that runs with other seeds are judged on the same
-photos. Files with identical bytes always land on the same side of a cut. `Dataset.test` is the only door to the
+images. Files with identical bytes always land on the same side of a cut. `Dataset.test` is the only door to the
 test split, and only `evaluate` may open it.
 """
 
@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import DataError, RocLabError
-from roclab.core.files import file_sha256
+from roclab.core.files import file_sha256, read_json
 from roclab.vision.data.duplicates import near_duplicates
-from roclab.vision.data.images import Inspection, in_threads, inspect_photos, open_photo
+from roclab.vision.data.images import Inspection, in_threads, inspect_images, open_image
 from roclab.vision.data.pets import PETS_FOLDER
-from roclab.vision.data.sources import Entry, Listing, elpv_folder, list_photos
+from roclab.vision.data.sources import Entry, Listing, elpv_folder, list_images
 
-__all__ = ["TEST_SEED", "Dataset", "Photo", "load_data", "open_photo"]
+__all__ = ["TEST_SEED", "Dataset", "LabelledImage", "load_data", "open_image"]
 
 TEST_SEED = 20190  # cuts the test split where the source has none; recorded in the manifest, the same for all runs
 
 
 @dataclass(frozen=True)
-class Photo:
+class LabelledImage:
     path: Path
     label: int  # index into Dataset.classes
     split: str  # "train", "val" or "test"
@@ -38,13 +38,13 @@ class Photo:
 
 @dataclass
 class Dataset:
-    """Photos of `classes`, each in one split. `notes` are lines the user should read; `skipped` what was left out."""
+    """Images of `classes`, each in one split. `notes` are lines the user should read; `skipped` what was left out."""
 
     name: str
     classes: list[str]
     root: Path
     seed: int
-    _photos: list[Photo] = field(repr=False)
+    _images: list[LabelledImage] = field(repr=False)
     species: dict[str, str] | None = None
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -53,33 +53,33 @@ class Dataset:
     flips: str = "horizontal"  # what `transforms.train_transform` may do: "horizontal" or "dihedral"
 
     @property
-    def photos(self) -> list[Photo]:
-        """The photos that training may see: train and val."""
-        return [photo for photo in self._photos if photo.split != "test"]
+    def images(self) -> list[LabelledImage]:
+        """The images that training may see: train and val."""
+        return [image for image in self._images if image.split != "test"]
 
-    def split(self, name: str) -> list[Photo]:
-        """The photos of "train" or "val"."""
+    def split(self, name: str) -> list[LabelledImage]:
+        """The images of "train" or "val"."""
         if name not in ("train", "val"):
             raise RocLabError(f"split {name!r} is not for training: only `roclab vision evaluate` opens test")
-        return [photo for photo in self._photos if photo.split == name]
+        return [image for image in self._images if image.split == name]
 
-    def test(self, opened_by: str) -> list[Photo]:
-        """The photos of the test split. Only `evaluate` may ask, and records in the run that it did."""
+    def test(self, opened_by: str) -> list[LabelledImage]:
+        """The images of the test split. Only `evaluate` may ask, and records in the run that it did."""
         if opened_by != "evaluate":
             raise RocLabError(f"the test split is opened by `roclab vision evaluate` alone, not by {opened_by}")
-        photos = [photo for photo in self._photos if photo.split == "test"]
-        if not photos:
+        images = [image for image in self._images if image.split == "test"]
+        if not images:
             raise DataError(f"{self.name} has no test split: give it a test folder, or evaluate --split val")
-        return photos
+        return images
 
     def counts(self) -> dict[str, int]:
-        """Number of photos in each split."""
-        found = Counter(photo.split for photo in self._photos)
+        """Number of images in each split."""
+        found = Counter(image.split for image in self._images)
         return {name: found[name] for name in ("train", "val", "test")}
 
     def fingerprint(self) -> str:
-        """SHA-256 over every photo's hash, label and split: two runs with the same one saw the same data."""
-        lines = sorted(f"{photo.sha256} {photo.label} {photo.split}\n" for photo in self._photos)
+        """SHA-256 over every image's hash, label and split: two runs with the same one saw the same data."""
+        lines = sorted(f"{image.sha256} {image.label} {image.split}\n" for image in self._images)
         return hashlib.sha256("".join([*lines, *self.classes]).encode()).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
@@ -97,9 +97,9 @@ class Dataset:
             "skipped": [[self._relative(path), reason] for path, reason in self.skipped],
             "notes": self.notes,
             "near_duplicates_across_splits": self.near_duplicates,
-            "photos": [
+            "images": [
                 {"path": self._relative(p.path), "label": p.label, "split": p.split, "sha256": p.sha256}
-                for p in self._photos
+                for p in self._images
             ],
         }
 
@@ -114,17 +114,17 @@ class Dataset:
     def from_manifest(cls, manifest: dict[str, Any], root: str | os.PathLike | None = None) -> Dataset:
         """The dataset of a run, exactly: every file is hashed again, and one that changed raises `DataError`.
 
-        `root` says where the photos are now, if they have moved; it may be what `load_data` took as `data_root`.
+        `root` says where the images are now, if they have moved; it may be what `load_data` took as `data_root`.
         """
         try:
             base = _find_root(manifest, root)
-            photos = [Photo(base / p["path"], p["label"], p["split"], p["sha256"]) for p in manifest["photos"]]
+            images = [LabelledImage(base / p["path"], p["label"], p["split"], p["sha256"]) for p in manifest["images"]]
             dataset = cls(
                 name=manifest["name"],
                 classes=manifest["classes"],
                 root=base,
                 seed=manifest["seed"],
-                _photos=photos,
+                _images=images,
                 species=manifest["species"],
                 skipped=[(base / path, reason) for path, reason in manifest["skipped"]],
                 notes=manifest["notes"],
@@ -134,21 +134,21 @@ class Dataset:
             )
             recorded = manifest["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"the run's record of its photos is damaged ({error!r}): train again") from None
+            raise DataError(f"the run's record of its images is damaged ({error!r}): train again") from None
         if dataset.fingerprint() != recorded:
-            raise DataError("the run's record of its photos was edited: its fingerprint does not match")
-        for photo, found in zip(photos, in_threads(_hash_or_none, photos, "checking photos"), strict=True):
+            raise DataError("the run's record of its images was edited: its fingerprint does not match")
+        for image, found in zip(images, in_threads(_hash_or_none, images, "checking images"), strict=True):
             if found is None:
-                raise DataError(f"{photo.path} is missing: the run was made with it; say where it is with --data-root")
-            if found != photo.sha256:
-                raise DataError(f"{photo.path} has changed since the run was made")
+                raise DataError(f"{image.path} is missing: the run was made with it; say where it is with --data-root")
+            if found != image.sha256:
+                raise DataError(f"{image.path} has changed since the run was made")
         return dataset
 
 
 def _find_root(manifest: dict[str, Any], root: str | os.PathLike | None) -> Path:
     """The folder the manifest's paths are relative to: where it was, or where the user or the package says it is."""
     base = Path(root if root is not None else manifest["root"])
-    first = next((p["path"] for p in manifest["photos"] if not Path(p["path"]).is_absolute()), None)
+    first = next((p["path"] for p in manifest["images"] if not Path(p["path"]).is_absolute()), None)
     if first is None or (base / first).exists():
         return base
     if (base / PETS_FOLDER / first).exists():
@@ -158,9 +158,18 @@ def _find_root(manifest: dict[str, Any], root: str | os.PathLike | None) -> Path
     return base
 
 
-def _hash_or_none(photo: Photo) -> str | None:
+def read_manifest(run: str | os.PathLike) -> dict[str, Any]:
+    """A run folder's split.json. Runs made before version 0.2 say "photos" where it now says "images"."""
+    manifest = read_json(Path(run) / "split.json")
+    for row in (manifest, *manifest.get("near_duplicates_across_splits", ())):
+        if "photos" in row:
+            row["images"] = row.pop("photos")
+    return manifest
+
+
+def _hash_or_none(image: LabelledImage) -> str | None:
     try:
-        return file_sha256(photo.path)
+        return file_sha256(image.path)
     except OSError:
         return None
 
@@ -173,15 +182,15 @@ def load_data(
     skip_bad: bool = False,
     mirror: str | None = None,
 ) -> Dataset:
-    """List, check and split the photos of `spec`: "pets", "elpv", a folder or a CSV file.
+    """List, check and split the images of `spec`: "pets", "elpv", a folder or a CSV file.
 
-    Every photo is opened (once: what is found is remembered under the file's hash). One that cannot be read stops
-    with a `DataError` that names it; `skip_bad` leaves all such photos, and classes without photos, out of
+    Every image is opened (once: what is found is remembered under the file's hash). One that cannot be read stops
+    with a `DataError` that names it; `skip_bad` leaves all such images, and classes without images, out of
     everything and records them in `Dataset.skipped`.
     """
     if not 0 < val_fraction < 1:
         raise RocLabError(f"--val-fraction is {val_fraction}, must be between 0 and 1")
-    listing = list_photos(spec, data_root, mirror)
+    listing = list_images(spec, data_root, mirror)
     entries, checks, skipped = _readable(listing, skip_bad)
     classes = _classes(listing, entries, skip_bad, skipped)
     notes = [f"left out {path}: {reason}" for path, reason in skipped]
@@ -193,7 +202,7 @@ def load_data(
         classes=classes,
         root=listing.root,
         seed=seed,
-        _photos=[Photo(e.path, index[e.label], s, h) for e, s, h in zip(entries, splits, hashes, strict=True)],
+        _images=[LabelledImage(e.path, index[e.label], s, h) for e, s, h in zip(entries, splits, hashes, strict=True)],
         species={name: listing.species[name] for name in classes} if listing.species else None,
         skipped=skipped,
         notes=notes,
@@ -206,8 +215,8 @@ def load_data(
 
 
 def _readable(listing: Listing, skip_bad: bool) -> tuple[list[Entry], list[Inspection], list[tuple[Path, str]]]:
-    """The entries whose photo can be read, what was found in each, and what was left out with the reason."""
-    checks = inspect_photos([entry.path for entry in listing.entries])
+    """The entries whose image can be read, what was found in each, and what was left out with the reason."""
+    checks = inspect_images([entry.path for entry in listing.entries])
     bad = [check for check in checks if check.error]
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more: `roclab vision audit` names them all)" if len(bad) > 1 else ""
@@ -218,19 +227,19 @@ def _readable(listing: Listing, skip_bad: bool) -> tuple[list[Entry], list[Inspe
 
 
 def _classes(listing: Listing, entries: list[Entry], skip_bad: bool, skipped: list[tuple[Path, str]]) -> list[str]:
-    """The classes that have photos to learn from. An empty one stops, or is left out with `skip_bad`."""
+    """The classes that have images to learn from. An empty one stops, or is left out with `skip_bad`."""
     present = {entry.label for entry in entries if entry.split != "test"}
     for name in listing.classes:
         if name in present:
             continue
         if any(entry.label == name for entry in entries):
-            raise DataError(f"class {name!r} of {listing.name} has photos for the test but none to train on")
+            raise DataError(f"class {name!r} of {listing.name} has images for the test but none to train on")
         if not skip_bad:
-            raise DataError(f"class {name!r} of {listing.name} has no photos: add some, remove it, or use --skip-bad")
-        skipped.append((listing.root / name, "a class without photos"))
+            raise DataError(f"class {name!r} of {listing.name} has no images: add some, remove it, or use --skip-bad")
+        skipped.append((listing.root / name, "a class without images"))
     classes = [name for name in listing.classes if name in present]
     if len(classes) < 2:
-        raise DataError(f"{listing.name} has {len(classes)} class with photos: at least two are needed to tell apart")
+        raise DataError(f"{listing.name} has {len(classes)} class with images: at least two are needed to tell apart")
     return classes
 
 
@@ -259,8 +268,8 @@ def _cut(
 ) -> list[int]:
     """Choose `fraction` of `indices`, stratified, files with identical bytes together (scikit-learn's cut).
 
-    A stratum with a single photo is never cut: its photo stays where it is, in training. Where the shares of small
-    strata round to nothing, `_note_missing` says which classes a split has no photo of.
+    A stratum with a single image is never cut: its image stays where it is, in training. Where the shares of small
+    strata round to nothing, `_note_missing` says which classes a split has no image of.
     """
     from sklearn.model_selection import train_test_split
 
@@ -272,7 +281,7 @@ def _cut(
     units = [sha256 for sha256 in copies if sizes[strata[sha256]] > 1]
     kinds = len({strata[sha256] for sha256 in units})
     if not units:
-        raise DataError("there are too few photos to cut a validation or test split: at least two of a class")
+        raise DataError("there are too few images to cut a validation or test split: at least two of a class")
     number = min(max(round(fraction * len(units)), kinds), len(units) - kinds)  # scikit-learn asks for room for each
     labels = [strata[sha256] for sha256 in units]
     _, chosen = train_test_split(units, test_size=number, stratify=labels, random_state=seed)
@@ -280,32 +289,32 @@ def _cut(
 
 
 def _note_missing(dataset: Dataset) -> None:
-    """Say which classes a split has no photo of: their share of the figures rests on nothing."""
+    """Say which classes a split has no image of: their share of the figures rests on nothing."""
     for name, number in dataset.counts().items():
-        present = {photo.label for photo in dataset._photos if photo.split == name}
+        present = {image.label for image in dataset._images if image.split == name}
         absent = [c for i, c in enumerate(dataset.classes) if i not in present]
         if number and absent:
             shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-            dataset.notes.append(f"{name} has no photo of {len(absent)} of {len(dataset.classes)} classes: {shown}")
+            dataset.notes.append(f"{name} has no image of {len(absent)} of {len(dataset.classes)} classes: {shown}")
     if not dataset.counts()["train"] or not dataset.counts()["val"]:
         raise DataError(f"{dataset.name}: the splits leave nothing to train on or to validate with: {dataset.counts()}")
 
 
 def _note_duplicates(dataset: Dataset, checks: Sequence[Inspection]) -> None:
-    """Say which photos stand in more than one split: identical bytes (only a split made by the source can do that),
-    and near-duplicates. A test photo that was trained on makes the test figure too good."""
-    photos = dataset._photos
+    """Say which images stand in more than one split: identical bytes (only a split made by the source can do that),
+    and near-duplicates. A test image that was trained on makes the test figure too good."""
+    images = dataset._images
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        sides = [{p.sha256: p for p in photos if p.split == side} for side in (a, b)]
+        sides = [{p.sha256: p for p in images if p.split == side} for side in (a, b)]
         if common := sides[0].keys() & sides[1].keys():
             first = min(str(sides[1][sha256].path) for sha256 in common)
-            dataset.notes.append(f"{len(common)} photos of {b} are also in {a}, byte for byte; first {first}")
+            dataset.notes.append(f"{len(common)} images of {b} are also in {a}, byte for byte; first {first}")
     for pair in near_duplicates(checks):
-        one, other = photos[pair.first], photos[pair.second]
+        one, other = images[pair.first], images[pair.second]
         if one.split != other.split:
             dataset.near_duplicates.append(
                 {
-                    "photos": [dataset._relative(one.path), dataset._relative(other.path)],
+                    "images": [dataset._relative(one.path), dataset._relative(other.path)],
                     "splits": [one.split, other.split],
                     "same_label": one.label == other.label,
                     "distance": pair.distance,
@@ -314,7 +323,7 @@ def _note_duplicates(dataset: Dataset, checks: Sequence[Inspection]) -> None:
             )
     if dataset.near_duplicates:
         with_test = sum("test" in pair["splits"] for pair in dataset.near_duplicates)
-        names = " and ".join(dataset.near_duplicates[0]["photos"])
+        names = " and ".join(dataset.near_duplicates[0]["images"])
         dataset.notes.append(
             f"{len(dataset.near_duplicates)} pairs of near-duplicates lie across splits, {with_test} of them with the "
             f"test split (perceptual hash); closest {names}; `roclab vision audit` lists them"

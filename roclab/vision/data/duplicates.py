@@ -1,4 +1,4 @@
-"""Photos that are the same picture: byte for byte, or nearly so."""
+"""Images that are the same picture: byte for byte, or nearly so."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from roclab.vision.data.images import Inspection
 if TYPE_CHECKING:
     import numpy as np
 
-# Two photos are near-duplicates if their perceptual hashes differ in at most 4 of 64 bits and their 32 x 32 px grey
+# Two images are near-duplicates if their perceptual hashes differ in at most 4 of 64 bits and their 32 x 32 px grey
 # thumbnails correlate at 0.95 or more. On pets3 this finds the six pairs a person calls the same picture (cropped,
 # recompressed, watermarked) and no other; the next pair has distance 10 and correlation 0.76. The correlation is for
-# sets whose photos all look alike, as elpv's cells: the hash alone also pairs cells of different modules.
+# sets whose images all look alike, as elpv's cells: the hash alone also pairs cells of different modules.
 MAX_DISTANCE = 4
 MIN_CORRELATION = 0.95
 MOST = 100_000
@@ -23,7 +23,7 @@ MOST = 100_000
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Photos number `first` and `second` (first < second): hash distance in bits, correlation of thumbnails."""
+    """Images number `first` and `second` (first < second): hash distance in bits, correlation of thumbnails."""
 
     first: int
     second: int
@@ -39,28 +39,28 @@ def exact_duplicates(hashes: Sequence[str]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def near_duplicates(photos: Sequence[Inspection]) -> list[NearDuplicate]:
-    """Pairs of readable photos that look the same but are not the same bytes, closest first.
+def near_duplicates(images: Sequence[Inspection]) -> list[NearDuplicate]:
+    """Pairs of readable images that look the same but are not the same bytes, closest first.
 
     All of them, up to about `MOST`: ten thousand frames of one dark scene have fifty million pairs, and nobody reads
     them.
     """
     import numpy as np
 
-    readable = np.array([i for i, photo in enumerate(photos) if not photo.error], dtype=int)
+    readable = np.array([i for i, image in enumerate(images) if not image.error], dtype=int)
     if len(readable) < 2:
         return []
-    thumbnails = np.array([np.frombuffer(photos[i].thumbnail, np.uint8) for i in readable], np.float32)
+    thumbnails = np.array([np.frombuffer(images[i].thumbnail, np.uint8) for i in readable], np.float32)
     thumbnails -= thumbnails.mean(1, keepdims=True)
     thumbnails /= np.maximum(np.linalg.norm(thumbnails, axis=1, keepdims=True), 1e-6)
     found: list[NearDuplicate] = []
-    for i, j, distance in hash_pairs([photos[k].phash for k in readable], MAX_DISTANCE):
+    for i, j, distance in hash_pairs([images[k].phash for k in readable], MAX_DISTANCE):
         for part in range(0, len(i), 4096):  # pairs at a time, so that their thumbnails fit into the caches
             a, b = i[part : part + 4096], j[part : part + 4096]
             correlation = np.einsum("nd,nd->n", thumbnails[a], thumbnails[b])
             for k in np.flatnonzero(correlation >= MIN_CORRELATION):
                 first, second = int(readable[a[k]]), int(readable[b[k]])
-                if photos[first].sha256 != photos[second].sha256:
+                if images[first].sha256 != images[second].sha256:
                     pair = NearDuplicate(first, second, int(distance[part + k]), round(float(correlation[k]), 4))
                     found.append(pair)
             if len(found) >= MOST:

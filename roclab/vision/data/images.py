@@ -1,4 +1,4 @@
-"""One photo at a time: opening it as an ordinary RGB picture, and saying what is in the file."""
+"""One image at a time: opening it as an ordinary RGB picture, and saying what is in the file."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 S = TypeVar("S")
 
-# What counts as a photo in a folder. HEIC and RAW are here so that they are named as unreadable, not passed over.
+# What counts as a image in a folder. HEIC and RAW are here so that they are named as unreadable, not passed over.
 EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
     *(".jp2", ".avif", ".heic", ".heif", ".dng", ".cr2", ".nef", ".arw"),
 }
 
 
-def open_photo(path: str | os.PathLike, at_least: int | None = None) -> Image:
-    """Open a photo as RGB, 8 bits a channel, the way up its EXIF data say.
+def open_image(path: str | os.PathLike, at_least: int | None = None) -> Image:
+    """Open a image as RGB, 8 bits a channel, the way up its EXIF data say.
 
     GIF and other animations give their first frame; transparency is laid over white; CMYK, palette and grey are
     converted; 16-bit grey is scaled from 0…65535 to 0…255. `at_least` (px) lets a JPEG be decoded at a half, a
-    quarter or an eighth of its size, which is much faster for camera photos, as long as its shorter side stays at
+    quarter or an eighth of its size, which is much faster for camera images, as long as its shorter side stays at
     least twice as long as that.
 
-    Raises `DataError` that names the file if it is missing, truncated, no photo, or of a depth we cannot show.
+    Raises `DataError` that names the file if it is missing, truncated, no image, or of a depth we cannot show.
     """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as photo:
-            if at_least and photo.format == "JPEG" and min(photo.size) > 4 * at_least:
+        with Image.open(path) as image:
+            if at_least and image.format == "JPEG" and min(image.size) > 4 * at_least:
                 # draft() picks the smallest scale that is no smaller than asked in either direction
-                scale = 2 * at_least / min(photo.size)
-                photo.draft(None, (int(photo.width * scale) + 1, int(photo.height * scale) + 1))
-            photo.load()
-            return _to_rgb(ImageOps.exif_transpose(photo))
+                scale = 2 * at_least / min(image.size)
+                image.draft(None, (int(image.width * scale) + 1, int(image.height * scale) + 1))
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # Pillow's readers raise nearly everything on a broken file
@@ -64,36 +64,36 @@ def _reason(error: Exception, path: str | os.PathLike) -> str:
     if isinstance(error, PermissionError):
         return "this file may not be read (permissions)"
     if isinstance(error, IsADirectoryError):
-        return "this is a folder, not a photo"
+        return "this is a folder, not a image"
     if isinstance(error, UnidentifiedImageError):
-        return "not a photo that can be read" if os.path.getsize(path) else "the file is empty"
+        return "not a image that can be read" if os.path.getsize(path) else "the file is empty"
     if isinstance(error, Image.DecompressionBombError):
         return "more pixels than is safe to decode; make it smaller"
     return f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
 
 
-def _to_rgb(photo: Image) -> Image:
+def _to_rgb(image: Image) -> Image:
     from PIL import Image
 
-    if photo.mode == "RGB" and "transparency" not in photo.info:
-        return photo
-    if photo.mode.startswith("I") or photo.mode == "F":
-        return _deep_grey(photo).convert("RGB")
-    if photo.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in photo.info:
-        photo = photo.convert("RGBA")
-        white = Image.new("RGBA", photo.size, "white")
-        return Image.alpha_composite(white, photo).convert("RGB")
-    return photo.convert("RGB")
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
-def _deep_grey(photo: Image) -> Image:
-    """16-bit grey to 8 bits. Pillow's own conversion clips at 255, which turns such a photo white."""
+def _deep_grey(image: Image) -> Image:
+    """16-bit grey to 8 bits. Pillow's own conversion clips at 255, which turns such a image white."""
     import numpy as np
     from PIL import Image
 
-    values = np.asarray(photo)
-    if photo.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-        raise DataError(f"grey values of {photo.mode} depth (32 bits) have no known white: save it with 8 or 16 bits")
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        raise DataError(f"grey values of {image.mode} depth (32 bits) have no known white: save it with 8 or 16 bits")
     return Image.fromarray(np.round(values / 257).astype(np.uint8))  # 257 = 65535 / 255
 
 
@@ -124,8 +124,8 @@ class Inspection:
         return bool(self.format and named) and twins.get(self.format, self.format) != twins.get(named or "", named)
 
 
-def inspect_photo(path: str | os.PathLike, known: Callable[[str], Inspection | None] | None = None) -> Inspection:
-    """Read a file and say what it is; never raises for a bad photo, `Inspection.error` tells.
+def inspect_image(path: str | os.PathLike, known: Callable[[str], Inspection | None] | None = None) -> Inspection:
+    """Read a file and say what it is; never raises for a bad image, `Inspection.error` tells.
 
     The perceptual hash is pHash (Zauner 2010: signs of the lowest 8 x 8 DCT coefficients). `known` may give an
     earlier inspection of the same bytes by their SHA-256, which saves decoding them.
@@ -140,11 +140,11 @@ def inspect_photo(path: str | os.PathLike, known: Callable[[str], Inspection | N
     if known and (earlier := known(facts["sha256"])):
         return replace(earlier, path=path)
     try:
-        with Image.open(path) as photo:
-            orientation = photo.getexif().get(0x0112, 1)
-            facts |= {"format": photo.format or "", "mode": photo.mode, "frames": getattr(photo, "n_frames", 1)}
+        with Image.open(path) as image:
+            orientation = image.getexif().get(0x0112, 1)
+            facts |= {"format": image.format or "", "mode": image.mode, "frames": getattr(image, "n_frames", 1)}
         facts["rotated"] = orientation in range(2, 9)
-        photo = open_photo(path)
+        image = open_image(path)
     except DataError as error:
         return Inspection(path, **facts, error=str(error).removeprefix(f"{path}: "))
     except Exception as error:
@@ -152,8 +152,8 @@ def inspect_photo(path: str | os.PathLike, known: Callable[[str], Inspection | N
     import imagehash
     import numpy as np
 
-    grey = photo.convert("L")
-    facts |= {"width": photo.width, "height": photo.height}
+    grey = image.convert("L")
+    facts |= {"width": image.width, "height": image.height}
     facts["phash"] = int(np.packbits(imagehash.phash(grey).hash.ravel()).view(">u8")[0])
     facts["thumbnail"] = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
     return Inspection(path, **facts)
@@ -162,13 +162,13 @@ def inspect_photo(path: str | os.PathLike, known: Callable[[str], Inspection | N
 THUMBNAIL = 32  # px
 
 
-def inspect_photos(paths: Sequence[Path], description: str = "checking photos") -> list[Inspection]:
-    """`inspect_photo` over many files, in threads (Pillow decodes without holding Python's lock).
+def inspect_images(paths: Sequence[Path], description: str = "checking images") -> list[Inspection]:
+    """`inspect_image` over many files, in threads (Pillow decodes without holding Python's lock).
 
     What was found is remembered under the hash of the bytes, so the next run only hashes the files.
     """
     memory = Memory()
-    found = in_threads(lambda path: inspect_photo(path, memory.known), paths, description)
+    found = in_threads(lambda path: inspect_image(path, memory.known), paths, description)
     memory.keep(found)
     return found
 
@@ -178,10 +178,10 @@ class Memory:
 
     def __init__(self) -> None:
         self._rows: dict[str, str] = {}
-        self._file = cache_folder("photos") / f"inspections-1-pillow-{metadata.version('pillow')}.sqlite"
+        self._file = cache_folder("images") / f"inspections-1-pillow-{metadata.version('pillow')}.sqlite"
         if self._file.exists():
             with suppress(sqlite3.Error), closing(sqlite3.connect(self._file, timeout=10)) as store:
-                self._rows = dict(store.execute("SELECT sha256, facts FROM photos"))
+                self._rows = dict(store.execute("SELECT sha256, facts FROM images"))
 
     def known(self, sha256: str) -> Inspection | None:
         """The inspection of the file with these bytes, under another path perhaps."""
@@ -203,8 +203,8 @@ class Memory:
         with suppress(sqlite3.Error, OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self._file, timeout=10)) as store, store:
-                store.execute("CREATE TABLE IF NOT EXISTS photos (sha256 TEXT PRIMARY KEY, facts TEXT)")
-                store.executemany("INSERT OR IGNORE INTO photos VALUES (?, ?)", rows)
+                store.execute("CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, facts TEXT)")
+                store.executemany("INSERT OR IGNORE INTO images VALUES (?, ?)", rows)
 
 
 def in_threads(work: Callable[[T], S], items: Iterable[T], description: str) -> list[S]:

@@ -1,4 +1,4 @@
-"""Where photos come from: Oxford-IIIT Pet, the elpv package, a folder, a table. Each reader only lists files.
+"""Where images come from: Oxford-IIIT Pet, the elpv package, a folder, a table. Each reader only lists files.
 
 A `Listing` says which files there are, what their label is, and which split they belong to where the source says so
 (None: not said, to be cut by `data.load_data`).
@@ -32,17 +32,17 @@ class Listing:
     name: str
     root: Path  # the folder that paths in a manifest are relative to
     entries: list[Entry]
-    classes: list[str]  # every class the source names, those without a photo too
+    classes: list[str]  # every class the source names, those without a image too
     species: dict[str, str] | None = None  # class -> "cat" or "dog", for pets
     test_fraction: float = 0.2  # of what is not yet in a split, where the source has no test split
-    flips: str = "horizontal"  # or "dihedral": the things in these photos have no up
-    ignored: list[Path] = field(default_factory=list)  # files that are no photos by their name
+    flips: str = "horizontal"  # or "dihedral": the things in these images have no up
+    ignored: list[Path] = field(default_factory=list)  # files that are no images by their name
 
 
-def list_photos(spec: str, data_root: str | os.PathLike | None = None, mirror: str | None = None) -> Listing:
-    """List the photos of `spec`: "pets", "elpv", a folder or a CSV file.
+def list_images(spec: str, data_root: str | os.PathLike | None = None, mirror: str | None = None) -> Listing:
+    """List the images of `spec`: "pets", "elpv", a folder or a CSV file.
 
-    Raises `DataError` naming what is wrong with the source as a whole; single photos are not opened here.
+    Raises `DataError` naming what is wrong with the source as a whole; single images are not opened here.
     """
     if spec == "pets":
         return list_pets(get_pets(Path(data_root or "data"), mirror))
@@ -59,13 +59,13 @@ def list_photos(spec: str, data_root: str | os.PathLike | None = None, mirror: s
     if path.is_file() and path.suffix.lower() == ".csv":
         return list_csv(path, Path(data_root) if data_root else None)
     kind = "is not a folder or a .csv file" if path.exists() else "does not exist"
-    raise DataError(f"--data {spec}: {path} {kind}; give pets, elpv, a folder of photos or a table path,label[,split]")
+    raise DataError(f"--data {spec}: {path} {kind}; give pets, elpv, a folder of images or a table path,label[,split]")
 
 
 def list_pets(folder: Path) -> Listing:
     """Oxford-IIIT Pet (Parkhi et al. 2012) or a part of it: `annotations/{trainval,test}.txt` and `images/`.
 
-    A line of an annotation file is: name of the photo, class id from 1, species (1 cat, 2 dog), breed id.
+    A line of an annotation file is: name of the image, class id from 1, species (1 cat, 2 dog), breed id.
     Classes are named as torchvision names them.
     """
     entries, ids, species = [], {}, {}
@@ -89,7 +89,7 @@ def list_pets(folder: Path) -> Listing:
 
 
 def list_elpv(folder: Path | None = None) -> Listing:
-    """elpv: 2,624 electroluminescence photos of solar cells, 300 x 300 px (Deitsch et al. 2019, Solar Energy 185).
+    """elpv: 2,624 electroluminescence images of solar cells, 300 x 300 px (Deitsch et al. 2019, Solar Energy 185).
 
     `labels.csv` gives each cell's probability of a defect (0, 1/3, 2/3, 1) and whether it is mono- or
     polycrystalline. A probability above 0.5 is "defective". The published protocol keeps a quarter for the test;
@@ -123,7 +123,7 @@ def elpv_folder() -> Path:
 def list_folder(root: Path) -> Listing:
     """A folder per class, or folders train, val, test (val and test may be missing) with a folder per class in each.
 
-    Photos are found at any depth below their class; hidden files and files that are no photos by name are passed
+    Images are found at any depth below their class; hidden files and files that are no images by name are passed
     over and reported by the audit.
     """
     folders = _folders(root)
@@ -144,7 +144,7 @@ def list_folder(root: Path) -> Listing:
                 else:
                     ignored.append(file)
     if not classes:
-        raise DataError(f"{root} has no folders: put the photos of each class into a folder of the class's name")
+        raise DataError(f"{root} has no folders: put the images of each class into a folder of the class's name")
     return Listing(root.resolve().name, root, entries, _sorted_classes(classes), ignored=ignored)
 
 
@@ -175,7 +175,7 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
             seen[path] = rows.line_num
             entries.append(Entry(path, cells["label"], split))
     if not entries:
-        raise DataError(f"{table} lists no photos")
+        raise DataError(f"{table} lists no images")
     return Listing(table.stem, base, entries, _sorted_classes({entry.label for entry in entries}))
 
 

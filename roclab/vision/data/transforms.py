@@ -1,4 +1,4 @@
-"""From a photo to the numbers a network reads, by the recipe its weights were trained with."""
+"""From a image to the numbers a network reads, by the recipe its weights were trained with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights want their photos: shorter side to `resize` px, centre crop of `crop` px, then (x - mean) / std.
+    """How the weights want their images: shorter side to `resize` px, centre crop of `crop` px, then (x - mean) / std.
 
     `mean` and `std` are for red, green and blue in [0, 1]; `interpolation` is "bilinear" or "bicubic".
     """
@@ -31,7 +31,7 @@ class Recipe:
 
 
 def eval_transform(recipe: Recipe, image_size: int | None = None) -> Callable[[Any], Any]:
-    """The transform for validation, test and prediction: PIL photo (or uint8 CHW tensor) -> float32 (3, S, S).
+    """The transform for validation, test and prediction: PIL image (or uint8 CHW tensor) -> float32 (3, S, S).
 
     Shorter side resized (the aspect is kept), centre crop, normalisation. At the recipe's own size this is what
     torchvision's `weights.transforms()` computes, bit for bit.
@@ -55,13 +55,13 @@ def train_transform(
     min_area: float = 0.35,
     flips: str = "horizontal",
 ) -> Callable[[Any], Any]:
-    """The transform for training: PIL photo (or uint8 CHW tensor) -> float32 (3, S, S), drawn anew at each call.
+    """The transform for training: PIL image (or uint8 CHW tensor) -> float32 (3, S, S), drawn anew at each call.
 
-    Random resized crop of at least `min_area` of the photo, flips, RandAugment if asked, normalisation. `flips` is
+    Random resized crop of at least `min_area` of the image, flips, RandAugment if asked, normalisation. `flips` is
     "horizontal", or "dihedral" for things without an up: all eight flips and quarter turns, equally likely.
 
-    Every draw comes from torch's global generator: seed it, and the same photo gives the same bits. `min_area` is
-    0.35, not ImageNet's 0.08: with few photos, a crop of 8 % often does not show what the label names.
+    Every draw comes from torch's global generator: seed it, and the same image gives the same bits. `min_area` is
+    0.35, not ImageNet's 0.08: with few images, a crop of 8 % often does not show what the label names.
     """
     from torchvision.transforms import v2
 

@@ -1,6 +1,6 @@
 """Where and why classifiers fail: `analyse` computes it as plain data, `write_page` shows it.
 
-runs -> gather (the same photos, side by side) -> facts (with covariates and gradcam) -> analysis (sentences)
+runs -> gather (the same images, side by side) -> facts (with covariates and gradcam) -> analysis (sentences)
      -> errors.json, and index.html with figures/ and thumbs/ beside it
 """
 

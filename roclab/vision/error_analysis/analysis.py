@@ -2,7 +2,7 @@
 
 A sentence claims something (one is better, harder, too sure …) only if its 95 % interval leaves out "no difference"
 and its p-value, after Holm's correction over the questions of its kind, is below 0.05. Otherwise it says that the
-photos do not show it.
+images do not show it.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _say(text: str, key: str, evidence: str, *numbers: float) -> dict[str, Any]:
     return {"text": text, "key": key, "evidence": evidence, "numbers": [float(x) for x in numbers]}
 
 
-def _photos(n: int) -> str:
-    return f"{n} photo" if n == 1 else f"{n} photos"
+def _images(n: int) -> str:
+    return f"{n} image" if n == 1 else f"{n} images"
 
 
 Sentences = Iterator[dict[str, Any]]
@@ -76,7 +76,7 @@ def _accuracy(facts: dict[str, Any]) -> Sentences:
         runs = len(arm["runs"])
         mean = f" (mean of {runs} seeds)" if runs > 1 else ""
         yield _say(
-            f"{name} is right on {amount(arm['count'])} of {_photos(arm['n'])}{mean}: {percent(arm['share'])}, 95 % "
+            f"{name} is right on {amount(arm['count'])} of {_images(arm['n'])}{mean}: {percent(arm['share'])}, 95 % "
             f"interval {interval(arm['ci95'])}.",
             pointer("arms", name),
             "measured",
@@ -106,7 +106,7 @@ def _pairs(facts: dict[str, Any]) -> Sentences:
         numbers = (100 * pair["difference"], *(100 * x for x in pair["ci95"]), pair["p"], *tests)
         yield _say(verdict(single), pointer("pairs", i), strengths[i], *numbers)
         yield _say(
-            f"{pair['a']} is wrong where {pair['b']} is right on {_photos(pair['a_wrong_b_right'])}, the reverse holds "
+            f"{pair['a']} is wrong where {pair['b']} is right on {_images(pair['a_wrong_b_right'])}, the reverse holds "
             f"for {pair['b_wrong_a_right']}, and both are wrong on {pair['both_wrong']}.",
             pointer("pairs", i),
             "measured",
@@ -122,7 +122,7 @@ def _hardest(facts: dict[str, Any]) -> Sentences:
     shown = [(i, row) for i, row in seen if row["p"] < 0.05]
     for i, row in shown[:FEW]:
         yield _say(
-            f"{row['class']} is harder than the rest: {amount(row['count'])} of its {_photos(row['n'])} are right "
+            f"{row['class']} is harder than the rest: {amount(row['count'])} of its {_images(row['n'])} are right "
             f"({percent(row['share'])}, {interval(row['ci95'])}; {p_value(row['p'])} after Holm's correction over "
             f"{len(seen)} classes).",
             pointer("hardest", i),
@@ -138,7 +138,7 @@ def _hardest(facts: dict[str, Any]) -> Sentences:
         i, row = seen[0]
         yield _say(
             f"No class is shown to be harder than the rest: even of {row['class']}, the lowest, "
-            f"{amount(row['count'])} of {_photos(row['n'])} are right, which leaves {interval(row['ci95'])} % open "
+            f"{amount(row['count'])} of {_images(row['n'])} are right, which leaves {interval(row['ci95'])} % open "
             f"({p_value(row['p'])} after Holm's correction over {len(seen)} classes).",
             pointer("hardest", i),
             "none",
@@ -153,7 +153,7 @@ def _hardest(facts: dict[str, Any]) -> Sentences:
         names = ", ".join(row["class"] for _, row in empty[:FEW]) + (", …" if len(empty) > FEW else "")
         yield _say(
             f"Nothing can be said of {len(empty)} of {len(rows)} classes, which have no {facts['split']} "
-            f"photo: {names}.",
+            f"image: {names}.",
             pointer("hardest", empty[0][0]),
             "measured",
             len(empty),
@@ -167,7 +167,7 @@ def _confused(facts: dict[str, Any]) -> Sentences:
     shown = [(i, row) for i, row in enumerate(facts["confused"]) if row["p"] < 0.05]
     for i, row in shown[:FEW]:
         yield _say(
-            f"{row['a']} and {row['b']} are taken for each other: {amount(row['count'])} of their {_photos(row['n'])} "
+            f"{row['a']} and {row['b']} are taken for each other: {amount(row['count'])} of their {_images(row['n'])} "
             f"({percent(row['share'])}, {interval(row['ci95'])}), {amount(row['a_called_b'])} the one way and "
             f"{amount(row['b_called_a'])} the other; that is more than errors spread over all classes would give "
             f"({p_value(row['p'])} after Holm's correction over all pairs of classes).",
@@ -185,7 +185,7 @@ def _confused(facts: dict[str, Any]) -> Sentences:
         row = facts["confused"][0]
         yield _say(
             f"No two classes are shown to be taken for each other more often than chance puts errors together; the "
-            f"most frequent are {row['a']} and {row['b']}, {amount(row['count'])} of {_photos(row['n'])} "
+            f"most frequent are {row['a']} and {row['b']}, {amount(row['count'])} of {_images(row['n'])} "
             f"({interval(row['ci95'])} %, {p_value(row['p'])} after Holm's correction).",
             pointer("confused", 0),
             "none",
@@ -203,7 +203,7 @@ def _species(facts: dict[str, Any]) -> Sentences:
     right = groups["species_accuracy"]
     mean = f" (mean of {len(facts['runs'])} runs)" if len(facts["runs"]) > 1 else ""
     yield _say(
-        f"The species is right in {percent(right['share'])} of the photos ({interval(right['ci95'])}, n = "
+        f"The species is right in {percent(right['share'])} of the images ({interval(right['ci95'])}, n = "
         f"{right['n']}), whether the class is or not.",
         pointer("species_groups", "species_accuracy"),
         "measured",
@@ -241,7 +241,7 @@ def _species(facts: dict[str, Any]) -> Sentences:
         start = (
             f"{a.capitalize()}s are harder than {b}s"
             if evidence != "none"
-            else f"The photos do not show whether {a}s or {b}s are harder"
+            else f"The images do not show whether {a}s or {b}s are harder"
         )
         yield _say(
             f"{start}: {percent(kinds[a]['share'])} of {kinds[a]['n']} against {percent(kinds[b]['share'])} of "
@@ -271,13 +271,13 @@ def _shared(facts: dict[str, Any]) -> Sentences:
     expected = shared["expected_if_independent"]
     evidence = claims(shared["p"])
     end = (
-        "they err on the same photos more often than that"
+        "they err on the same images more often than that"
         if evidence != "none"
         else "that is not shown to be more than chance"
     )
     each = "both" if len(units) == 2 else f"all {len(units)}"
     yield _say(
-        f"{_photos(round(all_wrong['count']))} ({percent(all_wrong['share'])}, {interval(all_wrong['ci95'])}) are "
+        f"{_images(round(all_wrong['count']))} ({percent(all_wrong['share'])}, {interval(all_wrong['ci95'])}) are "
         f"wrong with {each}; were their errors independent, {expected:.1f} would be: {end} ({p_value(shared['p'])}).",
         pointer("shared"),
         evidence,
@@ -290,7 +290,7 @@ def _shared(facts: dict[str, Any]) -> Sentences:
     if len(units) > 2:
         alone = ", ".join(f"{name} {count}" for name, count in list(shared["only_counts"].items())[:PAIRS])
         yield _say(
-            f"Photos that one alone calls wrongly: {alone}{', …' if len(units) > PAIRS else ''}.",
+            f"Images that one alone calls wrongly: {alone}{', …' if len(units) > PAIRS else ''}.",
             pointer("shared", "only_counts"),
             "measured",
             *list(shared["only_counts"].values())[:PAIRS],
@@ -313,7 +313,7 @@ def _calibration(facts: dict[str, Any]) -> Sentences:
             f"{name}: confidence {percent(row['confidence'])}, accuracy {percent(row['accuracy'])} (gap "
             f"{100 * row['gap']:+.1f} points, {interval(row['gap_ci95'])}); ECE {row['ece']:.3f} "
             f"{interval(row['ci95'], 1, 3)}, where perfect confidences would give {row['ece_if_calibrated']:.3f} on so "
-            f"many photos: {end} ({p_value(row['p_holm'])}).",
+            f"many images: {end} ({p_value(row['p_holm'])}).",
             pointer("calibration", name),
             evidence,
             100 * row["confidence"],
@@ -335,13 +335,13 @@ def _decided(facts: dict[str, Any]) -> Sentences:
         end = (
             "the heat maps point to what decides"
             if evidence != "none"
-            else "the photos do not show that the heat maps point to what decides"
+            else "the images do not show that the heat maps point to what decides"
         )
         yield _say(
             f"{name}: covering the hottest quarter of the heat map takes {100 * row['drop_hot']:.1f} points of "
             f"probability from the class called, covering as much elsewhere {100 * row['drop_elsewhere']:.1f} "
             f"(difference {100 * row['difference']:.1f}, {interval(row['ci95'])}; {p_value(row['p_holm'])}; "
-            f"{_photos(row['photos'])} drawn at random): {end}.",
+            f"{_images(row['images'])} drawn at random): {end}.",
             pointer("decided", "arms", name),
             evidence,
             100 * row["drop_hot"],
@@ -350,7 +350,7 @@ def _decided(facts: dict[str, Any]) -> Sentences:
             100 * low,
             100 * high,
             row["p_holm"],
-            row["photos"],
+            row["images"],
         )
 
 
@@ -368,7 +368,7 @@ def _covariates(facts: dict[str, Any]) -> Sentences:
         numbers = [slope["odds_ratio"], *slope["ci95"], slope["p_holm"]]
         if evidence == "none":
             text = (
-                f"The photos do not show that accuracy depends on the {row['says']} ({ratio}; "
+                f"The images do not show that accuracy depends on the {row['says']} ({ratio}; "
                 f"{p_value(slope['p_holm'])} after Holm's correction)."
             )
         else:
@@ -384,15 +384,15 @@ def _covariates(facts: dict[str, Any]) -> Sentences:
 
 def _labels(facts: dict[str, Any]) -> Sentences:
     found = facts["label_errors"]
-    if not found["photos"]:
+    if not found["images"]:
         yield _say(
             found.get("note", "Confident learning doubts no label").rstrip(".") + ".",
             pointer("label_errors"),
             "measured",
         )
         return
-    worst = found["photos"][0]
-    path = facts["photos"][str(worst["photo"])]["path"]
+    worst = found["images"][0]
+    path = facts["images"][str(worst["image"])]["path"]
     yield _say(
         f"Confident learning doubts {found['found']} of {facts['n']} labels; foremost {path}, labelled "
         f"{worst['label']}, which the runs call {worst['suggested']} (mean probability {worst['p_suggested']:.2f} "

@@ -1,4 +1,4 @@
-"""How accuracy depends on the photo itself: its size, sharpness, brightness, and how much of it the animal fills."""
+"""How accuracy depends on the image itself: its size, sharpness, brightness, and how much of it the animal fills."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 
 from roclab.core.exceptions import DataError
 from roclab.core.files import cache_folder, file_sha256, write_json
-from roclab.vision.data.images import in_threads, open_photo
+from roclab.vision.data.images import in_threads, open_image
 from roclab.vision.error_analysis.gather import Judged
 from roclab.vision.error_analysis.statistics import holm, logistic_slope, proportion
 
 SIDE = 256  # px: shorter side at which sharpness and brightness are measured, about what the networks see
 MEASURES = {
-    "megapixels": "size of the photo (megapixels)",
+    "megapixels": "size of the image (megapixels)",
     "sharpness": f"sharpness (variance of the Laplacian at {SIDE} px)",
     "brightness": "brightness (mean grey, 0 to 255)",
-    "animal": "share of the photo that the animal fills",
-    "head": "share of the photo that the animal's head fills",
+    "animal": "share of the image that the animal fills",
+    "head": "share of the image that the animal's head fills",
 }
 LOGARITHMIC = {"megapixels", "sharpness"}  # they span factors: their logarithm goes into the regression
 GROUPS = 4
 
 
-def photo_covariates(judged: Judged) -> dict[str, Any]:
-    """For each measure: accuracy in quarters of the photos with intervals, and the slope of a logistic regression.
+def image_covariates(judged: Judged) -> dict[str, Any]:
+    """For each measure: accuracy in quarters of the images with intervals, and the slope of a logistic regression.
 
-    `p` is Holm's over the measures. `left_out` says why a measure is missing, `missing` names photos that could not
+    `p` is Holm's over the measures. `left_out` says why a measure is missing, `missing` names images that could not
     be read. Accuracy is the mean over the runs.
     """
     values, missing = _measure_all(judged)
@@ -40,11 +40,11 @@ def photo_covariates(judged: Judged) -> dict[str, Any]:
     for name, says in MEASURES.items():
         there = np.array([i for i, row in enumerate(values) if row.get(name) is not None], dtype=int)
         if not len(there):
-            left_out[name] = "the data do not say it" if name in ("animal", "head") else "no photo could be read"
+            left_out[name] = "the data do not say it" if name in ("animal", "head") else "no image could be read"
             continue
         x = np.array([values[i][name] for i in there], dtype=float)
         if np.ptp(x) < 1e-9:
-            left_out[name] = "it is the same in every photo"
+            left_out[name] = "it is the same in every image"
             continue
         scale = np.log(np.maximum(x, 1e-6)) if name in LOGARITHMIC else x
         measures[name] = {
@@ -62,7 +62,7 @@ def photo_covariates(judged: Judged) -> dict[str, Any]:
 
 
 def _groups(x: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    """Quarters of the photos by x (fewer groups where values coincide), each with its accuracy."""
+    """Quarters of the images by x (fewer groups where values coincide), each with its accuracy."""
     edges = np.unique(np.quantile(x, np.linspace(0, 1, GROUPS + 1)))
     which = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(0, len(edges) - 2))
     return [
@@ -77,7 +77,7 @@ def _groups(x: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _measure_all(judged: Judged) -> tuple[list[dict[str, float | None]], list[str]]:
-    """The measures of each photo, opened one at a time; remembered under the hash of the file's bytes."""
+    """The measures of each image, opened one at a time; remembered under the hash of the file's bytes."""
     store = cache_folder("covariates") / "measures-1.json"
     known: dict[str, dict[str, float | None]] = {}
     with suppress(OSError, ValueError):
@@ -87,13 +87,13 @@ def _measure_all(judged: Judged) -> tuple[list[dict[str, float | None]], list[st
         path = judged.root / judged.paths[i]
         try:
             if file_sha256(path) != judged.sha256[i]:
-                return None  # another photo than the one that was judged
+                return None  # another image than the one that was judged
             seen = known.get(judged.sha256[i]) or measure(path)
         except (OSError, DataError):
             return None
         return seen | annotated(judged.root, path)
 
-    rows = in_threads(look, range(len(judged.paths)), "measuring photos")
+    rows = in_threads(look, range(len(judged.paths)), "measuring images")
     new = {sha256: row for sha256, row in zip(judged.sha256, rows, strict=True) if row and sha256 not in known}
     if new:
         own = {key: {k: row[k] for k in ("megapixels", "sharpness", "brightness")} for key, row in new.items()}
@@ -104,19 +104,19 @@ def _measure_all(judged: Judged) -> tuple[list[dict[str, float | None]], list[st
 
 
 def measure(path: Path) -> dict[str, float | None]:
-    """Size, sharpness and brightness of one photo.
+    """Size, sharpness and brightness of one image.
 
-    Sharpness is the variance of the Laplacian (Pech-Pacheco et al. 2000) of the grey photo (0 to 255) with its shorter
-    side at `SIDE` px, so that a large photo is not called blurred for being large.
+    Sharpness is the variance of the Laplacian (Pech-Pacheco et al. 2000) of the grey image (0 to 255) with its shorter
+    side at `SIDE` px, so that a large image is not called blurred for being large.
     """
     from PIL import Image
 
     with Image.open(path) as header:
-        pixels = header.width * header.height  # of the file: open_photo may decode at a fraction of it
-    photo = open_photo(path, at_least=SIDE).convert("L")
-    scale = SIDE / min(photo.size)
-    size = (max(3, round(photo.width * scale)), max(3, round(photo.height * scale)))
-    grey = np.asarray(photo.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+        pixels = header.width * header.height  # of the file: open_image may decode at a fraction of it
+    image = open_image(path, at_least=SIDE).convert("L")
+    scale = SIDE / min(image.size)
+    size = (max(3, round(image.width * scale)), max(3, round(image.height * scale)))
+    grey = np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
     return {
         "megapixels": pixels / 1e6,
         "sharpness": float(laplacian(grey).var()),
@@ -130,21 +130,21 @@ def laplacian(grey: np.ndarray) -> np.ndarray:
     return grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle
 
 
-def annotated(root: Path, photo: Path) -> dict[str, float | None]:
-    """What Oxford-IIIT Pet's annotations say of a photo, where they are: share that the animal and its head fill.
+def annotated(root: Path, image: Path) -> dict[str, float | None]:
+    """What Oxford-IIIT Pet's annotations say of a image, where they are: share that the animal and its head fill.
 
     `annotations/trimaps/NAME.png` has 1 for the animal, 2 for the background, 3 for the band between them, of which
     half is counted; `annotations/xmls/NAME.xml` has a box around the head.
     """
     found: dict[str, float | None] = {"animal": None, "head": None}
-    trimap = root / "annotations" / "trimaps" / f"{photo.stem}.png"
+    trimap = root / "annotations" / "trimaps" / f"{image.stem}.png"
     if trimap.is_file():
         from PIL import Image
 
         with suppress(Exception), Image.open(trimap) as picture:
             counts = np.bincount(np.asarray(picture).ravel(), minlength=4)
             found["animal"] = float((counts[1] + counts[3] / 2) / counts.sum())
-    box = root / "annotations" / "xmls" / f"{photo.stem}.xml"
+    box = root / "annotations" / "xmls" / f"{image.stem}.xml"
     if box.is_file():
         with suppress(Exception):
             found["head"] = _head_share(box.read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ def annotated(root: Path, photo: Path) -> dict[str, float | None]:
 
 
 def _head_share(xml: str) -> float | None:
-    """Area of the box over the area of the photo, from a Pascal VOC annotation."""
+    """Area of the box over the area of the image, from a Pascal VOC annotation."""
     import re
 
     def number(tag: str) -> float:

@@ -1,6 +1,6 @@
 """Where and how runs go wrong, as plain data: everything the page and the report say is computed here.
 
-Photos are named by their number in the split (0 … N-1); `photos` tells what is known of those that are spoken of.
+Images are named by their number in the split (0 … N-1); `images` tells what is known of those that are spoken of.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from roclab.vision.error_analysis.gather import Judged, gather
 from roclab.vision.error_analysis.statistics import calibration, difference, harder_than_the_rest, holm, proportion
 from roclab.vision.evaluate.metrics import classification_metrics, mcnemar, paired_bootstrap
 
-SHOWN = 12  # photos in a gallery
+SHOWN = 12  # images in a gallery
 
 
 def analyse(
@@ -30,21 +30,21 @@ def analyse(
     data_root: str | os.PathLike | None = None,
     decided: bool = True,
 ) -> dict[str, Any]:
-    """Explain the errors of finished runs on the same photos; everything returned can be written as JSON.
+    """Explain the errors of finished runs on the same images; everything returned can be written as JSON.
 
     `split` is "val" or "test"; None takes test if every run has been evaluated on it, else val. `data_root` says where
-    the photos are now, if they have moved. `decided` False leaves out what needs the networks (Grad-CAM). Photos that
-    are not there are named in `covariates.missing` and left out of what is measured on photos; what follows from the
-    predictions alone does not need them, and counts every photo that was judged.
+    the images are now, if they have moved. `decided` False leaves out what needs the networks (Grad-CAM). Images that
+    are not there are named in `covariates.missing` and left out of what is measured on images; what follows from the
+    predictions alone does not need them, and counts every image that was judged.
 
     `sentences` is a list of {text, key, evidence, numbers}: `key` is the path (JSON Pointer) of the fact that the
-    sentence says, `evidence` "strong" (p < 0.01 after Holm's correction), "moderate" (p < 0.05), "none" (the photos do
+    sentence says, `evidence` "strong" (p < 0.01 after Holm's correction), "moderate" (p < 0.05), "none" (the images do
     not show it) or "measured" (a figure with its interval, no claim beyond it).
 
     Raises `RocLabError` if the runs cannot be judged together.
     """
     from roclab.vision.error_analysis.analysis import sentences
-    from roclab.vision.error_analysis.covariates import photo_covariates
+    from roclab.vision.error_analysis.covariates import image_covariates
     from roclab.vision.error_analysis.gradcam import what_decided
 
     judged = gather(runs, split, None if data_root is None else str(data_root))
@@ -73,13 +73,13 @@ def analyse(
         "calibration": _calibration(judged, seed),
         "label_errors": labels,
         "decided": looked,
-        "covariates": photo_covariates(judged),
+        "covariates": image_covariates(judged),
     }
-    spoken = [*losses, *shared["by_all"], *(row["photo"] for row in labels["photos"])]
-    spoken += [i for photos in shared["only"].values() for i in photos]
+    spoken = [*losses, *shared["by_all"], *(row["image"] for row in labels["images"])]
+    spoken += [i for images in shared["only"].values() for i in images]
     spoken += [i for pair in pairs for side in ("only_a_wrong", "only_b_wrong") for i in pair[side]]
-    spoken += [row["photo"] for row in looked["shown"]]
-    found["photos"] = _photos(judged, spoken)
+    spoken += [row["image"] for row in looked["shown"]]
+    found["images"] = _images(judged, spoken)
     found["sentences"] = sentences(found)
     return found
 
@@ -98,7 +98,7 @@ def _run(judged: Judged, row: int) -> dict[str, Any]:
 
 
 def _arms(judged: Judged) -> dict[str, Any]:
-    """Each arm's accuracy: the mean over its runs, with Wilson's interval over the photos."""
+    """Each arm's accuracy: the mean over its runs, with Wilson's interval over the images."""
     n = len(judged.labels)
     return {
         name: {
@@ -110,17 +110,17 @@ def _arms(judged: Judged) -> dict[str, Any]:
 
 
 def _units(judged: Judged) -> dict[str, np.ndarray]:
-    """What is held against each other, with whether it is wrong on each photo (N,) bool: the arms (wrong if most of
+    """What is held against each other, with whether it is wrong on each image (N,) bool: the arms (wrong if most of
     their runs are), or the runs where there is one arm alone."""
     if len(judged.arms) > 1:
         return {name: judged.wrong[rows].mean(0) > 0.5 for name, rows in judged.arms.items()}
     return {run.path.name: judged.wrong[row] for row, run in enumerate(judged.runs)}
 
 
-def _by_loss(judged: Judged, photos: Iterable[int]) -> list[int]:
-    """The photos, dearest first: mean negative log-likelihood over the runs."""
+def _by_loss(judged: Judged, images: Iterable[int]) -> list[int]:
+    """The images, dearest first: mean negative log-likelihood over the runs."""
     loss = _loss(judged)
-    return sorted((int(i) for i in photos), key=lambda i: (-loss[i], i))
+    return sorted((int(i) for i in images), key=lambda i: (-loss[i], i))
 
 
 def _loss(judged: Judged) -> np.ndarray:
@@ -130,8 +130,8 @@ def _loss(judged: Judged) -> np.ndarray:
 
 
 def _pairs(judged: Judged) -> list[dict[str, Any]]:
-    """Every two arms on the same photos: paired bootstrap, McNemar's test (per seed, where both have it; Holm's
-    correction over the pairs in `p`), and the photos that one calls rightly and the other does not."""
+    """Every two arms on the same images: paired bootstrap, McNemar's test (per seed, where both have it; Holm's
+    correction over the pairs in `p`), and the images that one calls rightly and the other does not."""
     found = []
     for a, b in combinations(judged.arms, 2):
         sides = [judged.arms[a], judged.arms[b]]
@@ -164,7 +164,7 @@ def _pairs(judged: Judged) -> list[dict[str, Any]]:
 
 def _hardest(judged: Judged, seed: int) -> list[dict[str, Any]]:
     """The classes, hardest first: share called rightly with its interval, and whether the class is shown to be harder
-    than the rest (`p`, Holm over the classes that have photos). A class without photos stands last, without a share."""
+    than the rest (`p`, Holm over the classes that have images). A class without images stands last, without a share."""
     wrong = judged.wrong.mean(0)
     rows = []
     for label, name in enumerate(judged.classes):
@@ -223,11 +223,11 @@ def _species(judged: Judged) -> dict[str, Any] | None:
         return None
     kinds = sorted(set(judged.species.values()))
     of_class = np.array([kinds.index(judged.species[name]) for name in judged.classes])
-    of_photo, called = of_class[judged.labels], of_class[judged.predicted]  # (N,), (R, N)
+    of_image, called = of_class[judged.labels], of_class[judged.predicted]  # (N,), (R, N)
     wrong = judged.wrong.mean(0)
     found: dict[str, Any] = {"kinds": {}}
     for number, name in enumerate(kinds):
-        inside = of_photo == number
+        inside = of_image == number
         found["kinds"][name] = {
             "classes": int((of_class == number).sum()),
             **proportion(float((1 - wrong[inside]).sum()), int(inside.sum())),
@@ -240,18 +240,18 @@ def _species(judged: Judged) -> dict[str, Any] | None:
             **difference(sides[0]["count"], sides[0]["n"], sides[1]["count"], sides[1]["n"]),
             "p": float(fisher_exact([[round(s["count"]), s["n"] - round(s["count"])] for s in sides]).pvalue),
         }
-    crossing = (called != of_photo).mean(0)  # a dog taken for a cat is always an error, so these are among `wrong`
+    crossing = (called != of_image).mean(0)  # a dog taken for a cat is always an error, so these are among `wrong`
     found["species_accuracy"] = proportion(float((1 - crossing).sum()), len(crossing))
     errors = float(wrong.sum())
     if errors:
-        others = np.array([(of_class != kind).sum() for kind in of_photo]) / (len(of_class) - 1)
+        others = np.array([(of_class != kind).sum() for kind in of_image]) / (len(of_class) - 1)
         by_chance = float((wrong * others).sum() / errors)
         whole = max(1, round(errors))
         found["crossing"] = {
             "count": float(crossing.sum()),
             "n": errors,
             "share": float(crossing.sum() / errors),
-            "ci95": wilson(float(crossing.sum()), errors),  # over as many photos as one run has errors
+            "ci95": wilson(float(crossing.sum()), errors),  # over as many images as one run has errors
             "by_chance": by_chance,
             "p": float(binomtest(min(whole, round(float(crossing.sum()))), whole, by_chance).pvalue),
         }
@@ -259,7 +259,7 @@ def _species(judged: Judged) -> dict[str, Any] | None:
 
 
 def _losses(judged: Judged) -> list[int]:
-    """The wrong photos that cost the runs most."""
+    """The wrong images that cost the runs most."""
     return _by_loss(judged, np.flatnonzero(judged.wrong.any(0)))[:SHOWN]
 
 
@@ -274,7 +274,7 @@ def _shared(judged: Judged) -> dict[str, Any]:
     chance = float(np.prod(wrong.mean(1)))
     found: dict[str, Any] = {
         "units": list(units),
-        "wrong_by": [int((number == k).sum()) for k in range(len(wrong) + 1)],  # photos that k of them call wrongly
+        "wrong_by": [int((number == k).sum()) for k in range(len(wrong) + 1)],  # images that k of them call wrongly
         "all": proportion(len(by_all), n),
         "by_all": _by_loss(judged, by_all)[: 2 * SHOWN],
         "expected_if_independent": chance * n,
@@ -298,29 +298,29 @@ def _calibration(judged: Judged, seed: int) -> dict[str, Any]:
 
 
 def _label_errors(judged: Judged) -> dict[str, Any]:
-    """Photos whose label the runs doubt, by confident learning (Northcutt et al. 2021) as cleanlab computes it.
+    """Images whose label the runs doubt, by confident learning (Northcutt et al. 2021) as cleanlab computes it.
 
-    The probabilities are the mean over the runs, of photos none of them was trained on. `agree` is the number of
+    The probabilities are the mean over the runs, of images none of them was trained on. `agree` is the number of
     runs that name the same other class. Nothing is shown to be mislabelled: a person has to look.
     """
     probs = judged.probs.mean(0)
     if len(np.unique(judged.labels)) < 2:
-        return {"found": 0, "photos": [], "note": "the photos are all of one class: nothing to compare labels with"}
+        return {"found": 0, "images": [], "note": "the images are all of one class: nothing to compare labels with"}
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
     probs = probs / probs.sum(1, keepdims=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes with few photos: the page says how many each has
+        warnings.simplefilter("ignore")  # of classes with few images: the page says how many each has
         ranked = find_label_issues(judged.labels, probs, return_indices_ranked_by="self_confidence", n_jobs=1)
     quality = get_label_quality_scores(judged.labels, probs)
     best = probs.argmax(1)
     doubtful = [int(i) for i in ranked if best[i] != judged.labels[i]]
     return {
         "found": len(doubtful),
-        "photos": [
+        "images": [
             {
-                "photo": i,
+                "image": i,
                 "label": judged.classes[judged.labels[i]],
                 "suggested": judged.classes[best[i]],
                 "p_label": float(probs[i, judged.labels[i]]),
@@ -333,8 +333,8 @@ def _label_errors(judged: Judged) -> dict[str, Any]:
     }
 
 
-def _photos(judged: Judged, numbers: Iterable[int]) -> dict[str, Any]:
-    """What is known of the photos spoken of: file, true class, and what each arm calls it (mean probabilities)."""
+def _images(judged: Judged, numbers: Iterable[int]) -> dict[str, Any]:
+    """What is known of the images spoken of: file, true class, and what each arm calls it (mean probabilities)."""
     loss, wrong = _loss(judged), judged.wrong.mean(0)
     found = {}
     for i in sorted(set(numbers)):

@@ -68,8 +68,8 @@ def _hardest(facts: dict[str, Any]) -> tuple[Any, str, str]:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above: rows fill the axes
     which = f"The {len(rows)} hardest of {len(seen)} classes" if len(rows) < len(seen) else "The classes"
     caption = (
-        f"{which} with photos: share called rightly ({_mean_of(facts)}), number "
-        f"of {facts['split']} photos in brackets, Wilson's 95 % interval; dashed: all {facts['n']} photos "
+        f"{which} with images: share called rightly ({_mean_of(facts)}), number "
+        f"of {facts['split']} images in brackets, Wilson's 95 % interval; dashed: all {facts['n']} images "
         f"({overall:.1f} %). Intervals that overlap do not say which class is harder."
     )
     return figure, caption, f"accuracy of the {len(rows)} hardest classes with intervals"
@@ -87,7 +87,7 @@ def _confused(facts: dict[str, Any]) -> tuple[Any, str, str]:
     axes.barh(at, back, left=forth, color="C1", label="second called first")
     axes.set_yticks(at, [f"{row['a']} / {row['b']} ({row['n']})" for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel(f"photos ({_mean_of(facts)})")
+    axes.set_xlabel(f"images ({_mean_of(facts)})")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False
@@ -95,10 +95,10 @@ def _confused(facts: dict[str, Any]) -> tuple[Any, str, str]:
     pairs = len(facts["confused"])
     caption = (
         (f"The {len(rows)} most confused of {pairs}" if len(rows) < pairs else "The") + " pairs of classes that were "
-        f"confused at all: photos a run, {_mean_of(facts)}; number of {facts['split']} photos of both classes in "
+        f"confused at all: images a run, {_mean_of(facts)}; number of {facts['split']} images of both classes in "
         "brackets. The table has the intervals."
     )
-    return figure, caption, "photos of the most confused pairs of classes"
+    return figure, caption, "images of the most confused pairs of classes"
 
 
 def _shared(facts: dict[str, Any]) -> tuple[Any, str, str]:
@@ -111,14 +111,14 @@ def _shared(facts: dict[str, Any]) -> tuple[Any, str, str]:
     axes.bar_label(bars)
     axes.set_xticks(range(1, len(counts)))
     axes.set_xlabel(f"of {len(counts) - 1} wrong")
-    axes.set_ylabel("photos")
+    axes.set_ylabel("images")
     axes.margins(y=0.15)
     caption = (
         f"How many of the {len(counts) - 1} ({', '.join(facts['shared']['units'][:4])}"
-        f"{', …' if len(counts) > 5 else ''}) are wrong on the same photo; {counts[0]} of {facts['n']} photos are "
+        f"{', …' if len(counts) > 5 else ''}) are wrong on the same image; {counts[0]} of {facts['n']} images are "
         "right with all."
     )
-    return figure, caption, "number of photos by how many are wrong on them"
+    return figure, caption, "number of images by how many are wrong on them"
 
 
 def _short(x: float) -> str:
@@ -138,12 +138,12 @@ def _calibration(facts: dict[str, Any]) -> tuple[Any, str, str]:
         shares = axes.twinx()
         shares.bar(
             [50 * (b["from"] + b["to"]) for b in row["bins"]],
-            [b["photos"] for b in row["bins"]],
+            [b["images"] for b in row["bins"]],
             width=90 * (row["bins"][0]["to"] - row["bins"][0]["from"]),
             color="C0",
             alpha=0.15,
         )
-        shares.set_ylim(0, 3 * max(b["photos"] for b in row["bins"]))
+        shares.set_ylim(0, 3 * max(b["images"] for b in row["bins"]))
         shares.set_yticks([])
         axes.set_title(f"{name}\nECE {row['ece']:.3f} [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}]", fontsize=9)
         axes.set_xlim(-2, 102)
@@ -154,9 +154,9 @@ def _calibration(facts: dict[str, Any]) -> tuple[Any, str, str]:
         axes.set_visible(False)
     more = f" The first {ARMS} of {len(facts['calibration'])} are drawn." if len(facts["calibration"]) > ARMS else ""
     caption = (
-        f"Calibration on {facts['n']} {facts['split']} photos: share called rightly against the confidence of the call "
-        "in 15 bins, Wilson's 95 % interval; pale bars show how many photos are in a bin. Below the dashed line the "
-        f"network is too sure. ECE with its bootstrap interval over the photos.{more}"
+        f"Calibration on {facts['n']} {facts['split']} images: share called rightly against the confidence of the call "
+        "in 15 bins, Wilson's 95 % interval; pale bars show how many images are in a bin. Below the dashed line the "
+        f"network is too sure. ECE with its bootstrap interval over the images.{more}"
     )
     return figure, caption, "reliability diagrams"
 
@@ -182,11 +182,11 @@ def _covariates(facts: dict[str, Any]) -> tuple[Any, str, str]:
     for axes in grid[len(measures) :]:
         axes.set_visible(False)
     n, gone = facts["n"], len(facts["covariates"]["missing"])
-    which = f"{n - gone} {facts['split']} photos"
+    which = f"{n - gone} {facts['split']} images"
     if gone:
         which += f" that are where the runs had them ({gone} of {n} are not)"
     caption = (
         f"Accuracy ({_mean_of(facts)}) in quarters of the {which}, from the lowest values to the "
-        "highest; number of photos in brackets, Wilson's 95 % interval."
+        "highest; number of images in brackets, Wilson's 95 % interval."
     )
-    return figure, caption, "accuracy by properties of the photo"
+    return figure, caption, "accuracy by properties of the image"

@@ -1,4 +1,4 @@
-"""What the runs said about the photos: read from their folders, checked, and laid side by side."""
+"""What the runs said about the images: read from their folders, checked, and laid side by side."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import read_json
 from roclab.core.runs import Run
-from roclab.vision.data.dataset import _find_root
+from roclab.vision.data.dataset import _find_root, read_manifest
 from roclab.vision.evaluate.evaluate import judged_splits, read_predictions, read_training
 
 # What may differ between two runs of one arm: the seed, and where things are done.
@@ -21,7 +20,7 @@ ASIDE = {"seed", "data", "data_root", "mirror", "budget", "workers", "device"}
 
 @dataclass
 class Judged:
-    """R runs over the same N photos of one split, told apart into C classes."""
+    """R runs over the same N images of one split, told apart into C classes."""
 
     split: str
     classes: list[str]
@@ -45,10 +44,10 @@ class Judged:
 
 
 def gather(runs: Sequence[Run], split: str | None = None, data_root: str | None = None) -> Judged:
-    """Read the predictions of finished runs on one split, in the photo order of the first.
+    """Read the predictions of finished runs on one split, in the image order of the first.
 
     `split` None: test if every run has been evaluated on it, else val. Raises `RocLabError`, naming the run, if one is
-    unfinished, has no predictions, was judged on other photos or tells other classes apart.
+    unfinished, has no predictions, was judged on other images or tells other classes apart.
     """
     if not runs:
         raise RocLabError("no run was given: roclab vision errors RUN… --out DIR")
@@ -77,20 +76,20 @@ def gather(runs: Sequence[Run], split: str | None = None, data_root: str | None 
             raise RocLabError(
                 f"{other.run.path} tells other classes apart than {first.run.path}: judge them one by one"
             )
-        if other.photos.keys() != first.photos.keys():
+        if other.images.keys() != first.images.keys():
             seeds = {run.run.config.get("seed") for run in (first, other)}
             why = (
-                " (each seed cuts its own val photos: evaluate them on test)"
+                " (each seed cuts its own val images: evaluate them on test)"
                 if split == "val" and len(seeds) > 1
                 else ""
             )
             raise RocLabError(
-                f"{other.run.path} was judged on other {split} photos than {first.run.path}{why}: errors are compared "
-                "on the same photos only"
+                f"{other.run.path} was judged on other {split} images than {first.run.path}{why}: errors are compared "
+                "on the same images only"
             )
-        rows = [other.photos[key] for key in first.photos]
+        rows = [other.images[key] for key in first.images]
         if (other.labels[rows] != first.labels).any():
-            raise RocLabError(f"{other.run.path} has other labels than {first.run.path} for the same photos")
+            raise RocLabError(f"{other.run.path} has other labels than {first.run.path} for the same images")
         probs.append(other.probs[rows])
     manifest = first.manifest
     return Judged(
@@ -99,7 +98,7 @@ def gather(runs: Sequence[Run], split: str | None = None, data_root: str | None 
         species=manifest.get("species"),
         root=_find_root(manifest, data_root),
         paths=first.names,
-        sha256=[sha256 for _, sha256, _ in first.photos],
+        sha256=[sha256 for _, sha256, _ in first.images],
         labels=first.labels,
         probs=np.stack(probs),
         runs=list(runs),
@@ -113,38 +112,38 @@ class _Predictions:
     run: Run
     manifest: dict[str, Any]
     classes: list[str]
-    photos: dict[tuple[str, str, int], int]  # (path or, if it is absolute, file name; sha256; copy) -> row
+    images: dict[tuple[str, str, int], int]  # (path or, if it is absolute, file name; sha256; copy) -> row
     names: list[str]  # (N,) paths as split.json has them
     labels: np.ndarray
     probs: np.ndarray
 
 
 def _read(run: Run, split: str) -> _Predictions:
-    manifest = read_json(run.path / "split.json")
+    manifest = read_manifest(run.path)
     damaged = RocLabError(
         f"{run.path / 'predictions.csv'} does not fit the run's split.json: run `roclab vision evaluate {run.path} "
         f"--split {split}` again"
     )
     try:
         classes = list(manifest["classes"])
-        listed = [(photo["path"], photo["sha256"]) for photo in manifest["photos"] if photo["split"] == split]
+        listed = [(image["path"], image["sha256"]) for image in manifest["images"] if image["split"] == split]
         paths, labels, probs = read_predictions(run, split, classes)
         fits = len(paths) == len(listed) and probs.shape == (len(paths), len(classes)) and np.isfinite(probs).all()
     except (KeyError, ValueError, IndexError, TypeError):
         raise damaged from None
-    # evaluate writes the photos in the order of split.json
+    # evaluate writes the images in the order of split.json
     if not fits or any(
         not path.replace("\\", "/").endswith(name) for path, (name, _) in zip(paths, listed, strict=True)
     ):
         raise damaged
-    # an absolute path names the machine, not the photo; copies of one file are counted through
-    photos: dict[tuple[str, str, int], int] = {}
+    # an absolute path names the machine, not the image; copies of one file are counted through
+    images: dict[tuple[str, str, int], int] = {}
     for row, (name, sha256) in enumerate(listed):
         copy = 0
-        while (key := (Path(name).name if Path(name).is_absolute() else name, sha256, copy)) in photos:
+        while (key := (Path(name).name if Path(name).is_absolute() else name, sha256, copy)) in images:
             copy += 1
-        photos[key] = row
-    return _Predictions(run, manifest, classes, photos, [name for name, _ in listed], labels, probs)
+        images[key] = row
+    return _Predictions(run, manifest, classes, images, [name for name, _ in listed], labels, probs)
 
 
 def _arms(runs: Sequence[Run]) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017): which part of a photo speaks for a class, and whether it really decides.
+"""Grad-CAM (Selvaraju et al. 2017): which part of a image speaks for a class, and whether it really decides.
 
     map = ReLU(Σ_k α_k A_k),   α_k = mean over places of ∂ logit / ∂ A_k
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from roclab.vision.models.classifier import Classifier
 
 ARMS = 4  # of which heat maps are drawn
-EACH = 2  # photos of each kind: all wrong, only A wrong, only B wrong
-RANDOM = 16  # photos drawn at random, so that the check is not made on errors alone
+EACH = 2  # images of each kind: all wrong, only A wrong, only B wrong
+RANDOM = 16  # images drawn at random, so that the check is not made on errors alone
 HOT = 0.25  # share of the places that the check covers
 
 
@@ -52,9 +52,9 @@ class Activation:
 
 
 def activation(model: Classifier, image_size: int) -> Activation:
-    """Find the last activation with more than one place, by sending a blank photo through the network.
+    """Find the last activation with more than one place, by sending a blank image through the network.
 
-    The photo is square, so the two axes that are equal are height and width: (B, C, S, S) or (B, S, S, C).
+    The image is square, so the two axes that are equal are height and width: (B, C, S, S) or (B, S, S, C).
     Raises `RocLabError` if the network has none.
     """
     import torch
@@ -142,12 +142,12 @@ def hottest(heat: np.ndarray) -> np.ndarray:
 
 
 def what_decided(judged: Judged, shared: dict[str, Any], pairs: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Heat maps for telling photos, and for each arm whether the hottest places decide.
+    """Heat maps for telling images, and for each arm whether the hottest places decide.
 
     The check: the hottest quarter of the places is covered, and the probability of the class called falls by so much
     (`drop_hot`); then a part of the same shape elsewhere (moved by half the map, twice), which gives `drop_elsewhere`.
-    Their difference has a paired bootstrap interval and Wilcoxon's p over the photos drawn at random, so it holds for
-    ordinary photos too. An arm is represented by its first run.
+    Their difference has a paired bootstrap interval and Wilcoxon's p over the images drawn at random, so it holds for
+    ordinary images too. An arm is represented by its first run.
     """
     arms = sorted(judged.arms, key=lambda name: float(judged.wrong[judged.arms[name]].mean()))[:ARMS]
     wanted: list[tuple[int, str, list[str]]] = [(i, "wrong by all", arms) for i in shared["by_all"][:EACH]]
@@ -169,14 +169,14 @@ def what_decided(judged: Judged, shared: dict[str, Any], pairs: list[dict[str, A
         checks = [check for i in drawn if (check := looker.look(int(i)))]
         for i, kind, which in wanted:
             if arm in which and (check := looker.look(i)):
-                found["shown"].append({"photo": i, "arm": arm, "kind": kind, **check})
+                found["shown"].append({"image": i, "arm": arm, "kind": kind, **check})
         if len(checks) > 1:
             hot, elsewhere = (np.array([check[k] for check in checks]) for k in ("drop_hot", "drop_elsewhere"))
             found["arms"][arm] = {
                 "run": judged.runs[row].path.name,
                 "layer": looker.where.module,
                 "layout": looker.where.layout,
-                "photos": len(checks),
+                "images": len(checks),
                 "drop_hot": float(hot.mean()),
                 "drop_elsewhere": float(elsewhere.mean()),
                 **paired_bootstrap(hot, elsewhere, seed),
@@ -191,7 +191,7 @@ def what_decided(judged: Judged, shared: dict[str, Any], pairs: list[dict[str, A
 
 def covering_tells(hot: np.ndarray, elsewhere: np.ndarray) -> float:
     """One-sided p-value that covering the hottest places costs more than covering others, both (N,) over the same
-    photos: Wilcoxon's signed-rank test (1945)."""
+    images: Wilcoxon's signed-rank test (1945)."""
     from scipy.stats import wilcoxon
 
     if not (hot != elsewhere).any():
@@ -200,7 +200,7 @@ def covering_tells(hot: np.ndarray, elsewhere: np.ndarray) -> float:
 
 
 class _Looker:
-    """One run's network, with what is needed to ask it about photos one at a time."""
+    """One run's network, with what is needed to ask it about images one at a time."""
 
     def __init__(self, judged: Judged, row: int) -> None:
         from roclab.vision.data.transforms import eval_transform
@@ -213,7 +213,7 @@ class _Looker:
         to_device(self.model, run.config.get("device", "auto"))
         self.model.module.eval().requires_grad_(False)
         before = run.checkpoints / "head-before-refit.safetensors"
-        if judged.split == "val" and before.exists():  # the final head has seen the val photos; this one judged them
+        if judged.split == "val" and before.exists():  # the final head has seen the val images; this one judged them
             from roclab.vision.models.checkpoint import load_tensors
 
             self.model.head.load_state_dict(load_tensors(before)[0])
@@ -221,28 +221,28 @@ class _Looker:
         self.transform = eval_transform(self.model.recipe, self.size)
 
     def look(self, i: int) -> dict[str, Any] | None:
-        """The heat map of the class called, scaled to at most 1, and the check; None if the photo is not there."""
+        """The heat map of the class called, scaled to at most 1, and the check; None if the image is not there."""
         import torch
 
-        from roclab.vision.data.dataset import open_photo
+        from roclab.vision.data.dataset import open_image
 
         path = self.judged.root / self.judged.paths[i]
         try:
             if file_sha256(path) != self.judged.sha256[i]:
                 return None
-            photo = open_photo(path, at_least=self.model.recipe.resize_for(self.size))
+            image = open_image(path, at_least=self.model.recipe.resize_for(self.size))
         except (OSError, DataError):
             return None
         device = next(self.model.module.parameters()).device
-        image = self.transform(photo)[None].to(device)
+        tensor = self.transform(image)[None].to(device)
         called = int(self.judged.predicted[self.row, i])
-        maps, logits = grad_cam(self.model, image, [called], self.where)
+        maps, logits = grad_cam(self.model, tensor, [called], self.where)
         heat = maps[0].float().cpu().numpy()
         cells = hottest(heat)
         half = (heat.shape[0] // 2, heat.shape[1] // 2)
         others = [np.roll(cells, half, (0, 1)), np.roll(cells, half[1], 1)]
         with torch.inference_mode():
-            again = self.model.module(torch.cat([covered(image, part) for part in (cells, *others)]))
+            again = self.model.module(torch.cat([covered(tensor, part) for part in (cells, *others)]))
         p = torch.softmax(torch.cat([logits, again]).float(), 1)[:, called].cpu().numpy()
         return {
             "called": self.judged.classes[called],

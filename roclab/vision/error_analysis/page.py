@@ -1,7 +1,7 @@
 """The page of the error analysis: one folder that opens from the disk, with nothing fetched from anywhere.
 
 index.html, errors.json (all facts, the figures' captions, and the files made), figures/*.png,
-thumbs/*.jpg (of the photos shown alone, made one at a time)
+thumbs/*.jpg (of the images shown alone, made one at a time)
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ THUMBNAIL = 320  # px, longer side
 HEAT = 224  # px
 PAIRS = 6  # whose galleries are shown
 ROWS = 15  # of a table
-METHODS = """Intervals of shares are Wilson's (1927), of differences between two runs on the same photos the paired
-bootstrap over photos, of differences between two groups of photos Newcombe's (1998). Two networks are compared by
+METHODS = """Intervals of shares are Wilson's (1927), of differences between two runs on the same images the paired
+bootstrap over images, of differences between two groups of images Newcombe's (1998). Two networks are compared by
 McNemar's exact test (1947), what covering the hot and other places costs by Wilcoxon's (1945); a class is held
-against all other photos by the exact or permutation test of the mean; confused pairs by the binomial tail. P-values
+against all other images by the exact or permutation test of the mean; confused pairs by the binomial tail. P-values
 of one kind of question are corrected by Holm (1979). Calibration is tested by consistency resampling (Vaicenavicius
 et al. 2019). Heat maps are Grad-CAM (Selvaraju et al. 2017) on the last activation before pooling. Label doubts are
-confident learning (Northcutt et al. 2021, cleanlab). A photo counts once however many runs were judged on it."""
+confident learning (Northcutt et al. 2021, cleanlab). A image counts once however many runs were judged on it."""
 EVIDENCE = {
     "strong": "strong evidence",
     "moderate": "moderate evidence",
@@ -47,7 +47,7 @@ EVIDENCE = {
 def write_page(facts: dict[str, Any], out: str | os.PathLike) -> Path:
     """Write the facts of `analyse` as a page into the folder `out`; returns the path of index.html, written last.
 
-    An older page there is replaced: its files, which its errors.json names, and nothing else. A photo that is not where
+    An older page there is replaced: its files, which its errors.json names, and nothing else. A image that is not where
     it was, or has changed since, is said to be missing in its place.
 
     Raises `RocLabError` if `out` holds something else than a page.
@@ -87,7 +87,7 @@ def older_page(out: str | os.PathLike) -> set[str]:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = None
-    if not isinstance(record, dict) or not {"sentences", "captions", "photos"} <= record.keys():
+    if not isinstance(record, dict) or not {"sentences", "captions", "images"} <= record.keys():
         raise RocLabError(f"{out} exists and is not a page of `roclab vision errors`: choose another --out")
     files = record.get("files")  # the first pages had no such list: their files stay
     # a record that was edited must not lead out of the two folders
@@ -95,17 +95,17 @@ def older_page(out: str | os.PathLike) -> set[str]:
 
 
 def _thumbnails(facts: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Small pictures of the photos spoken of and of the heat maps: number (or number and arm) -> file name."""
+    """Small pictures of the images spoken of and of the heat maps: number (or number and arm) -> file name."""
     made: dict[str, str] = {}
     heats: dict[str, list[dict[str, Any]]] = {}
     for row in facts["decided"]["shown"]:
-        heats.setdefault(str(row["photo"]), []).append(row)
-    for number, photo in track(facts["photos"].items(), "thumbnails", len(facts["photos"])):
-        path = Path(facts["root"]) / photo["path"]
+        heats.setdefault(str(row["image"]), []).append(row)
+    for number, image in track(facts["images"].items(), "thumbnails", len(facts["images"])):
+        path = Path(facts["root"]) / image["path"]
         try:
-            if file_sha256(path) != photo["sha256"]:
+            if file_sha256(path) != image["sha256"]:
                 continue
-            made |= _pictures(facts, number, path, photo["sha256"][:16], heats.get(number, []), folder)
+            made |= _pictures(facts, number, path, image["sha256"][:16], heats.get(number, []), folder)
         except (OSError, DataError):
             continue
     return made
@@ -114,18 +114,18 @@ def _thumbnails(facts: dict[str, Any], folder: Path) -> dict[str, str]:
 def _pictures(
     facts: dict[str, Any], number: str, path: Path, name: str, heats: list[dict[str, Any]], folder: Path
 ) -> dict[str, str]:
-    from roclab.vision.data.images import open_photo
+    from roclab.vision.data.images import open_image
 
-    photo = open_photo(path, at_least=THUMBNAIL)
+    image = open_image(path, at_least=THUMBNAIL)
     made = {number: f"{name}.jpg"}
-    small = photo.copy()
+    small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     _save_jpeg(small, folder / made[number])
     for row in heats:
         arm = facts["decided"]["arms"].get(row["arm"])
         if arm:
             made[f"{number} {row['arm']}"] = file = f"{name}-heat-{list(facts['arms']).index(row['arm'])}.jpg"
-            _save_jpeg(_heat_over(photo, row["heat"], arm["resize"], arm["crop"]), folder / file)
+            _save_jpeg(_heat_over(image, row["heat"], arm["resize"], arm["crop"]), folder / file)
     return made
 
 
@@ -135,16 +135,16 @@ def _save_jpeg(picture: Any, path: Path) -> None:
     atomic_write(path, data.getvalue())
 
 
-def _heat_over(photo: Any, heat: list[list[float]], resize: int, crop: int) -> Any:
-    """The part of the photo that the network sees (shorter side to `resize`, centre crop) under its heat map."""
+def _heat_over(image: Any, heat: list[list[float]], resize: int, crop: int) -> Any:
+    """The part of the image that the network sees (shorter side to `resize`, centre crop) under its heat map."""
     import matplotlib
     import numpy as np
     from PIL import Image
 
-    scale = resize / min(photo.size)
-    photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (photo.width - crop) // 2, (photo.height - crop) // 2
-    seen = photo.crop((left, top, left + crop, top + crop)).resize((HEAT, HEAT))
+    scale = resize / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - crop) // 2, (image.height - crop) // 2
+    seen = image.crop((left, top, left + crop, top + crop)).resize((HEAT, HEAT))
     values = Image.fromarray((255 * np.array(heat, dtype=np.float32)).astype(np.uint8))
     smooth = np.asarray(values.resize((HEAT, HEAT), Image.Resampling.BICUBIC), dtype=np.float32) / 255
     colour = matplotlib.colormaps["inferno"](smooth)[..., :3]
@@ -172,7 +172,7 @@ class _Page:
 
     def html(self) -> str:
         facts = self.facts
-        title = f"Errors on {facts['n']} {facts['split']} photos"
+        title = f"Errors on {facts['n']} {facts['split']} images"
         sections = [
             ("summary", "In short", self.summary()),
             ("runs", "The runs", self.runs()),
@@ -181,7 +181,7 @@ class _Page:
             ("shared", "Errors of all, errors of one", self.shared()),
             ("calibration", "Calibration: does it know when it is wrong?", self.calibration()),
             ("decided", "What decided", self.decided()),
-            ("photos", "What the photo has to do with it", self.covariates()),
+            ("images", "What the image has to do with it", self.covariates()),
             ("labels", "Labels worth a second look", self.labels()),
             ("methods", "How this was computed", self.methods()),
         ]
@@ -229,25 +229,25 @@ class _Page:
     def picture(self, key: str, alt: str) -> str:
         if key in self.pictures:
             return f'<img loading="lazy" src="thumbs/{self.pictures[key]}" alt="{escape(alt)}">'
-        return '<div class="gone">the photo is not here</div>'
+        return '<div class="gone">the image is not here</div>'
 
     def gallery(self, numbers: list[int], arms: list[str] | None = None) -> str:
         if not numbers:
             return '<p class="note">None.</p>'
         cards = []
         for number in numbers:
-            photo = self.facts["photos"][str(number)]
+            image = self.facts["images"][str(number)]
             cards.append(
-                f'<figure class="card">{self.picture(str(number), photo["true"])}<figcaption>'
-                f"<b>{escape(photo['true'])}</b>{self.calls(photo, arms)}"
-                f'<span class="file">{escape(Path(photo["path"]).name)}, loss {photo["loss"]:.2f}</span>'
+                f'<figure class="card">{self.picture(str(number), image["true"])}<figcaption>'
+                f"<b>{escape(image['true'])}</b>{self.calls(image, arms)}"
+                f'<span class="file">{escape(Path(image["path"]).name)}, loss {image["loss"]:.2f}</span>'
                 "</figcaption></figure>"
             )
         return f'<div class="gallery">{"".join(cards)}</div>'
 
-    def calls(self, photo: dict[str, Any], arms: list[str] | None) -> str:
-        """What each arm calls the photo; of many arms, how many call it what."""
-        calls = {name: call for name, call in photo["calls"].items() if arms is None or name in arms}
+    def calls(self, image: dict[str, Any], arms: list[str] | None) -> str:
+        """What each arm calls the image; of many arms, how many call it what."""
+        calls = {name: call for name, call in image["calls"].items() if arms is None or name in arms}
         if len(calls) > 4:
             votes = Counter(call["class"] for call in calls.values())
             lines = [(f"{count} of {len(calls)}", name, None) for name, count in votes.most_common(3)]
@@ -255,7 +255,7 @@ class _Page:
             lines = [(name, call["class"], call["probability"]) for name, call in calls.items()]
         out = []
         for who, what, p in lines:
-            kind = "right" if what == photo["true"] else "wrong"
+            kind = "right" if what == image["true"] else "wrong"
             sure = "" if p is None else f" ({100 * p:.0f}\u00a0%)"
             out.append(
                 f'<span class="call"><i>{escape(who)}</i> <span class="{kind}">{escape(what)}</span>{sure}</span>'
@@ -270,7 +270,7 @@ class _Page:
         shown = self.sentences(*sections, only=("strong", "moderate"))
         silent = sum(row["evidence"] == "none" for row in facts["sentences"])
         care = (
-            '<p class="care">These are test photos. They explain the figures of a finished choice; whatever you change '
+            '<p class="care">These are test images. They explain the figures of a finished choice; whatever you change '
             "because of them cannot be judged on them again. While you still choose, look at "
             "<code>--split val</code>.</p>"
             if facts["split"] == "test"
@@ -279,14 +279,14 @@ class _Page:
         notes = "".join(f'<p class="care">{escape(note)}</p>' for note in facts["notes"])
         if missing := facts["covariates"]["missing"]:
             notes += (
-                f'<p class="care">{len(missing)} of {facts["n"]} photos are not where the runs had them (or have '
-                f"changed), {escape(missing[0])} first: they are left out of what needs the photo itself. "
+                f'<p class="care">{len(missing)} of {facts["n"]} images are not where the runs had them (or have '
+                f"changed), {escape(missing[0])} first: they are left out of what needs the image itself. "
                 "<code>--data-root</code> says where they are.</p>"
             )
-        none = '<p class="note">Nothing is shown beyond chance by these photos.</p>'
+        none = '<p class="note">Nothing is shown beyond chance by these images.</p>'
         return (
             f'{self.sentences("arms")}<h3>What is shown</h3>{shown or none}<p class="note">{silent} further questions '
-            f"have no answer in these photos; each is marked “not shown” in its section. The code after a sentence is "
+            f"have no answer in these images; each is marked “not shown” in its section. The code after a sentence is "
             f"the place of its fact in errors.json.</p>{care}{notes}"
         )
 
@@ -306,7 +306,7 @@ class _Page:
             for run in self.facts["runs"]
         ]
         heads = ["run", "model and strategy", "seed", "errors", "right", "95 % interval", "per class", "ECE", "loss"]
-        return self.table(heads, rows, f"n = {self.facts['n']} photos for every run; Wilson's interval.") + (
+        return self.table(heads, rows, f"n = {self.facts['n']} images for every run; Wilson's interval.") + (
             self.sentences("pairs")
         )
 
@@ -317,7 +317,7 @@ class _Page:
                 row["class"],
                 row["species"] or "",
                 f"{amount(row['count'])} of {row['n']}",
-                percent(row["share"]) if row["n"] else "no photo",
+                percent(row["share"]) if row["n"] else "no image",
                 interval(row["ci95"]) if row["n"] else "",
                 p_value(row["p"]) if row["n"] else "",
             ]
@@ -343,7 +343,7 @@ class _Page:
         if groups := facts["species_groups"]:
             rows = [
                 [kind, str(row["classes"]), f"{amount(row['count'])} of {row['n']}"]
-                + ([percent(row["share"]), interval(row["ci95"])] if row["n"] else ["no photo", ""])
+                + ([percent(row["share"]), interval(row["ci95"])] if row["n"] else ["no image", ""])
                 for kind, row in groups["kinds"].items()
             ]
             heads = ["species", "classes", "class right", "share", "95 % interval"]
@@ -353,7 +353,7 @@ class _Page:
 
     def losses(self) -> str:
         return (
-            f'<p class="note">The {len(self.facts["losses"])} wrong photos with the highest loss (mean over the runs, '
+            f'<p class="note">The {len(self.facts["losses"])} wrong images with the highest loss (mean over the runs, '
             f"in nats): the true class in bold, then what each calls it.</p>{self.gallery(self.facts['losses'])}"
         )
 
@@ -371,16 +371,16 @@ class _Page:
         for pair in pairs[:PAIRS]:
             both = [pair["a"], pair["b"]]
             for side, (loser, winner) in (("a", both), ("b", both[::-1])):
-                photos = pair[f"only_{side}_wrong"]
+                images = pair[f"only_{side}_wrong"]
                 total = pair["a_wrong_b_right" if side == "a" else "b_wrong_a_right"]
-                some = f", {len(photos)} shown" if total > len(photos) else ""
+                some = f", {len(images)} shown" if total > len(images) else ""
                 out += f"<h3>{escape(loser)} wrong, {escape(winner)} right ({total}{some})</h3>"
-                out += self.gallery(photos, both)
+                out += self.gallery(images, both)
         if len(pairs) > PAIRS:
             out += f'<p class="note">The {PAIRS} of {len(pairs)} pairs with the best accuracy.</p>'
         if not pairs:
-            for name, photos in shared["only"].items():
-                out += f"<h3>{escape(name)} alone wrong ({shared['only_counts'][name]})</h3>{self.gallery(photos)}"
+            for name, images in shared["only"].items():
+                out += f"<h3>{escape(name)} alone wrong ({shared['only_counts'][name]})</h3>{self.gallery(images)}"
         return out
 
     def calibration(self) -> str:
@@ -398,7 +398,7 @@ class _Page:
         ]
         heads = ["model and strategy", "ECE", "95 %", "if perfect", "confidence − accuracy", "95 %", "Holm"]
         note = (
-            "ECE is never zero on a finite number of photos: “if perfect” is what perfectly honest confidences would "
+            "ECE is never zero on a finite number of images: “if perfect” is what perfectly honest confidences would "
             "give here, and Holm's p how likely they would give this much."
         )
         return f"{self.sentences('calibration')}{self.figure('calibration')}{self.table(heads, rows, note)}"
@@ -415,16 +415,16 @@ class _Page:
         )
         order: dict[int, list[dict[str, Any]]] = {}
         for row in facts["shown"]:
-            order.setdefault(row["photo"], []).append(row)
+            order.setdefault(row["image"], []).append(row)
         for number, rows in order.items():
-            photo = self.facts["photos"][str(number)]
+            image = self.facts["images"][str(number)]
             cards = [
-                f'<figure class="card">{self.picture(str(number), photo["true"])}<figcaption><b>'
-                f'{escape(photo["true"])}</b><span class="file">{escape(Path(photo["path"]).name)}: '
+                f'<figure class="card">{self.picture(str(number), image["true"])}<figcaption><b>'
+                f'{escape(image["true"])}</b><span class="file">{escape(Path(image["path"]).name)}: '
                 f"{escape(rows[0]['kind'])}</span></figcaption></figure>"
             ]
             for row in rows:
-                kind = "right" if row["called"] == photo["true"] else "wrong"
+                kind = "right" if row["called"] == image["true"] else "wrong"
                 key = f"{number} {row['arm']}"
                 cards.append(
                     f'<figure class="card">{self.picture(key, "heat map for " + row["called"])}<figcaption><i>'
@@ -446,20 +446,20 @@ class _Page:
     def labels(self) -> str:
         found = self.facts["label_errors"]
         out = self.sentences("label_errors")
-        if found["photos"]:
+        if found["images"]:
             lines = [
                 [
-                    Path(self.facts["photos"][str(row["photo"])]["path"]).name,
+                    Path(self.facts["images"][str(row["image"])]["path"]).name,
                     row["label"],
                     row["suggested"],
                     f"{row['p_label']:.2f}",
                     f"{row['p_suggested']:.2f}",
                     f"{row['agree']} of {len(self.facts['runs'])}",
                 ]
-                for row in found["photos"]
+                for row in found["images"]
             ]
             heads = ["file", "label", "called instead", "p(label)", "p(other)", "runs that agree"]
-            out += self.gallery([row["photo"] for row in found["photos"]]) + self.table(heads, lines, text=3)
+            out += self.gallery([row["image"] for row in found["images"]]) + self.table(heads, lines, text=3)
         return out
 
     def methods(self) -> str:

@@ -1,7 +1,7 @@
 """The statistics of the error analysis that `vision.metrics` does not hold.
 
-A photo is the unit everywhere. Several runs over the same photos are not several photos: where there are more runs, a
-photo's score is its mean over them, and intervals and tests count photos.
+A image is the unit everywhere. Several runs over the same images are not several images: where there are more runs, a
+image's score is its mean over them, and intervals and tests count images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
 
 
 def proportion(successes: float, n: int) -> dict[str, Any]:
-    """A share with its n and Wilson's 95 % interval; without photos the share is None."""
+    """A share with its n and Wilson's 95 % interval; without images the share is None."""
     if n == 0:
         return {"count": 0.0, "n": 0, "share": None, "ci95": None}
     return {"count": float(successes), "n": int(n), "share": float(successes / n), "ci95": wilson(successes, n)}
@@ -49,10 +49,10 @@ def difference(a: float, n_a: int, b: float, n_b: int) -> dict[str, Any]:
 
 
 def harder_than_the_rest(wrong: np.ndarray, inside: np.ndarray, seed: int = 0) -> float:
-    """One-sided p-value: is the mean of `wrong` (N,) over the photos `inside` (N,) bool higher than chance puts it?
+    """One-sided p-value: is the mean of `wrong` (N,) over the images `inside` (N,) bool higher than chance puts it?
 
-    Chance: the same number of photos drawn from all of them without replacement. Exact (Fisher 1935) where a photo is
-    only right or wrong; else `DRAWS` draws of how many photos of each score come up.
+    Chance: the same number of images drawn from all of them without replacement. Exact (Fisher 1935) where a image is
+    only right or wrong; else `DRAWS` draws of how many images of each score come up.
     """
     levels, counts = np.unique(wrong, return_counts=True)
     k, observed = int(inside.sum()), float(wrong[inside].sum())
@@ -67,13 +67,13 @@ def harder_than_the_rest(wrong: np.ndarray, inside: np.ndarray, seed: int = 0) -
 
 
 def calibration(labels: np.ndarray, probs: np.ndarray, bins: int = 15, seed: int = 0) -> dict[str, Any]:
-    """Calibration of the runs of one arm, `probs` (R, N, C), over the same photos.
+    """Calibration of the runs of one arm, `probs` (R, N, C), over the same images.
 
-    `ece` (Guo et al. 2017) is the mean over the runs. `ci95` is its basic bootstrap over photos (Davison and Hinkley
+    `ece` (Guo et al. 2017) is the mean over the runs. `ci95` is its basic bootstrap over images (Davison and Hinkley
     1997): resamples lean upwards as the ECE itself does, and the percentile interval would lean twice. Even perfect
-    confidences give an ECE above zero on few photos: `ece_if_calibrated` is what they would give here, and `p` how
+    confidences give an ECE above zero on few images: `ece_if_calibrated` is what they would give here, and `p` how
     often they would give this much (consistency resampling, Vaicenavicius et al. 2019). `gap` is mean confidence minus
-    accuracy: above zero the network is too sure. `bins`: photos (per run), mean confidence and accuracy with Wilson's
+    accuracy: above zero the network is too sure. `bins`: images (per run), mean confidence and accuracy with Wilson's
     interval.
     """
     confidence = probs.max(2)  # (R, N)
@@ -91,7 +91,7 @@ def calibration(labels: np.ndarray, probs: np.ndarray, bins: int = 15, seed: int
     for _ in range(RESAMPLES):
         rows = draw.integers(0, n, n)
         again.append(ece(confidence[:, rows], correct[:, rows].astype(int)))
-        # one number a photo: runs that agree on a photo are right or wrong on it together
+        # one number a image: runs that agree on a image are right or wrong on it together
         null.append(ece(confidence, (draw.random(n) < confidence).astype(int)))
     low, high = np.clip(2 * observed - np.percentile(again, [97.5, 2.5]), 0, 1)
     which = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -99,15 +99,15 @@ def calibration(labels: np.ndarray, probs: np.ndarray, bins: int = 15, seed: int
     for b in range(bins):
         inside = which == b
         if count := int(inside.sum()):
-            right, photos = float(correct[inside].sum()) / runs, count / runs
+            right, images = float(correct[inside].sum()) / runs, count / runs
             table.append(
                 {
                     "from": b / bins,
                     "to": (b + 1) / bins,
-                    "photos": photos,
+                    "images": images,
                     "confidence": float(confidence[inside].mean()),
                     "accuracy": float(correct[inside].mean()),
-                    "ci95": wilson(right, photos),
+                    "ci95": wilson(right, images),
                 }
             )
     gap = paired_bootstrap(confidence.mean(0), correct.mean(0), seed)
@@ -129,7 +129,7 @@ def logistic_slope(x: np.ndarray, right: np.ndarray) -> dict[str, Any] | None:
 
     Logistic regression of the share of runs that are right (N,), in [0, 1], with the sandwich variance (Papke and
     Wooldridge 1996), which holds for shares as for zeros and ones. Returns odds_ratio, its 95 % interval and p; None
-    if x does not vary, fewer than ten photos' worth are wrong (or right), or the fit does not converge.
+    if x does not vary, fewer than ten images' worth are wrong (or right), or the fit does not converge.
     """
     from scipy.stats import norm
 

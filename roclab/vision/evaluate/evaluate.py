@@ -1,4 +1,4 @@
-"""Predictions of a trained run on its validation or test photos, and what they are worth.
+"""Predictions of a trained run on its validation or test images, and what they are worth.
 
 The test split is opened here and nowhere else; the run then says so in `test_opened.json`.
 """
@@ -20,6 +20,7 @@ from roclab.core.files import atomic_write, read_json, write_json
 from roclab.core.progress import track
 from roclab.core.runs import Run
 from roclab.core.training.memory import freed_memory_kept
+from roclab.vision.data.dataset import read_manifest
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
 from roclab.vision.models.checkpoint import load_model
 from roclab.vision.train.config import FullConfig
@@ -28,7 +29,7 @@ from roclab.vision.train.features import cached_features, dataset_features, labe
 if TYPE_CHECKING:
     import torch
 
-    from roclab.vision.data.dataset import Dataset, Photo
+    from roclab.vision.data.dataset import Dataset, LabelledImage
     from roclab.vision.models.classifier import Classifier
 
 COLUMNS = ["split", "path", "true", "predicted"]  # of predictions.csv, before one probability for each class
@@ -40,27 +41,27 @@ def evaluate(
     """Evaluate a run on `split` ("val" or "test"): writes predictions.csv and results-SPLIT.json, returns the latter.
 
     `training` is what training.json will hold, given by `train` before it has written it; `data_root` says where the
-    photos are now if they have moved.
+    images are now if they have moved.
 
-    Raises `RocLabError`, before anything is written, if the run is damaged, its training did not finish or the photos
+    Raises `RocLabError`, before anything is written, if the run is damaged, its training did not finish or the images
     are not where they were.
     """
     if split not in ("val", "test"):
-        raise RocLabError(f"--split {split}: choose val or test (the training photos tell nothing about new ones)")
+        raise RocLabError(f"--split {split}: choose val or test (the training images tell nothing about new ones)")
     config = _config(run)
     training = training if training is not None else read_training(run)
-    _rows(run)  # the other split's rows are kept: a damaged table is said before the test photos are opened
+    _rows(run)  # the other split's rows are kept: a damaged table is said before the test images are opened
     dataset = run_dataset(run, data_root)
     if split == "test":
-        photos = dataset.test(opened_by="evaluate")
-        _record_opening(run, len(photos))
+        images = dataset.test(opened_by="evaluate")
+        _record_opening(run, len(images))
     else:
-        photos = dataset.split("val")
-    if not photos:
-        raise RocLabError(f"{run.path}: its data has no {split} photos")
-    probs = run_probs(run, dataset, photos, split)
-    write_predictions(run, split, photos, probs, dataset.classes)
-    labels = labels_of(photos)
+        images = dataset.split("val")
+    if not images:
+        raise RocLabError(f"{run.path}: its data has no {split} images")
+    probs = run_probs(run, dataset, images, split)
+    write_predictions(run, split, images, probs, dataset.classes)
+    labels = labels_of(images)
     found = {
         "split": split,
         **classification_metrics(labels, probs, dataset.classes),
@@ -89,18 +90,18 @@ def read_training(run: Run) -> dict[str, Any]:
 
 
 def run_dataset(run: Run, data_root: str | None = None) -> Dataset:
-    """The run's photos in the run's own split, each still the file it was."""
+    """The run's images in the run's own split, each still the file it was."""
     from roclab.vision.data.dataset import Dataset
 
-    manifest = read_json(run.path / "split.json")
+    manifest = read_manifest(run.path)
     return Dataset.from_manifest(manifest, data_root)
 
 
-def run_probs(run: Run, dataset: Dataset, photos: Sequence[Photo], split: str) -> np.ndarray:
+def run_probs(run: Run, dataset: Dataset, images: Sequence[LabelledImage], split: str) -> np.ndarray:
     """Class probabilities (N, C) of the run's model.
 
-    A frozen backbone's features are looked up (or computed and kept), so five seeds read the test photos once. If the
-    head was trained again on train + val, the validation photos are judged by the head that had not seen them.
+    A frozen backbone's features are looked up (or computed and kept), so five seeds read the test images once. If the
+    head was trained again on train + val, the validation images are judged by the head that had not seen them.
     """
     config = _config(run)
     model, _, image_size = load_model(run)
@@ -109,7 +110,7 @@ def run_probs(run: Run, dataset: Dataset, photos: Sequence[Photo], split: str) -
         if split == "val":
             features = dataset_features(model, dataset, image_size)[0]["val"]
         else:
-            features, _ = cached_features(model, photos, image_size, say=run.log)
+            features, _ = cached_features(model, images, image_size, say=run.log)
         weight, bias = (value.detach().cpu().numpy() for value in (model.head.weight, model.head.bias))
         if split == "val" and (run.checkpoints / "head-before-refit.safetensors").exists():
             from roclab.vision.models.checkpoint import load_tensors
@@ -117,7 +118,7 @@ def run_probs(run: Run, dataset: Dataset, photos: Sequence[Photo], split: str) -
             head, _ = load_tensors(run.checkpoints / "head-before-refit.safetensors")
             weight, bias = head["weight"].numpy(), head["bias"].numpy()
         return softmax(features @ weight.T + bias)
-    return predict_probs(to_device(model, config.device), [photo.path for photo in photos], image_size)
+    return predict_probs(to_device(model, config.device), [image.path for image in images], image_size)
 
 
 def to_device(model: Classifier, device: str = "auto") -> Classifier:
@@ -140,10 +141,10 @@ def pick_device(device: str = "auto") -> torch.device:
 
 @freed_memory_kept()
 def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, batch: int = 16) -> np.ndarray:
-    """Class probabilities (N, C) float64 of photos under the evaluation transform, in the order given."""
+    """Class probabilities (N, C) float64 of images under the evaluation transform, in the order given."""
     import torch
 
-    from roclab.vision.data.dataset import open_photo
+    from roclab.vision.data.dataset import open_image
     from roclab.vision.data.transforms import eval_transform
 
     transform, least = eval_transform(model.recipe, image_size), model.recipe.resize_for(image_size)
@@ -152,16 +153,18 @@ def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, bat
     chunks = [paths[i : i + batch] for i in range(0, len(paths), batch)]
     logits = []
     read = read_ahead(
-        chunks, lambda chunk: torch.stack([transform(open_photo(path, at_least=least)) for path in chunk])
+        chunks, lambda chunk: torch.stack([transform(open_image(path, at_least=least)) for path in chunk])
     )
-    for images in track(read, "photos", len(chunks)):
+    for images in track(read, "images", len(chunks)):
         with torch.inference_mode():
             out = model.module(images.to(device).contiguous(memory_format=torch.channels_last))
         logits.append(out.float().cpu().numpy())
     return softmax(np.concatenate(logits))
 
 
-def write_predictions(run: Run, split: str, photos: Sequence[Photo], probs: np.ndarray, classes: Sequence[str]) -> None:
+def write_predictions(
+    run: Run, split: str, images: Sequence[LabelledImage], probs: np.ndarray, classes: Sequence[str]
+) -> None:
     """Put the split's rows into predictions.csv (split, path, true, predicted, one probability per class)."""
     path = run.path / "predictions.csv"
     kept = [row for row in _rows(run) if row[0] != split]
@@ -169,9 +172,9 @@ def write_predictions(run: Run, split: str, photos: Sequence[Photo], probs: np.n
     table = csv.writer(out, lineterminator="\n")
     table.writerow([*COLUMNS, *(f"p({name})" for name in classes)])
     table.writerows(kept)
-    for photo, row in zip(photos, probs, strict=True):
+    for image, row in zip(images, probs, strict=True):
         values = (f"{p:.6g}" for p in row)
-        table.writerow([split, str(photo.path), classes[photo.label], classes[int(row.argmax())], *values])
+        table.writerow([split, str(image.path), classes[image.label], classes[int(row.argmax())], *values])
     atomic_write(path, out.getvalue())
 
 
@@ -228,4 +231,4 @@ def _record_opening(run: Run, n: int) -> None:
     path = run.path / "test_opened.json"
     openings = read_json(path) if path.exists() else []
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(path, [*openings, {"time": now, "by": "evaluate", "photos": n}])
+    write_json(path, [*openings, {"time": now, "by": "evaluate", "images": n}])

@@ -46,7 +46,7 @@ def run_figure(run: Run, split: str = "val") -> Path:
         curves, matrix, bars = (axes[name] for name in ("curves", "matrix", "bars"))
     _curves(curves, {f"{run.config['model']} {run.config['strategy']}": [run]})
     _confusion(matrix, np.array(results["confusion"]), list(results["per_class"]))
-    matrix.set_title(f"{split}: top-1 {100 * results['top1']:.1f} % of {results['n']} photos")
+    matrix.set_title(f"{split}: top-1 {100 * results['top1']:.1f} % of {results['n']} images")
     _f1(bars, {"F1": {name: row["f1"] for name, row in results["per_class"].items()}})
     return save_figure(figure, run.path / "figures" / f"{split}.png")
 
@@ -100,8 +100,8 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
 def loss_lines(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[list, list], tuple[list, list]]:
     """The lines of the validation and of the training loss over the epochs, each as (epochs, losses).
 
-    Epoch 0 is the trained head that fine-tuning begins with. What it is worth on validation photos belongs to that
-    line; its training loss, of a finished head on photos that nothing was done to, tells nothing of how the net learnt.
+    Epoch 0 is the trained head that fine-tuning begins with. What it is worth on validation images belongs to that
+    line; its training loss, of a finished head on images that nothing was done to, tells nothing of how the net learnt.
     """
     learnt = [row for row in rows if row["epoch"] >= 1]
     return (

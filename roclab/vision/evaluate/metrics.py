@@ -18,7 +18,7 @@ BOOTSTRAP_SAMPLES = 2000
 def classification_metrics(labels: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Top-1, mean per-class accuracy, their 95 % intervals, macro F1, ECE, per-class scores, confusion matrix.
 
-    `confusion[i][j]` counts photos of class i that were called j. A class without photos in `labels` has support 0
+    `confusion[i][j]` counts images of class i that were called j. A class without images in `labels` has support 0
     and is left out of the means.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -55,7 +55,7 @@ def classification_metrics(labels: np.ndarray, probs: np.ndarray, classes: Seque
 
 
 def per_class_interval(labels: np.ndarray, correct: np.ndarray, seed: int = 0) -> list[float]:
-    """95 % percentile bootstrap interval of the mean per-class accuracy, photos drawn again within each class.
+    """95 % percentile bootstrap interval of the mean per-class accuracy, images drawn again within each class.
 
     Within a class the number of hits of a bootstrap sample is binomial, so no index has to be drawn.
     """
@@ -69,7 +69,7 @@ def per_class_interval(labels: np.ndarray, correct: np.ndarray, seed: int = 0) -
 
 
 def expected_calibration_error(labels: np.ndarray, probs: np.ndarray, bins: int = 15) -> float:
-    """ECE (Guo et al. 2017): mean gap between confidence and accuracy over equal-width bins, weighted by photos."""
+    """ECE (Guo et al. 2017): mean gap between confidence and accuracy over equal-width bins, weighted by images."""
     confidence = probs.max(1)
     correct = probs.argmax(1) == labels
     which = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -78,7 +78,7 @@ def expected_calibration_error(labels: np.ndarray, probs: np.ndarray, bins: int 
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, Any]:
-    """McNemar's exact test on the same photos (McNemar 1947): does either side win more of the disagreements?
+    """McNemar's exact test on the same images (McNemar 1947): does either side win more of the disagreements?
 
     Returns the two counts and the two-sided p-value of the binomial test.
     """
@@ -91,10 +91,10 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, Any]:
 
 
 def paired_bootstrap(score_a: np.ndarray, score_b: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Difference of two means over the same photos (a - b) with its 95 % percentile bootstrap interval.
+    """Difference of two means over the same images (a - b) with its 95 % percentile bootstrap interval.
 
-    `score_a` and `score_b` (N,) hold each photo's score (right or wrong, or the share of seeds that got it right);
-    photos are drawn again in pairs, so what is hard for both does not widen the interval.
+    `score_a` and `score_b` (N,) hold each image's score (right or wrong, or the share of seeds that got it right);
+    images are drawn again in pairs, so what is hard for both does not widen the interval.
     """
     difference = np.asarray(score_a, dtype=float) - np.asarray(score_b, dtype=float)
     draw = np.random.default_rng(seed).integers(0, len(difference), (BOOTSTRAP_SAMPLES, len(difference)))

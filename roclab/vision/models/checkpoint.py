@@ -43,7 +43,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def save_model(
     path: Path, model: Classifier, classes: list[str], image_size: int, state: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Save the whole model (`state` in place of its own weights if given) with what is needed to use it on a photo."""
+    """Save the whole model (`state` in place of its own weights if given) with what is needed to use it on a image."""
     about = {
         "model": model.name,
         "weights_id": model.weights_id,

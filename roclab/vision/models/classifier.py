@@ -30,8 +30,8 @@ STAGES = {
 }
 
 # The package's weights are Google's, converted from TensorFlow. "Same" padding (more right and below), BatchNorm's eps
-# of 1e-3 (timm calls that variant tf_efficientnet_lite0) and photos normalised as (x - 127) / 128 belong to them;
-# the package does not say so. On the 240 photos of pets37 whose breed is an ImageNet class, the weights' own
+# of 1e-3 (timm calls that variant tf_efficientnet_lite0) and images normalised as (x - 127) / 128 belong to them;
+# the package does not say so. On the 240 images of pets37 whose breed is an ImageNet class, the weights' own
 # 1000-class head is right on 81.3 %; with ImageNet's usual mean and deviation on 75.0 %, with symmetric padding on
 # 78.3 % (docs/log-vision.md).
 LITE0 = "efficientnet_lite0"
@@ -49,7 +49,7 @@ class Classifier:
 
     name: str  # as given to build_model
     module: nn.Module
-    recipe: Recipe  # how its weights want their photos
+    recipe: Recipe  # how its weights want their images
     weights_id: str  # where the weights came from and the SHA-256 of the backbone: a key for caches
     head_name: str  # "fc", "head", "classifier", …
     image_size: int | None = None  # the only input size this network takes; None: any from min_size
@@ -70,7 +70,7 @@ class Classifier:
 
     @property
     def any_size(self) -> bool:
-        """Takes photos of any size, so that training may begin small and raise the resolution."""
+        """Takes images of any size, so that training may begin small and raise the resolution."""
         return self.image_size is None
 
     def features(self, images: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def spoken(seconds: float) -> str:
 
 @freed_memory_kept()  # as training and judging do
 def measure(model: Classifier, image_size: int, training: bool, seconds: float = 1.5) -> float:
-    """Seconds a photo takes: forward, or forward and backward with `training`. The model is left as it was."""
+    """Seconds a image takes: forward, or forward and backward with `training`. The model is left as it was."""
     import torch
 
     device = next(model.module.parameters()).device
@@ -65,15 +65,15 @@ def measure(model: Classifier, image_size: int, training: bool, seconds: float =
     return fastest
 
 
-def photo_seconds(dataset: Dataset, image_size: int, sample: int = 12) -> float:
-    """Seconds to read, decode and resize one photo."""
-    from roclab.vision.data.dataset import open_photo
+def image_seconds(dataset: Dataset, image_size: int, sample: int = 12) -> float:
+    """Seconds to read, decode and resize one image."""
+    from roclab.vision.data.dataset import open_image
 
-    photos = dataset.photos[:: max(1, len(dataset.photos) // sample)][:sample]
+    images = dataset.images[:: max(1, len(dataset.images) // sample)][:sample]
     begin = time.perf_counter()
-    for photo in photos:
-        open_photo(photo.path).resize((image_size, image_size))
-    return (time.perf_counter() - begin) / len(photos)
+    for image in images:
+        open_image(image.path).resize((image_size, image_size))
+    return (time.perf_counter() - begin) / len(images)
 
 
 class Costs:
@@ -81,7 +81,7 @@ class Costs:
 
     def __init__(self, config: FullConfig, model: Classifier, dataset: Dataset, seconds: float = 1.5):
         self.counts, self.size = dataset.counts(), config.image_size
-        self.read = photo_seconds(dataset, config.image_size)
+        self.read = image_seconds(dataset, config.image_size)
         self.forward = measure(model, config.image_size, training=False, seconds=seconds)
         finetunes = config.strategy == "finetune"
         # twice the forward pass again for the backward one, and the optimiser's step: measured, not assumed

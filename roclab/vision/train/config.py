@@ -54,11 +54,11 @@ class TrainConfig:
     weights: str = "default"
     strategy: str = "features"
     image_size: int | None = None  # px; the weights' own size if not given
-    epochs: int | None = None  # features: steps of L-BFGS; finetune: passes over the photos
+    epochs: int | None = None  # features: steps of L-BFGS; finetune: passes over the images
     budget: str | None = None  # "20m": epochs and resolution chosen to fit
-    full_frame: bool = False  # judge the whole photo, not the centre that ImageNet's recipes cut out
+    full_frame: bool = False  # judge the whole image, not the centre that ImageNet's recipes cut out
     # features
-    views: int = 1  # 1: the photo; 2: and its mirror image; more: the other symmetries if it has any, random crops
+    views: int = 1  # 1: the image; 2: and its mirror image; more: the other symmetries if it has any, random crops
     refit: bool | None = None  # once the regularisation is chosen on val, train the head again on train + val
     # finetune
     lp_ft: bool | None = None  # start from the trained head (Kumar et al. 2022)
@@ -66,7 +66,7 @@ class TrainConfig:
     accumulate: int = 1  # gradients of so many batches make one step
     optimizer: str | None = None  # "adamw" or "sgd"
     lr: float | None = None  # of the head
-    layer_decay: float | None = None  # each group nearer to the photo learns at this fraction of the next one's rate
+    layer_decay: float | None = None  # each group nearer to the image learns at this fraction of the next one's rate
     weight_decay: float | None = None  # not on norms and biases
     warmup: float = 0.1  # share of the steps
     clip: float = 1.0  # norm of the gradient
@@ -76,13 +76,13 @@ class TrainConfig:
     ema: float | None = None  # decay of the weight average per step; 0: off
     patience: int | None = None  # stop after so many epochs without a better validation accuracy; 0: never
     batch_norm: str | None = None  # "train": batch statistics; "frozen": the weights' own statistics
-    min_area: float | None = None  # smallest random crop, as a share of the photo
+    min_area: float | None = None  # smallest random crop, as a share of the image
     randaugment: bool = False
     progressive: bool | None = None  # early epochs at a lower resolution
-    gradual: float | None = None  # share of the epochs in which the half of the layers next to the photo rests
+    gradual: float | None = None  # share of the epochs in which the half of the layers next to the image rests
     amp: str = "auto"  # bf16 autocast on GPUs that have it; "off"
     # the machine
-    workers: int | None = None  # processes that read photos; 0: none
+    workers: int | None = None  # processes that read images; 0: none
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -164,24 +164,24 @@ class FullConfig(TrainConfig):
 
 FEATURES: dict[str, Any] = {
     "epochs": 100,  # L-BFGS is at the optimum well before that at every regularisation worth having; it costs seconds
-    # a fifth of the photos is much where there are seven of a class; what the choice was worth on them is kept
+    # a fifth of the images is much where there are seven of a class; what the choice was worth on them is kept
     "refit": True,
 }
 
 # The ground every architecture stands on, and why. What was measured is in docs/log-vision.md.
 COMMON: dict[str, Any] = {
     "epochs": 12,
-    "batch_size": 16,  # a few hundred photos give few steps an epoch; with BatchNorm at rest small batches cost nothing
+    "batch_size": 16,  # a few hundred images give few steps an epoch; with BatchNorm at rest small batches cost nothing
     "optimizer": "adamw",
     "lr": 1e-3,  # of the head; 3e-3 collapsed to the commonest class on elpv
-    "layer_decay": 0.75,  # early layers hold edges and textures, which the new photos share with ImageNet
+    "layer_decay": 0.75,  # early layers hold edges and textures, which the new images share with ImageNet
     "weight_decay": 0.05,
     "label_smoothing": 0.1,
     "mixup": 0.0,  # mixing pays over hundreds of epochs; over a dozen it slows learning down
     "cutmix": 0.0,
     "ema": 0.99,  # per step: averages over about the last hundred
     "patience": 0,
-    # the trained head fits features normalised by the weights' own statistics; under those of a batch of unlike photos
+    # the trained head fits features normalised by the weights' own statistics; under those of a batch of unlike images
     # it sees other features (on elpv the first epoch's loss was 42), and small batches make them noisy
     "batch_norm": "frozen",
     "min_area": 0.35,
@@ -219,7 +219,7 @@ def architecture_defaults(
         own = {"progressive": True, "gradual": 0.5}
         if lp_ft is not False and optimizer != "adamw":
             # near the trained head's optimum Adam still takes steps of full length, SGD ones as small as the gradient;
-            # a head that is certain of its photos is pulled away from them by label smoothing
+            # a head that is certain of its images is pulled away from them by label smoothing
             own |= {"optimizer": "sgd", "label_smoothing": 0.0, "lr": 1e-2 if mobile else 1e-3}
         elif lp_ft is not False and not mobile:
             # on pets37 AdamW at 3e-4 undid the features within an epoch, and at 1e-4 lost six points

@@ -1,6 +1,6 @@
-"""Feature extraction: the backbone sees each photo once, the head trains on what it saw.
+"""Feature extraction: the backbone sees each image once, the head trains on what it saw.
 
-`cached_features` keeps the features of a list of photos under a key of everything that decides them, in chunks, so
+`cached_features` keeps the features of a list of images under a key of everything that decides them, in chunks, so
 that a killed extraction goes on where it stopped. `fit_head` is multinomial logistic regression on standardised
 features; `fold` turns it into the weights of one `nn.Linear`, so that the outcome is a whole model.
 """
@@ -25,27 +25,27 @@ from roclab.core.training.memory import freed_memory_kept
 if TYPE_CHECKING:
     import torch
 
-    from roclab.vision.data.dataset import Dataset, Photo
+    from roclab.vision.data.dataset import Dataset, LabelledImage
     from roclab.vision.models.classifier import Classifier
 
-CHUNK = 16  # photos; also the batch of the backbone, so the same photos meet in the same batch whatever was cached
+CHUNK = 16  # images; also the batch of the backbone, so the same images meet in the same batch whatever was cached
 FORMAT = 2  # raise it when the way features are computed changes
 
 
 @freed_memory_kept()
 def cached_features(
     model: Classifier,
-    photos: Sequence[Photo],
+    images: Sequence[LabelledImage],
     image_size: int,
     view: int = 0,
     flips: str = "horizontal",
     say: Callable[[str], None] | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Features (N, D) float32 of the photos under one view, and the seconds the backbone took (when it ran).
+    """Features (N, D) float32 of the images under one view, and the seconds the backbone took (when it ran).
 
     View 0 is the evaluation transform; view 1 its mirror image (with `flips` "dihedral", views 1 to 7 are the square's
     other symmetries); any further view a random crop that is the same in every run. The key is made of the model, its
-    weights' hash, the transform and every photo's hash.
+    weights' hash, the transform and every image's hash.
     """
     import torch
     from safetensors.torch import load_file, save
@@ -57,11 +57,11 @@ def cached_features(
         "recipe": asdict(model.recipe),
         "image_size": image_size,
         "view": [view, flips] if view > 1 else view,  # both kinds have the first two in common
-        "photos": [photo.sha256 for photo in photos],
+        "images": [image.sha256 for image in images],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_folder("features") / digest
-    chunks = [photos[i : i + CHUNK] for i in range(0, len(photos), CHUNK)]
+    chunks = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
     paths = [folder / f"{i:05d}.safetensors" for i in range(len(chunks))]
     seconds = float(read_json(folder / "seconds.json")) if (folder / "seconds.json").exists() else 0.0
 
@@ -77,12 +77,12 @@ def cached_features(
         return np.concatenate([values for values in found if values is not None]), seconds
 
     if say:
-        say(f"features: {sum(len(chunks[i]) for i in missing)} photos, {model.name}, {image_size} px, view {view}")
+        say(f"features: {sum(len(chunks[i]) for i in missing)} images, {model.name}, {image_size} px, view {view}")
     device = next(model.module.parameters()).device
     model.module.eval()
     begin = time.perf_counter()
     batches = read_ahead(
-        [chunks[i] for i in missing], lambda photos: _view_batch(model, photos, image_size, view, flips)
+        [chunks[i] for i in missing], lambda images: _view_batch(model, images, image_size, view, flips)
     )
     for i, batch in zip(missing, track(batches, f"features (view {view})", len(missing)), strict=True):
         with torch.inference_mode():
@@ -100,20 +100,20 @@ def dataset_features(
 ) -> tuple[dict[str, np.ndarray], float]:
     """Features (N, D) of "train" and "val" under a view, and the seconds the backbone took.
 
-    They are extracted in the order of the photos' hashes: runs with other seeds cut the same photos in another way,
+    They are extracted in the order of the images' hashes: runs with other seeds cut the same images in another way,
     and all of them share one extraction.
     """
-    everyone = sorted(dataset.photos, key=lambda photo: (photo.sha256, str(photo.path)))
+    everyone = sorted(dataset.images, key=lambda image: (image.sha256, str(image.path)))
     features, seconds = cached_features(model, everyone, image_size, view, dataset.flips, say)
-    row_of = {photo.path: i for i, photo in enumerate(everyone)}
+    row_of = {image.path: i for i, image in enumerate(everyone)}
     return {
-        split: features[[row_of[photo.path] for photo in dataset.split(split)]] for split in ("train", "val")
+        split: features[[row_of[image.path] for image in dataset.split(split)]] for split in ("train", "val")
     }, seconds
 
 
-def labels_of(photos: Sequence[Photo]) -> np.ndarray:
-    """Labels (N,) of photos."""
-    return np.array([photo.label for photo in photos])
+def labels_of(images: Sequence[LabelledImage]) -> np.ndarray:
+    """Labels (N,) of images."""
+    return np.array([image.label for image in images])
 
 
 def read_ahead(chunks: Sequence[Any], read: Callable[[Any], Any]) -> Iterator[Any]:
@@ -128,24 +128,26 @@ def read_ahead(chunks: Sequence[Any], read: Callable[[Any], Any]) -> Iterator[An
             yield pending.result()
 
 
-def _view_batch(model: Classifier, photos: Sequence[Photo], image_size: int, view: int, flips: str) -> torch.Tensor:
-    """(B, 3, S, S) of the photos under a view."""
+def _view_batch(
+    model: Classifier, images: Sequence[LabelledImage], image_size: int, view: int, flips: str
+) -> torch.Tensor:
+    """(B, 3, S, S) of the images under a view."""
     import torch
 
-    from roclab.vision.data.dataset import open_photo
+    from roclab.vision.data.dataset import open_image
     from roclab.vision.data.transforms import eval_transform, train_transform
 
     if view < (8 if flips == "dihedral" else 2):
         transform, least = eval_transform(model.recipe, image_size), model.recipe.resize_for(image_size)
-        batch = torch.stack([transform(open_photo(photo.path, at_least=least)) for photo in photos])
+        batch = torch.stack([transform(open_image(image.path, at_least=least)) for image in images])
         batch = batch.transpose(2, 3) if view & 4 else batch
         return batch.flip([axis for axis, bit in ((3, 1), (2, 2)) if view & bit])
     transform = train_transform(model.recipe, image_size, flips=flips)
     views = []
     with torch.random.fork_rng(devices=[]):
-        for photo in photos:
-            torch.manual_seed(int(photo.sha256[:12], 16) + view)  # of the photo alone: the same whoever is beside it
-            views.append(transform(open_photo(photo.path, at_least=2 * image_size)))
+        for image in images:
+            torch.manual_seed(int(image.sha256[:12], 16) + view)  # of the image alone: the same whoever is beside it
+            views.append(transform(open_image(image.path, at_least=2 * image_size)))
     return torch.stack(views)
 
 
@@ -177,10 +179,10 @@ Cut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x (N, D), y (N,),
 
 
 def choose_head(cut: Cut, classes: int, epochs: int, more: Sequence[Cut] = (), cs: Sequence[float] = CS) -> Head:
-    """The head fitted to the cut's training photos with the C whose loss on validation photos is lowest.
+    """The head fitted to the cut's training images with the C whose loss on validation images is lowest.
 
-    The loss and not the accuracy: on fifty validation photos several C tie in accuracy, and the loss still tells them
-    apart. `more` are further cuts of the same photos (cross-validation), over which the loss is averaged.
+    The loss and not the accuracy: on fifty validation images several C tie in accuracy, and the loss still tells them
+    apart. `more` are further cuts of the same images (cross-validation), over which the loss is averaged.
     """
     spaces = [Space.of(x) for x, *_ in (cut, *more)]
     tried: list[dict[str, float]] = []
@@ -201,11 +203,11 @@ def choose_head(cut: Cut, classes: int, epochs: int, more: Sequence[Cut] = (), c
     return head
 
 
-FEW = 500  # validation photos; with fewer, one cut's loss says little about C
+FEW = 500  # validation images; with fewer, one cut's loss says little about C
 
 
 def further_cuts(views: Sequence[np.ndarray], y: np.ndarray, seed: int, folds: int = 5) -> list[Cut]:
-    """`folds` cuts of the photos, each photo validating in one of them. `views` are (N, D) features under each view:
+    """`folds` cuts of the images, each image validating in one of them. `views` are (N, D) features under each view:
     all of them train, the first validates."""
     from sklearn.model_selection import KFold
 
@@ -219,7 +221,7 @@ def further_cuts(views: Sequence[np.ndarray], y: np.ndarray, seed: int, folds: i
 
 def standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and scale per feature. The scale is the deviation, but at least its median over the features: a unit that
-    ImageNet's photos switch on and these hardly do has a deviation near nothing, and dividing by it would make the
+    ImageNet's images switch on and these hardly do has a deviation near nothing, and dividing by it would make the
     head hang on its noise."""
     scale = x.std(0, dtype=np.float64)
     return x.mean(0, dtype=np.float64), np.maximum(scale, max(float(np.median(scale)), 1e-8))
@@ -230,7 +232,7 @@ class Space:
     """The features as the regression sees them: standardised, and turned into as few dimensions as there are rows.
 
     The best weights are combinations of the rows, and neither the loss nor |W|² changes under a rotation, so with
-    fewer photos than features the problem has N dimensions, not D: the same optimum, several times sooner.
+    fewer images than features the problem has N dimensions, not D: the same optimum, several times sooner.
     """
 
     mean: np.ndarray  # (D,)
@@ -273,7 +275,7 @@ def fit_head(
 
     space = space or Space.of(x)
     z = space.z
-    n, d = z.shape  # d: the features, or as many directions as there are photos
+    n, d = z.shape  # d: the features, or as many directions as there are images
     target = np.eye(classes)[y]  # (N, C)
 
     def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -314,7 +316,7 @@ def fit_head(
 
 
 def loss_and_accuracy(probs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and share of photos called rightly."""
+    """Mean cross-entropy (nats) and share of images called rightly."""
     chosen = np.clip(probs[np.arange(len(labels)), labels], 1e-12, None)
     return float(-np.log(chosen).mean()), float((probs.argmax(1) == labels).mean())
 

@@ -22,7 +22,7 @@ from roclab.core.progress import track
 from roclab.core.runs import Run
 from roclab.core.training.distributed import World, synced_batch_norm, wrap
 from roclab.core.training.memory import freed_memory_kept
-from roclab.vision.data.loader import TrainPhotos, batches, derived_seed, epoch_batches
+from roclab.vision.data.loader import TrainImages, batches, derived_seed, epoch_batches
 from roclab.vision.data.transforms import train_transform
 from roclab.vision.evaluate.evaluate import predict_probs
 from roclab.vision.models.checkpoint import load_tensors, save_model, save_tensors
@@ -93,10 +93,10 @@ def rate(step: int, steps: int, config: FullConfig) -> float:
 
 def size_at(epoch: int, config: FullConfig) -> int:
     """Image size (px) an epoch learns at: with `progressive` 0.6, 0.75 and in the last 40 % of the epochs 0.875 of the
-    size that photos are judged at.
+    size that images are judged at.
 
     A small picture teaches the early epochs as much and costs a third (EfficientNetV2, Tan and Le 2021), and random
-    crops show things larger than the whole photo does, so judging wants more pixels (Touvron et al. 2019).
+    crops show things larger than the whole image does, so judging wants more pixels (Touvron et al. 2019).
     """
     if not config.progressive:
         return config.image_size
@@ -108,7 +108,7 @@ def size_at(epoch: int, config: FullConfig) -> int:
 
 def rest_early_layers(model: Classifier, epoch: int, config: FullConfig) -> bool:
     """Gradual unfreezing (Howard and Ruder 2018): until `gradual` of the epochs, the half of the layer groups next to
-    the photo rests. They need no backward pass then, which is most of the work at high resolution.
+    the image rests. They need no backward pass then, which is most of the work at high resolution.
 
     Returns whether this changed anything.
     """
@@ -122,10 +122,10 @@ def rest_early_layers(model: Classifier, epoch: int, config: FullConfig) -> bool
 
 
 def mix(images: torch.Tensor, config: FullConfig, seed: int) -> tuple[torch.Tensor, float]:
-    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of each photo with its neighbour in the batch.
+    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of each image with its neighbour in the batch.
 
     Neighbours are pairs (0, 1), (2, 3) …: the batch is shuffled already, and a pair never spans two processes.
-    Returns the images and the share of the photo's own label.
+    Returns the images and the share of the image's own label.
     """
     kinds = [(name, alpha) for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)) if alpha]
     if not kinds:
@@ -204,7 +204,7 @@ class Trainer:
 
     @freed_memory_kept()
     def train_epoch(self, loader: Iterable[tuple[torch.Tensor, torch.Tensor]], length: int, epoch: int) -> list[float]:
-        """Learn from `length` batches; returns the summed cross-entropy (no smoothing) and the number of photos."""
+        """Learn from `length` batches; returns the summed cross-entropy (no smoothing) and the number of images."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -297,7 +297,7 @@ def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, 
         say(f"goes on after epoch {about['epoch']}")
     if world.main:
         rewrite_metrics(run, rows)
-    photos = TrainPhotos(
+    images = TrainImages(
         train,
         side=round(1.5 * config.image_size),
         transform=lambda size: train_transform(model.recipe, size, config.randaugment, config.min_area, dataset.flips),
@@ -312,7 +312,7 @@ def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, 
         if rest_early_layers(model, epoch, config) and world.size > 1:
             trainer.trained = wrap(module, device)  # its buckets hold the gradients of what learns
         order = epoch_batches(len(train), config.batch_size, config.seed, epoch, world.size)
-        loader = batches(photos, [world.share(batch) for batch in order], epoch, size, config.workers)
+        loader = batches(images, [world.share(batch) for batch in order], epoch, size, config.workers)
         shown = track(loader, f"epoch {epoch + 1}/{config.epochs}", len(order)) if world.main else loader
         begin = time.perf_counter()
         summed = trainer.train_epoch(shown, len(order), epoch)
@@ -365,13 +365,13 @@ def stopped_early(rows: Sequence[dict[str, Any]], config: FullConfig) -> bool:
 
 
 def shared_probs(
-    model: Classifier, module: nn.Module, photos: Sequence[Any], image_size: int, world: World
+    model: Classifier, module: nn.Module, images: Sequence[Any], image_size: int, world: World
 ) -> np.ndarray:
-    """Class probabilities (N, C) by `module`, each process judging its share of the photos."""
+    """Class probabilities (N, C) by `module`, each process judging its share of the images."""
     judge = copy.copy(model)
     judge.module = module
-    mine = world.share(photos)
-    probs = predict_probs(judge, [photo.path for photo in mine], image_size) if len(mine) else None
+    mine = world.share(images)
+    probs = predict_probs(judge, [image.path for image in mine], image_size) if len(mine) else None
     return np.concatenate([part for part in world.gather(probs) if part is not None])
 
 

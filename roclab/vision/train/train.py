@@ -1,6 +1,6 @@
-"""One training run, from the photos to a finished run folder.
+"""One training run, from the images to a finished run folder.
 
-photos -> split.json -> model -> (features: cached features -> head) or (finetune: epochs) -> checkpoints/best
+images -> split.json -> model -> (features: cached features -> head) or (finetune: epochs) -> checkpoints/best
        -> predictions.csv (val) -> results-val.json; training.json is written last and says the run is finished
 """
 
@@ -64,7 +64,7 @@ def train(config: TrainConfig, out: str | Path) -> Run:
 
 
 def resume(path: str | Path, data_root: str | None = None) -> Run:
-    """Carry an interrupted run to its end; a finished one is left as it is. `data_root`: where its photos are now."""
+    """Carry an interrupted run to its end; a finished one is left as it is. `data_root`: where its images are now."""
     from roclab.vision.evaluate.evaluate import run_dataset
     from roclab.vision.models.classifier import build_model
 
@@ -104,7 +104,7 @@ def _carry_on(run: Run, config: FullConfig, model: Classifier, dataset: Dataset,
         counts = dataset.counts()
         run.log(
             f"{config.model}, {config.strategy}, {config.image_size} px, seed {config.seed}: "
-            f"{counts['train']} training and {counts['val']} validation photos of {len(dataset.classes)} classes"
+            f"{counts['train']} training and {counts['val']} validation images of {len(dataset.classes)} classes"
         )
         run.log(f"expected to take about {spoken(expected_seconds(config, model, dataset))}")
     begin = time.perf_counter()
@@ -142,7 +142,7 @@ def train_features(run: Run, config: FullConfig, model: Classifier, dataset: Dat
     everything = [np.concatenate([view["train"], view["val"]]) for view in views]
     labels = np.concatenate([y_train, y_val])
     cut = (np.concatenate([view["train"] for view in views]), np.tile(y_train, len(views)), views[0]["val"], y_val)
-    # the final head learns from the validation photos too, so all of them may help to choose its C
+    # the final head learns from the validation images too, so all of them may help to choose its C
     crossed = config.refit and len(y_val) < FEW
     more = further_cuts(everything, labels, config.seed) if crossed else []
 

@@ -1,4 +1,4 @@
-"""Opening photos of every kind, and finding the same picture twice."""
+"""Opening images of every kind, and finding the same picture twice."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from PIL import Image
 
 from roclab.core.exceptions import DataError
 from roclab.vision.data import duplicates
-from roclab.vision.data import images as photos
+from roclab.vision.data import images as images
 from roclab.vision.data.duplicates import exact_duplicates, hash_pairs, near_duplicates
-from roclab.vision.data.images import Inspection, inspect_photo, inspect_photos, open_photo
+from roclab.vision.data.images import Inspection, inspect_image, inspect_images, open_image
 from tests.vision.conftest import picture
 
 
@@ -19,9 +19,9 @@ def close(a: Image.Image, b: Image.Image, tolerance: float) -> bool:
     return a.size == b.size and np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() < tolerance
 
 
-def test_an_rgb_photo_is_opened_as_it_is(tmp_path: Path):
+def test_an_rgb_image_is_opened_as_it_is(tmp_path: Path):
     picture(1).save(tmp_path / "a.png")
-    opened = open_photo(tmp_path / "a.png")
+    opened = open_image(tmp_path / "a.png")
     assert opened.mode == "RGB"
     assert np.array_equal(opened, picture(1))
 
@@ -30,20 +30,20 @@ def test_a_16_bit_png_keeps_its_greys(tmp_path: Path):
     grey = np.array([[0, 257, 0x8080, 0xFFFF]], np.uint16)  # 257 · (0, 1, 128, 255)
     Image.fromarray(grey).save(tmp_path / "deep.png")
     assert Image.open(tmp_path / "deep.png").mode == "I;16"
-    opened = open_photo(tmp_path / "deep.png")
+    opened = open_image(tmp_path / "deep.png")
     assert np.asarray(opened)[0].tolist() == [[v, v, v] for v in (0, 1, 128, 255)]
 
 
 def test_32_bit_values_without_a_known_white_are_refused(tmp_path: Path):
     Image.fromarray(np.array([[0.1, 0.7]], np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DataError, match=r"float.tiff: .*32 bits"):
-        open_photo(tmp_path / "float.tiff")
+        open_image(tmp_path / "float.tiff")
 
 
 def test_a_cmyk_jpeg_is_close_to_the_rgb_it_was(tmp_path: Path):
     picture(2).convert("CMYK").save(tmp_path / "print.jpg", quality=95)
     assert Image.open(tmp_path / "print.jpg").mode == "CMYK"
-    opened = open_photo(tmp_path / "print.jpg")
+    opened = open_image(tmp_path / "print.jpg")
     assert opened.mode == "RGB"
     assert close(opened, picture(2), 6)
 
@@ -51,8 +51,8 @@ def test_a_cmyk_jpeg_is_close_to_the_rgb_it_was(tmp_path: Path):
 def test_a_gif_gives_its_first_frame(tmp_path: Path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert open_photo(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)
-    assert inspect_photo(tmp_path / "a.gif").frames == 2
+    assert open_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)
+    assert inspect_image(tmp_path / "a.gif").frames == 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -71,18 +71,18 @@ def test_exif_rotation_is_undone(tmp_path: Path, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "camera.jpg", exif=exif, quality=98, subsampling=0)
-    assert close(open_photo(tmp_path / "camera.jpg"), upright, 3)
-    found = inspect_photo(tmp_path / "camera.jpg")
+    assert close(open_image(tmp_path / "camera.jpg"), upright, 3)
+    found = inspect_image(tmp_path / "camera.jpg")
     assert (found.width, found.height) == upright.size
     assert found.rotated == (orientation != 1)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_is_laid_over_white(tmp_path: Path, mode: str):
-    photo = Image.new(mode, (4, 4), (*(0,) * (len(mode) - 1), 0))
-    photo.putpixel((0, 0), (*(0,) * (len(mode) - 1), 255))
-    photo.save(tmp_path / "clear.png")
-    opened = open_photo(tmp_path / "clear.png")
+    image = Image.new(mode, (4, 4), (*(0,) * (len(mode) - 1), 0))
+    image.putpixel((0, 0), (*(0,) * (len(mode) - 1), 255))
+    image.save(tmp_path / "clear.png")
+    opened = open_image(tmp_path / "clear.png")
     assert opened.getpixel((0, 0)) == (0, 0, 0)
     assert opened.getpixel((3, 3)) == (255, 255, 255)
 
@@ -92,15 +92,15 @@ def test_palettes_with_and_without_transparency(tmp_path: Path):
     flat.putpalette([0, 0, 0, 10, 20, 30])
     flat.save(tmp_path / "plain.png")
     flat.save(tmp_path / "clear.png", transparency=1)
-    assert open_photo(tmp_path / "plain.png").getpixel((1, 1)) == (10, 20, 30)
-    assert open_photo(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
+    assert open_image(tmp_path / "plain.png").getpixel((1, 1)) == (10, 20, 30)
+    assert open_image(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "YCbCr"])
 def test_other_modes_become_rgb(tmp_path: Path, mode: str):
     name = "a.jpg" if mode == "YCbCr" else "a.png"
     picture(4).convert(mode).save(tmp_path / name)
-    assert open_photo(tmp_path / name).mode == "RGB"
+    assert open_image(tmp_path / name).mode == "RGB"
 
 
 def broken(folder: Path, kind: str) -> Path:
@@ -109,7 +109,7 @@ def broken(folder: Path, kind: str) -> Path:
         picture(5, (200, 200)).save(path)
         path.write_bytes(path.read_bytes()[:-400])
     elif kind == "text":
-        path.write_text("this is no photo")
+        path.write_text("this is no image")
     elif kind == "empty":
         path.touch()
     elif kind == "folder":
@@ -121,7 +121,7 @@ def broken(folder: Path, kind: str) -> Path:
     ("kind", "reason"),
     [
         ("truncated", "truncated"),
-        ("text", "not a photo"),
+        ("text", "not a image"),
         ("empty", "empty"),
         ("folder", "folder"),
         ("missing", "no such file"),
@@ -130,26 +130,26 @@ def broken(folder: Path, kind: str) -> Path:
 def test_what_cannot_be_opened_is_named_with_the_reason(tmp_path: Path, kind: str, reason: str):
     path = broken(tmp_path, kind)
     with pytest.raises(DataError, match=reason) as caught:
-        open_photo(path)
+        open_image(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert reason in inspect_photo(path).error
+    assert reason in inspect_image(path).error
 
 
 def test_a_big_jpeg_may_be_decoded_small_without_losing_what_is_asked_for(tmp_path: Path):
     big = picture(6, (1600, 1200))
     big.save(tmp_path / "big.jpg", quality=95)
-    small = open_photo(tmp_path / "big.jpg", at_least=128)
+    small = open_image(tmp_path / "big.jpg", at_least=128)
     assert small.size == (400, 300)  # a quarter: the next step, 150 px, would be under twice 128
     assert close(small, big.resize((400, 300), Image.Resampling.BOX), 3)
-    assert open_photo(tmp_path / "big.jpg", at_least=512).size == (1600, 1200)
+    assert open_image(tmp_path / "big.jpg", at_least=512).size == (1600, 1200)
 
 
 def test_wrong_extension(tmp_path: Path):
     picture(7).save(tmp_path / "really_png.jpg", format="PNG")
     picture(7).save(tmp_path / "really.jpg")
     picture(7).save(tmp_path / "upper.JPEG", format="JPEG")
-    wrong = {path.name: inspect_photo(path).wrong_extension for path in tmp_path.iterdir()}
+    wrong = {path.name: inspect_image(path).wrong_extension for path in tmp_path.iterdir()}
     assert wrong == {"really_png.jpg": True, "really.jpg": False, "upper.JPEG": False}
 
 
@@ -159,20 +159,20 @@ def test_inspections_are_remembered_by_content_and_bad_ones_are_not(tmp_path: Pa
     picture(8).save(tmp_path / "a" / "good.jpg")
     bad = broken(tmp_path / "a", "truncated")
     paths = sorted((tmp_path / "a").iterdir())
-    first = inspect_photos(paths)
-    assert inspect_photos(paths) == first
+    first = inspect_images(paths)
+    assert inspect_images(paths) == first
 
     (tmp_path / "a" / "good.jpg").rename(tmp_path / "a" / "moved.png")
-    memory = photos.Memory()
-    moved = inspect_photo(tmp_path / "a" / "moved.png", memory.known)
+    memory = images.Memory()
+    moved = inspect_image(tmp_path / "a" / "moved.png", memory.known)
     assert memory.known(moved.sha256) is not None
     assert moved.path.name == "moved.png"
     assert moved.wrong_extension
-    assert memory.known(inspect_photo(bad).sha256) is None
+    assert memory.known(inspect_image(bad).sha256) is None
 
-    (file,) = (tmp_path / "cache" / "photos").iterdir()  # a damaged memory costs time, nothing else
+    (file,) = (tmp_path / "cache" / "images").iterdir()  # a damaged memory costs time, nothing else
     file.write_bytes(b"no database")
-    assert inspect_photos(paths[1:]) == first[1:]
+    assert inspect_images(paths[1:]) == first[1:]
 
 
 def test_exact_duplicates():
@@ -198,8 +198,8 @@ def test_hash_pairs_counts_bits():
 def test_thousands_of_frames_of_one_scene_do_not_flood_the_report(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(duplicates, "MOST", 500)
     frame = np.linspace(0, 255, 32 * 32).astype(np.uint8).tobytes()
-    photos = [Inspection(Path(f"{i}.jpg"), sha256=str(i), thumbnail=frame) for i in range(300)]  # 44,850 pairs
-    assert 500 <= len(near_duplicates(photos)) < 500 + 4096
+    images = [Inspection(Path(f"{i}.jpg"), sha256=str(i), thumbnail=frame) for i in range(300)]  # 44,850 pairs
+    assert 500 <= len(near_duplicates(images)) < 500 + 4096
 
 
 def test_near_duplicates_are_found_after_recompression_scaling_and_a_watermark(tmp_path: Path):
@@ -214,7 +214,7 @@ def test_near_duplicates_are_found_after_recompression_scaling_and_a_watermark(t
         picture(i, (320, 240)).save(tmp_path / f"{i}_other.png")
     (tmp_path / "9_copy.png").write_bytes((tmp_path / "0_original.png").read_bytes())  # exact: not a near-duplicate
     paths = [*sorted(tmp_path.glob("[0-3]_*")), tmp_path / "9_copy.png", *sorted(tmp_path.glob("*_other.png"))]
-    found = {(pair.first, pair.second) for pair in near_duplicates(inspect_photos(paths))}
+    found = {(pair.first, pair.second) for pair in near_duplicates(inspect_images(paths))}
     assert found == {(i, j) for i in range(5) for j in range(i + 1, 5)} - {(0, 4)}
 
 
@@ -222,6 +222,6 @@ def test_near_duplicates_of_pets3_are_the_six_a_person_finds(shared_data: Path):
     paths = sorted((shared_data / "pets3" / "oxford-iiit-pet" / "images").iterdir())
     names = {
         tuple(int(paths[k].stem.split("_")[1]) for k in (pair.first, pair.second))
-        for pair in near_duplicates(inspect_photos(paths))
+        for pair in near_duplicates(inspect_images(paths))
     }
     assert names == {(11, 177), (5, 87), (40, 63), (122, 172), (24, 56), (151, 99)}
