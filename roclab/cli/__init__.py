@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from roclab import __version__
 from roclab.cli import bench, errors, lm, quantize, report, study, tokenizer, verify, vision
 from roclab.core.exceptions import RocLabError
+from roclab.core.log import show_messages
 
 app = typer.Typer(
     name="roclab",
@@ -63,6 +64,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  (open to the end)
         elif hasattr(text_stream, "reconfigure"):  # a character that a terminal lacks, or a byte that is no text
             text_stream.reconfigure(errors="replace")
+    show_messages()
     try:
         sys.exit(app(standalone_mode=False))
     except RocLabError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from roclab.cli.lm import MODEL, QUANTIZE, say
+from roclab.cli.output import print_json
 from roclab.core.exceptions import RocLabError
 
 
@@ -32,7 +33,6 @@ def bench(
 
     Example: roclab lm bench --model smollm2-135m --peers llama.cpp
     """
-    import json
     import tempfile
 
     from roclab_bench.lm import PEERS, table
@@ -62,7 +62,7 @@ def bench(
         )  # fmt: skip
     result = {"model": shape or model, **result}
     if as_json:
-        typer.echo(json.dumps(result))
+        print_json(result)
         return
     typer.echo(table(result))
-    typer.echo(json.dumps(result["summary"]))
+    print_json(result["summary"])

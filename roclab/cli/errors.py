@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import typer
+
+from roclab.cli.output import print_json
 
 
 def errors(
@@ -39,8 +40,7 @@ def errors(
             file=sys.stderr,
         )
     if as_json:
-        json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
-        print()
+        print_json(facts)
         return
     width = max(len(row["evidence"]) for row in facts["sentences"])
     for row in facts["sentences"]:

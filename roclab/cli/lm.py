@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from roclab.cli.output import print_json
 from roclab.core.exceptions import DataError, RocLabError
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def generate(
                 }
                 for i, p, top in zip(result.token_ids, result.logprobs, result.top_logprobs, strict=True)
             ]
-        _print_json(answer)
+        print_json(answer)
 
 
 @app.command()
@@ -265,7 +266,7 @@ def evaluate(
     )
     seconds = time.perf_counter() - started
     if as_json:
-        _print_json({"model": model, "text": text.name, **score.to_dict(), "seconds": round(seconds, 2)})
+        print_json({"model": model, "text": text.name, **score.to_dict(), "seconds": round(seconds, 2)})
     else:
         typer.echo(f"perplexity     {score.perplexity:.4f}")
         typer.echo(f"bits per byte  {score.bits_per_byte:.4f}")
@@ -362,9 +363,3 @@ def read_text(path: Path, max_bytes: int | None = None) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import typer
 
+from roclab.cli.output import print_json
 from roclab.core.exceptions import RocLabError
 
 RUNS = typer.Option(..., "--runs", help="Run folders, or folders of runs; more may follow: --runs A B C.")
@@ -58,8 +58,7 @@ def report(
     for warning in facts["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     if as_json:
-        json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
-        print()
+        print_json(facts)
         return
     for name in ("report.pdf", "report.html", "report.tex", "report.md"):
         print(out / name)
@@ -115,8 +114,7 @@ def handin(
 
     done = pack(student_id, name, [*runs, *(more or [])], report, lab, out, study, with_checkpoints, incomplete)
     if as_json:
-        json.dump(done, sys.stdout, indent=2, ensure_ascii=False)
-        print()
+        print_json(done)
         return
     for item in done["missing"]:
         print(f"missing: {item['what']} ({item['remedy']})", file=sys.stderr)

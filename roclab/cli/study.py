@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from roclab.cli.lm import DEVICE, DTYPE, MODEL, TOKENIZER, _load, _print_json, say
+from roclab.cli.lm import DEVICE, DTYPE, MODEL, TOKENIZER, _load, say
+from roclab.cli.output import print_json
 from roclab.core.exceptions import RocLabError
 
 
@@ -47,7 +48,7 @@ def study(
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     summary = run_study(language_model, tokenizer, plan, out, weights={f.name: file_sha256(f) for f in files})
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     typer.echo(table(summary) + "\n")
     for sentence in summary["sentences"]:

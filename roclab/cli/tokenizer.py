@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from roclab.cli.lm import _print_json, say
+from roclab.cli.lm import say
+from roclab.cli.output import print_json
 
 app = typer.Typer(help="Tokenizers, looked into.", no_args_is_help=True)
 
@@ -33,7 +34,7 @@ def lab(
 
     content = write_lab(student_id, out, qwen3, say)
     if as_json:
-        _print_json(content)
+        print_json(content)
         return
     for sentence in content["sentences"]:
         typer.echo(sentence["text"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import typer
+
+from roclab.cli.output import print_json
 
 
 def verify(
@@ -30,7 +31,7 @@ def verify(
     with Console(stderr=True).status(f"checking {file.name}"):  # some seconds, most of them torch's import
         report = checker.verify(file, seconds=seconds, total_seconds=total_seconds, memory_mb=memory_mb)
     if as_json:
-        print(json.dumps(report, ensure_ascii=False, allow_nan=False))
+        print_json(report)
     else:
         show(report)
     raise typer.Exit(0 if report["passed"] else 1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import typer
 
+from roclab.cli.output import print_json
 from roclab.core.exceptions import RocLabError
 
 app = typer.Typer(help="Transfer learning for images.", no_args_is_help=True)
@@ -107,7 +105,7 @@ def evaluate(
     found = judge(opened, split, data_root=data_root)
     picture = run_figure(opened, split)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     low, high = found["ci95"]["top1"]
     print(f"{found['split']}: top-1 {found['top1']:.4f} [{low:.4f}, {high:.4f}] on {found['n']} images")
@@ -167,7 +165,7 @@ def compare(
     wanted = range(first_seed, first_seed + seeds)
     found = compare_runs(base, names, [s.strip() for s in strategies.split(",") if s.strip()], wanted, out, own, engine)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print(markdown(found))
         print(f"figures in {out / 'figures'}")
@@ -191,7 +189,7 @@ def predict(
 
     found = look(Run.open(run), images, top, engine, skip_bad)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for row in found:
         print(f"{row['path']}: " + ", ".join(f"{p['class']} {p['probability']:.3f}" for p in row["predictions"]))
@@ -213,11 +211,6 @@ def audit(
 
     report = look(data, data_root, mirror)
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         print(describe(report))
-
-
-def _print_json(found: Any) -> None:
-    json.dump(found, sys.stdout, indent=2, ensure_ascii=False)
-    print()

@@ -1,39 +1,48 @@
-"""Run folders, seeds, provenance and progress: the ground both parts stand on.
-
-A run is a folder. Commands speak to each other only through it:
+"""A run is a folder. Commands exchange data only through it:
 
     config.json       enough to repeat the run
     provenance.json   versions, git revision, hashes of data and weights, machine, threads, seed
-    log.txt           what was said on stderr
-    metrics.jsonl     one JSON object per epoch
+    log.txt           the messages, with their times
+    progress.json     how far the work is, while it goes on (`roclab.core.progress.track`)
+    metrics.jsonl     one JSON object a step
     tensorboard/      the same numbers for TensorBoard
     results.json …    what was measured
     checkpoints/      safetensors
 
-Every file but the two logs is written whole or not at all (`atomic_write`).
+Every file but the two logs is written atomically (`atomic_write`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write, plain_json, read_json, write_json
+from roclab.core.log import ROOT, log_file
+from roclab.core.progress import report_to
 from roclab.core.provenance import provenance
+
+logger = logging.getLogger(__name__)
 
 
 class Run:
-    """One run's folder. `Run.create` begins one, `Run.open` comes back to it."""
+    """One run's folder. `Run.create` begins one, `Run.open` comes back to it.
+
+    From `begin`, `with run:` or the first `log` until `close` the run is active: every message also goes to its
+    log.txt, and progress to its progress.json. Of a process's runs one is active, the last that began.
+    """
+
+    _active: ClassVar[Run | None] = None
 
     def __init__(self, path: str | os.PathLike, config: dict[str, Any]):
         self.path = Path(path)
         self.config = config
         self._board: Any = None  # TensorBoard's writer; False where TensorBoard is not installed
+        self._log: logging.Handler | None = None
 
     @classmethod
     def create(cls, path: str | os.PathLike, config: dict[str, Any], **hashes: Any) -> Run:
@@ -69,11 +78,25 @@ class Run:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def begin(self) -> Run:
+        """Make this the active run."""
+        if Run._active is not self:
+            if Run._active:
+                Run._active._end()
+            Run._active, self._log = self, log_file(self.path / "log.txt")
+            report_to(self.path)
+        return self
+
+    def __enter__(self) -> Run:
+        return self.begin()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def log(self, message: str) -> None:
-        """Say a line on stderr and keep it, with the time, in log.txt."""
-        print(message, file=sys.stderr, flush=True)
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(sep=' ', timespec='seconds')}  {message}\n")
+        """Log a message; it makes the run active, so that log.txt keeps it."""
+        self.begin()
+        logger.info(message)
 
     def log_metrics(self, row: dict[str, Any]) -> None:
         """Append one epoch's numbers to metrics.jsonl (flushed to the disk) and to TensorBoard.
@@ -107,7 +130,7 @@ class Run:
     def truncate_metrics(self, epoch: int) -> None:
         """Keep the rows up to and including `epoch`: what a resumed run does before it goes on."""
         kept = [row for row in self.metrics() if row["epoch"] <= epoch]
-        self.close()
+        self._close_board()
         atomic_write(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     def write_results(self, name: str, obj: Any) -> Path:
@@ -117,7 +140,20 @@ class Run:
         return path
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """End the run's activity: log.txt and TensorBoard's file are closed, progress.json is removed."""
+        self._end()
+        self._close_board()
+
+    def _end(self) -> None:
+        if self._log:
+            ROOT.removeHandler(self._log)
+            self._log.close()
+            self._log = None
+        if Run._active is self:
+            Run._active = None
+            report_to(None)
+
+    def _close_board(self) -> None:
         if self._board:
             self._board.close()
         self._board = None

@@ -1,8 +1,9 @@
-"""Run folders: whole files, honest errors, logs that survive a crash."""
+"""Run folders: atomic files, clear errors, logs that survive a crash."""
 
 import json
+import logging
 import os
-import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,36 +11,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from roclab.core import runs
 from roclab.core.exceptions import RocLabError
+from roclab.core.files import atomic_write, file_sha256, read_json, write_json
+from roclab.core.progress import track
+from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
     path = tmp_path / "a.json"
-    runs.write_json(path, {"n": 1})
+    write_json(path, {"n": 1})
     with pytest.raises(TypeError):
-        runs.write_json(path, {"n": object()})
+        write_json(path, {"n": object()})
     with pytest.raises(TypeError):
-        runs.atomic_write(path, 5)  # type: ignore[arg-type]
-    assert runs.read_json(path) == {"n": 1}
+        atomic_write(path, 5)  # type: ignore[arg-type]
+    assert read_json(path) == {"n": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path):
     path = tmp_path / "a.json"
-    runs.write_json(path, {"n": 1})
+    write_json(path, {"n": 1})
     code = (
-        "import os, sys; from roclab import runs\n"
+        "import os, sys; from roclab.core import files\n"
         "os.fsync = lambda handle: os._exit(9)\n"  # dies after writing, before renaming
-        "runs.write_json(sys.argv[1], {'n': list(range(100000))})"
+        "files.write_json(sys.argv[1], {'n': list(range(100000))})"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
-    assert runs.read_json(path) == {"n": 1}
+    assert read_json(path) == {"n": 1}
 
 
 def test_written_files_have_the_usual_permissions(tmp_path: Path):
-    runs.atomic_write(tmp_path / "whole", "x")
+    atomic_write(tmp_path / "whole", "x")
     (tmp_path / "usual").write_text("x")
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
@@ -47,8 +50,8 @@ def test_written_files_have_the_usual_permissions(tmp_path: Path):
 def test_numbers_of_numpy_and_torch_become_plain_json(tmp_path: Path):
     import torch
 
-    runs.write_json(tmp_path / "a.json", {"a": np.float32(0.5), "b": np.arange(2), "c": torch.ones(2), "d": tmp_path})
-    assert runs.read_json(tmp_path / "a.json") == {"a": 0.5, "b": [0, 1], "c": [1.0, 1.0], "d": str(tmp_path)}
+    write_json(tmp_path / "a.json", {"a": np.float32(0.5), "b": np.arange(2), "c": torch.ones(2), "d": tmp_path})
+    assert read_json(tmp_path / "a.json") == {"a": 0.5, "b": [0, 1], "c": [1.0, 1.0], "d": str(tmp_path)}
 
 
 @pytest.mark.parametrize("content", [None, "{", ""])
@@ -57,14 +60,14 @@ def test_a_missing_or_damaged_file_is_named_in_one_line(tmp_path: Path, content:
     if content is not None:
         path.write_text(content)
     with pytest.raises(RocLabError, match="missing" if content is None else "damaged") as caught:
-        runs.read_json(path)
+        read_json(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_file_sha256_is_that_of_sha256sum(tmp_path: Path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert runs.file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_one_seed_drives_all_generators():
@@ -75,17 +78,17 @@ def test_one_seed_drives_all_generators():
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
-    runs.seed_everything(3)
+    seed_everything(3)
     first = draw()
     assert draw() != first
-    runs.seed_everything(3)
+    seed_everything(3)
     assert draw() == first
 
 
 def test_run_folder_round_trip(tmp_path: Path):
     run = Run.create(tmp_path / "run", {"seed": 4, "model": "x"}, data="abc")
     assert Run.open(run.path).config == {"seed": 4, "model": "x"}
-    origin = runs.read_json(run.path / "provenance.json")
+    origin = read_json(run.path / "provenance.json")
     assert origin["seed"] == 4
     assert origin["hashes"] == {"data": "abc"}
     assert origin["versions"]["python"] == sys.version.split()[0]
@@ -152,38 +155,40 @@ def test_metrics_reach_tensorboard_and_a_resumed_run_hides_what_it_does_again(tm
     assert [event.value for event in events.Scalars("loss")] == [3.0, 2.0, 1.0]
 
 
-def test_log_says_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixture):
-    run = Run.create(tmp_path / "run", {})
-    run.log("left out a.jpg")
-    assert capsys.readouterr().err == "left out a.jpg\n"
-    assert (run.path / "log.txt").read_text().endswith("left out a.jpg\n")
-
-
-def test_track_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture):
-    assert list(runs.track(iter("abc"), "reading")) == ["a", "b", "c"]
-    assert capsys.readouterr().err == ""
-
-
-def test_track_draws_a_bar_on_a_terminal_once_it_takes_long(tmp_path: Path):
-    code = (
-        "import time; from roclab import runs\n"
-        "assert list(runs.track([1], 'quick')) == [1]\n"
-        "clock = time.monotonic; begin = clock(); time.monotonic = lambda: clock() + 3 * (clock() - begin > 0.05)\n"
-        "for item in runs.track(range(3), 'slow work'): time.sleep(0.1)"
+def test_messages_of_a_run_go_to_its_log_until_it_is_closed(tmp_path: Path):
+    first, second = (Run.create(tmp_path / name, {}) for name in "ab")
+    logger = logging.getLogger("roclab.somewhere")
+    first.log("left out a.jpg: 100%s")
+    logger.info("from below")
+    second.log("of the second")
+    first.log("of the first again")
+    first.close()
+    logger.warning("nobody's")
+    with second:
+        logger.warning("the last")
+    assert re.fullmatch(
+        r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  left out a\.jpg: 100%s\n)(.*  from below\n)(.*  of the first again\n)",
+        (first.path / "log.txt").read_text(),
     )
-    ours, theirs = pty.openpty()
-    done = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"})
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            block = os.read(ours, 4096)
-        except OSError:  # the terminal is closed
-            break
-        if not block:
-            break
-        shown += block
-    os.close(ours)
-    assert done.wait() == 0
-    assert b"slow work" in shown
-    assert b"quick" not in shown
+    assert [line[21:] for line in (second.path / "log.txt").read_text().splitlines()] == ["of the second", "the last"]
+
+
+def test_progress_of_a_run_is_a_file_while_it_is_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("roclab.core.progress.FILE_EVERY", 0)
+    run = Run.create(tmp_path / "run", {})
+    with run:
+        for epoch in track(range(2), "epochs"):
+            for _ in track("abcd", "batches"):  # inside another: not shown
+                pass
+            if epoch == 1:
+                found = read_json(run.path / "progress.json")
+                assert {"seconds", "left", "updated"} < set(found)
+                assert (found["description"], found["done"], found["total"]) == ("epochs", 1, 2)
+        assert (read_json(run.path / "progress.json")["done"], found["total"]) == (2, 2)
+        for _ in track(iter("ab"), "of unknown length"):
+            pass
+        found = read_json(run.path / "progress.json")
+        assert (found["done"], found["total"], found["left"]) == (2, None, None)
+    assert not (run.path / "progress.json").exists()
+    assert list(track("ab", "after")) == ["a", "b"]
+    assert not (run.path / "progress.json").exists()
