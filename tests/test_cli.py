@@ -121,7 +121,7 @@ def test_pull_says_where_the_weights_are(smollm_path):
         (("generate",), "--prompt"),
         (("generate", "-p", ""), "the prompt is empty"),
         (("generate", "-p", "x", "--model", "no-such-model"), "no-such-model: no such file or folder"),
-        (("generate", "-p", "x", "--temperature", "-1"), "temperature must be at least 0"),
+        (("generate", "-p", "x", "--temperature", "-1"), "--temperature -1.0: must be at least 0"),
         (("generate", "-p", "x", "--dtype", "int3"), "--dtype int3"),
         (("generate", "-p", "x", "--device", "gpu9"), "--device gpu9"),
         (("generate", "-p", "x", "--thinking", "maybe"), "choose on, off or auto"),

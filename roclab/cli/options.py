@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import wraps
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -28,10 +28,13 @@ def options_from(
     hints = get_type_hints(settings)
     chosen = [f for f in fields(settings) if f.metadata and (only is None or f.name in only) and f.name not in without]
 
+    several = {f.name for f in chosen if hints[f.name] == Sequence[str]}  # the option may be repeated
+
     def option(f: Any) -> inspect.Parameter:
         default = (defaults or {}).get(f.name, f.default if f.default is not MISSING else None)
         info = typer.Option(*f.metadata["flags"], help=f.metadata["help"])
-        kind: Any = Annotated[hints[f.name], info]
+        kind: Any = Annotated[list[str] if f.name in several else hints[f.name], info]
+        default = None if f.name in several else default
         return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
     def decorate(command: Command) -> Command:
@@ -41,6 +44,7 @@ def options_from(
         @wraps(command)
         def run(**values: Any) -> Any:
             given = {f.name: values.pop(f.name) for f in chosen}
+            given |= {name: tuple(given[name] or ()) for name in several}
             return command(**values, **{parameter: settings(**given)})
 
         added = [option(f) for f in chosen]

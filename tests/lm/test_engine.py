@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused(smollm, prompts, params, message):
      {"repetition_penalty": 0}, {"logprobs": 1000}, {"temperature": float("nan")}],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(params):
-    with pytest.raises(RocLabError, match=next(iter(params))):
+    with pytest.raises(RocLabError, match="--" + next(iter(params)).replace("_", "-")):
         SamplingParams(**params)
 
 

@@ -6,50 +6,14 @@ logits → repetition penalty → temperature → top-k → top-p → min-p → 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from roclab.core.exceptions import RocLabError
 from roclab.lm.model import filter_top_k, filter_top_p
+from roclab.lm.settings import SamplingParams
 
 LARGEST = 512  # logits that top-k and top-p look at before they look at all
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to choose tokens and when to stop. The defaults choose greedily and end with the model's end token.
-
-    `logprobs`: None for none, n for the chosen token's log-probability and the n most likely ones beside it; they are
-    the model's own, before any penalty, temperature or filter. `max_new_tokens` None: up to the model's context.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0  # 0: all
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    max_new_tokens: int | None = None
-    stop: Sequence[str] = field(default=())
-    logprobs: int | None = None
-    ignore_eos: bool = False  # for benchmarks: go on until max_new_tokens
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "temperature": (0, math.inf), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1),
-            "seed": (0, 2**63 - 1), "max_new_tokens": (1, math.inf), "logprobs": (0, 100),
-            "repetition_penalty": (0.01, 100),
-        }  # fmt: skip
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if value is not None and (not low <= value <= high or value == math.inf):
-                allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
-                raise RocLabError(f"{name} must be {allowed}: got {value}")
-        if "" in self.stop:
-            raise RocLabError("a stop string is empty: give the text that ends an answer")
 
 
 def filter_min_p(logits: Tensor, min_p: float) -> Tensor:
