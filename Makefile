@@ -10,7 +10,7 @@ help:
 	@echo "make demo-lm, demo-vision   one of them"
 	@echo "make test       the tests, under ten minutes on two cores"
 	@echo "make test-slow  the long checks"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       style, types, layers and the rules of the house"
 	@echo "make bench      measure RocLab beside its peers"
 
 # The stamps make a second call quick; they are renewed when the dependencies change.
@@ -58,6 +58,8 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest tests/test_house.py
 
 bench: .venv/.dev
 	$(BIN)/python bench/lm_load.py

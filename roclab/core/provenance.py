@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from roclab import __version__
+
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy", "safetensors", "tokenizers")
 
 
@@ -51,11 +53,7 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        if package != "roclab":
-            return None
-        from roclab import __version__
-
-        return __version__
+        return __version__ if package == "roclab" else None
 
 
 def _git_revision() -> str | None:
