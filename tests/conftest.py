@@ -33,6 +33,19 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen_folder(shared_data) -> Path:
+    return shared_data / "qwen3-tokenizer"
+
+
+@pytest.fixture(scope="session")
+def qwen(qwen_folder):
+    """Qwen3's real tokenizer."""
+    from roclab.lm.text.tokenizer import Tokenizer
+
+    return Tokenizer.from_directory(qwen_folder)
+
+
+@pytest.fixture(scope="session")
 def smollm_path() -> Path:
     """SmolLM2-135M-Instruct's GGUF file; `make test` installs the package that ships it."""
     from roclab.lm.weights.sources import SHORT_NAMES, Package

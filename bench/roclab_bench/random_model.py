@@ -62,7 +62,7 @@ def write_random(path: Path, name: str, seed: int = 0) -> None:
 
 def _token(i: int) -> str:
     """A distinct token per id: the 256 bytes first, as byte-level vocabularies write them, then the one merge."""
-    from roclab.lm.text.tokenizer import _bytes_to_unicode
+    from roclab.lm.text.tokenizer import bytes_to_unicode
 
-    letters = [*_bytes_to_unicode().values(), "ab"]
+    letters = [*bytes_to_unicode().values(), "ab"]
     return letters[i] if i < len(letters) else f"<{i}>"

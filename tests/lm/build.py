@@ -69,10 +69,10 @@ def peer_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def byte_vocabulary() -> tuple[list[str], list[list[str]]]:
     """Tokens and merges of a byte-level BPE: control names first, then the 256 bytes, then three merged words."""
-    from roclab.lm.text.tokenizer import _bytes_to_unicode
+    from roclab.lm.text.tokenizer import bytes_to_unicode
 
     merges = [["t", "h"], ["th", "e"], ["Ġ", "the"]]
-    return [*CONTROL, *_bytes_to_unicode().values(), *("".join(m) for m in merges)], merges
+    return [*CONTROL, *bytes_to_unicode().values(), *("".join(m) for m in merges)], merges
 
 
 def tokenizer_definition() -> dict[str, Any]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
-from roclab.lm.text.bpe_trace import ADDED, NO_RULE, PRE_TOKENIZER, Trace, Tracer
-from roclab.lm.text.tokenizer import _BYTE_OF, Tokenizer
+from roclab.course.tokenizer_lab.bpe_trace import ADDED, NO_RULE, PRE_TOKENIZER, Trace, Tracer
+from roclab.lm.text.tokenizer import BYTE_OF, Tokenizer
 
 SMOLLM, QWEN = "SmolLM2", "Qwen3"
 LONGEST_ID = 64  # characters; a coverage picture holds half the square of it
@@ -96,9 +96,9 @@ def _qwen3_here() -> Path | None:
 
 def readable(token: str) -> str:
     """A token of a byte-level vocabulary for people: a space is ␣, bytes that are no whole character are in hex."""
-    if not all(char in _BYTE_OF for char in token):
+    if not all(char in BYTE_OF for char in token):
         return token.replace(" ", "␣")
-    data = bytes(_BYTE_OF[char] for char in token)
+    data = bytes(BYTE_OF[char] for char in token)
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -129,7 +129,7 @@ def variants(student_id: str) -> dict[str, tuple[str, str, str]]:
 def analyse(student_id: str, tracer: Tracer) -> dict[str, Any]:
     """Everything the lab says about one ID and one tokenizer, as JSON's types."""
     tokenizer, trace = tracer.tokenizer, tracer.trace(student_id)
-    spellings = [token for token in tracer.vocab if all(char in _BYTE_OF for char in token)]
+    spellings = [token for token in tracer.vocab if all(char in BYTE_OF for char in token)]
     alone = tracer.without_pre_tokenizer(student_id)
     return {
         "vocab_size": tokenizer.vocab_size,

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from roclab.course.tokenizer_lab.analysis import readable
-from roclab.lm.text.bpe_trace import Trace
+from roclab.course.tokenizer_lab.bpe_trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from roclab.course.tokenizer_lab.analysis import (
     readable_text,
     sentences,
 )
-from roclab.lm.text.bpe_trace import Tracer
+from roclab.course.tokenizer_lab.bpe_trace import Tracer
 
 NOTEBOOK = "Tokenizer_Lab.ipynb"
 FILES = {NOTEBOOK, "Tokenizer_Lab.html", "lab.md", "lab.json", "figures"}

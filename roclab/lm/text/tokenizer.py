@@ -28,18 +28,18 @@ from roclab.core.files import read_json
 # Unicode's noncharacters, reserved for use inside a program. In text that comes from outside they are replaced.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _STAND_INS = [chr(i) for i in range(0xFDD2, 0xFDF0)]
-_NOT_TEXT = re.compile("[\ufdd0\ufdd1\ud800-\udfff]")  # lone surrogates too: bytes that were no UTF-8
+NOT_TEXT = re.compile("[\ufdd0\ufdd1\ud800-\udfff]")  # lone surrogates too: bytes that were no UTF-8
 _NOT_CHAT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")  # the stand-ins are in use while a template runs
 
 
-def _bytes_to_unicode() -> dict[int, str]:
+def bytes_to_unicode() -> dict[int, str]:
     """GPT-2's printable stand-in for each byte: itself where it is printable, else a character from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = (byte for byte in range(256) if byte not in printable)
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-_BYTE_OF = {char: byte for byte, char in _bytes_to_unicode().items()}
+BYTE_OF = {char: byte for byte, char in bytes_to_unicode().items()}
 
 
 class Tokenizer:
@@ -209,7 +209,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Ordinary text → ids; control tokens spelled in it stay text. `bos`: None does what the model wants."""
-        ids = self._library.encode(_NOT_TEXT.sub("\ufffd", text), add_special_tokens=False).ids
+        ids = self._library.encode(NOT_TEXT.sub("\ufffd", text), add_special_tokens=False).ids
         if self.adds_bos if bos is None else bos:
             if self.bos_token_id is None:
                 raise RocLabError(f"{self.origin}: this vocabulary has no BOS token")
@@ -316,8 +316,8 @@ class Tokenizer:
             return self._control_names[token_id].encode() if control else b""
         name = self._names.get(token_id, "")
         if self._byte_level:
-            if all(char in _BYTE_OF for char in name):
-                return bytes(_BYTE_OF[char] for char in name)
+            if all(char in BYTE_OF for char in name):
+                return bytes(BYTE_OF[char] for char in name)
             return name.encode()
         if re.fullmatch(r"<0x[0-9A-F]{2}>", name):  # SentencePiece's byte fallback
             return bytes([int(name[3:5], 16)])

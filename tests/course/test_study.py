@@ -15,7 +15,7 @@ from roclab.course.study.report import summarize, table, write_report
 from roclab.lm.model import create_roclm_model
 from roclab.lm.text.tokenizer import Tokenizer
 
-from .build import CHAT_TEMPLATE, assert_one_line, roclab, tokenizer_definition
+from ..lm.build import CHAT_TEMPLATE, assert_one_line, roclab, tokenizer_definition
 
 QUESTIONS = [
     {"id": "a-1", "kind": "a", "turns": ["the the"], "checks": [{"absent": "\0"}]},

@@ -18,10 +18,10 @@ from roclab.course.tokenizer_lab.analysis import (
     readable,
     sentences,
 )
+from roclab.course.tokenizer_lab.bpe_trace import Tracer
 from roclab.course.tokenizer_lab.lab import FILES
-from roclab.lm.text.bpe_trace import Tracer
 
-from .lm.build import assert_one_line, roclab, write_tokenizer
+from ..lm.build import assert_one_line, roclab, write_tokenizer
 
 IDS = [
     "31842067",

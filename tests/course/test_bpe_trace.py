@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from roclab.core.exceptions import RocLabError
-from roclab.lm.text.bpe_trace import ADDED, NO_RULE, PRE_TOKENIZER, Tracer, apply_merges
+from roclab.course.tokenizer_lab.bpe_trace import ADDED, NO_RULE, PRE_TOKENIZER, Tracer, apply_merges
 from roclab.lm.text.tokenizer import Tokenizer
 
-from .build import tokenizer_definition
-from .test_tokenizer import MIXED, ODD_TEXTS
+from ..lm.build import tokenizer_definition
+from ..lm.test_tokenizer import MIXED, ODD_TEXTS
 
 quick = settings(max_examples=150, deadline=None)
 

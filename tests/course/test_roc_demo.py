@@ -16,7 +16,7 @@ from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.model import create_roclm_model
 from roclab.lm.text.tokenizer import Tokenizer
 
-from .build import CHAT_TEMPLATE, CHILD_ENVIRONMENT, learn_by_heart, tokenizer_definition
+from ..lm.build import CHAT_TEMPLATE, CHILD_ENVIRONMENT, learn_by_heart, tokenizer_definition
 
 QUESTION, THOUGHT, ANSWER = "7 * 8?", "7 * 8 = 56.", "It is 56."
 

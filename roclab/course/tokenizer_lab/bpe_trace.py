@@ -26,8 +26,9 @@ from typing import Any
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from roclab.core.exceptions import RocLabError
-from roclab.lm.text.tokenizer import _BYTE_OF, _NOT_TEXT, Tokenizer
+from roclab.lm.text.tokenizer import NOT_TEXT, Tokenizer, bytes_to_unicode
 
+CHAR_OF = bytes_to_unicode()
 PRE_TOKENIZER, NO_RULE, ADDED = "pre-tokenizer", "no merge rule", "added token"
 
 
@@ -192,7 +193,7 @@ class Tracer:
 
     def trace(self, text: str) -> Trace:
         """The way of a text through normalizer, pre-tokenizer and merges."""
-        text = _NOT_TEXT.sub("\ufffd", text)
+        text = NOT_TEXT.sub("\ufffd", text)
         normalized = ""
         pieces: list[Piece] = []
         first_cut_by: dict[int, int] = {}  # a cut's place → the first step that makes it
@@ -217,8 +218,8 @@ class Tracer:
 
     def without_pre_tokenizer(self, text: str) -> list[str]:
         """What the merges alone would make of a text: its bytes in one piece."""
-        data = self._normalize(_NOT_TEXT.sub("\ufffd", text)).encode()
-        return apply_merges([c for b in data if (c := _CHAR_OF[b]) in self.vocab], self.ranks)[1]
+        data = self._normalize(NOT_TEXT.sub("\ufffd", text)).encode()
+        return apply_merges([c for b in data if (c := CHAR_OF[b]) in self.vocab], self.ranks)[1]
 
     def single(self, text: str) -> bool:
         """Whether a text becomes exactly one token."""
@@ -226,7 +227,7 @@ class Tracer:
 
     def spelling(self, text: str) -> str:
         """A text as the vocabulary writes it: its bytes' stand-ins (a space is Ġ)."""
-        return "".join(_CHAR_OF[b] for b in text.encode("utf-8", errors="replace"))
+        return "".join(CHAR_OF[b] for b in text.encode("utf-8", errors="replace"))
 
     def _normalize(self, text: str) -> str:
         return self._normalizer.normalize_str(text) if self._normalizer else text
@@ -256,6 +257,3 @@ class Tracer:
                 tokens.append(token)
             before = piece
         return tokens, boundaries
-
-
-_CHAR_OF = {byte: char for char, byte in _BYTE_OF.items()}
