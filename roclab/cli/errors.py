@@ -25,11 +25,11 @@ def errors(
 
     Example: roclab vision errors runs/pets/resnet50-features runs/pets/swin_t-features --out errors
     """
-    from roclab.core.runs import Run
     from roclab.vision.error_analysis import analyse, older_page, write_page
+    from roclab.vision.evaluate.run_reader import VisionRun
 
     older_page(out)  # before minutes go into the analysis
-    facts = analyse([Run.open(run) for run in runs], split, seed, data_root, heat_maps)
+    facts = analyse([VisionRun.open(run) for run in runs], split, seed, data_root, heat_maps)
     page = write_page(facts, out)
     for note in facts["notes"]:
         print(f"note: {note}", file=sys.stderr)

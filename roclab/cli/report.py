@@ -76,7 +76,7 @@ def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | Non
     found = read_runs(paths)
     split = pick_split(found, split)
     try:
-        write_page(analyse([run.run for run in found if run.finished], split, decided=False), folder)
+        write_page(analyse([run for run in found if run.finished], split, decided=False), folder)
     except RocLabError as error:
         print(f"warning: no error analysis: {error}", file=sys.stderr)
         return None

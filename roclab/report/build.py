@@ -76,7 +76,7 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def commands_of(runs: Sequence[gather.RunFolder]) -> list[list[str]]:
+def commands_of(runs: Sequence[gather.VisionRun]) -> list[list[str]]:
     """The commands that made the runs, each once, as one types them; paths relative."""
     relative = run_paths(list(runs))
     found: dict[tuple[str, ...], None] = {}
@@ -88,7 +88,7 @@ def commands_of(runs: Sequence[gather.RunFolder]) -> list[list[str]]:
     return [list(words) for words in found]
 
 
-def _figures(runs: list[gather.RunFolder], facts: dict[str, Any], folder: Path) -> None:
+def _figures(runs: list[gather.VisionRun], facts: dict[str, Any], folder: Path) -> None:
     arms = {name: [run for run in runs if run.ref in members] for name, members in facts["arms"].items()}
     figures.curves(runs, arms, folder / "loss.png")
     figures.accuracy(facts["comparison"]["arms"], facts["split"], folder / "accuracy.png")

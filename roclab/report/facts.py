@@ -13,9 +13,9 @@ from typing import Any
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import file_sha256, read_json
 from roclab.report import gather
-from roclab.report.gather import RunFolder
 from roclab.report.privacy import Relative
 from roclab.report.settings import Settings
+from roclab.vision.evaluate.run_reader import VisionRun
 
 # of a tool's JSON; the rest (images, transcripts) stays in its own folder
 KEPT = ("sentences", "captions", "split", "n", "runs", "notes", "student_id", "model", "kinds", "seeds", "thinking")
@@ -23,7 +23,7 @@ FIGURE_FORMATS = (".png", ".jpg", ".jpeg")
 
 
 def collect(
-    runs: list[RunFolder],
+    runs: list[VisionRun],
     settings: Settings,
     split: str | None = None,
     errors: Path | None = None,
@@ -38,7 +38,7 @@ def collect(
     """
     relative = run_paths(runs)
     split = gather.pick_split(runs, split)
-    arms = gather.group_arms(runs)
+    arms = gather.finished_arms(runs)
     facts: dict[str, Any] = {
         "settings": asdict(settings),
         "split": split,
@@ -53,16 +53,16 @@ def collect(
         "study": study and _folder(study, "study.json", "roclab lm study"),
     }
     facts["comparison"]["confusion"] = {
-        name: sum_of([run.results[split]["confusion"] for run in members]) for name, members in arms.items()
+        name: sum_of([run.results(split)["confusion"] for run in members]) for name, members in arms.items()
     }
     if errors:
         _about_these_runs(facts, errors)
-        _our_names(facts["errors"]["found"], runs)
+        _without_accuracy(facts["errors"]["found"])
     facts["warnings"] = _warnings(facts)
     return relative.data(facts)
 
 
-def run_paths(runs: list[RunFolder]) -> Relative:
+def run_paths(runs: list[VisionRun]) -> Relative:
     """How the paths that the runs know are called in a report and in the hand-in."""
     known: dict[str | os.PathLike, str] = {}
     for run in runs:
@@ -78,7 +78,7 @@ def run_paths(runs: list[RunFolder]) -> Relative:
             value = run.config.get(name)
             if value and Path(value).is_absolute():
                 known[value] = Path(value).name
-        known[str(run.run.path)] = run.name
+        known[str(run.path)] = run.name
     return Relative(known)
 
 
@@ -135,19 +135,13 @@ def _about_these_runs(facts: dict[str, Any], folder: Path) -> None:
         raise RocLabError(f"{folder} is about runs that the report does not have: {', '.join(sorted(strangers))}")
 
 
-def _our_names(found: dict[str, Any], runs: list[RunFolder]) -> None:
-    """Call models and strategies in the analysis' sentences as the report does; leave out what Accuracy says."""
-    names = {f"{run.config['model']} {run.config['strategy']}": run.label for run in runs}
-    kept = []
-    for sentence in sentences(found):
-        key = str(sentence.get("key", ""))
-        if key.startswith("/arms/") or (key.startswith("/pairs/") and sentence.get("evidence") != "measured"):
-            continue
-        text = sentence["text"]
-        for theirs, ours in names.items():
-            text = text.replace(theirs, ours)
-        kept.append(sentence | {"text": text})
-    found["sentences"] = kept
+def _without_accuracy(found: dict[str, Any]) -> None:
+    """Leave out of the analysis' sentences what the section on accuracy says."""
+    found["sentences"] = [
+        s for s in sentences(found)
+        if not (key := str(s.get("key", ""))).startswith("/arms/")
+        and (not key.startswith("/pairs/") or s.get("evidence") == "measured")
+    ]  # fmt: skip
 
 
 def _warnings(facts: dict[str, Any]) -> list[str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from roclab.report.gather import RunFolder
 from roclab.vision.evaluate.figures import dot_of, epoch_axis, loss_lines, new_figure, save_figure
+from roclab.vision.evaluate.run_reader import VisionRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ def _style(axes: Any) -> None:
     axes.tick_params(labelsize=8)
 
 
-def curves(runs: Sequence[RunFolder], arms: Mapping[str, Sequence[RunFolder]], path: Path) -> None:
+def curves(runs: Sequence[VisionRun], arms: Mapping[str, Sequence[VisionRun]], path: Path) -> None:
     """Training (dashed) and validation loss (solid) of all runs over epochs in one plot, a colour for each arm.
 
     A cut run is drawn in its own model's and strategy's colour and ends in a cross. A frozen backbone's epochs are
@@ -51,7 +51,7 @@ def curves(runs: Sequence[RunFolder], arms: Mapping[str, Sequence[RunFolder]], p
     for run in runs:
         name = arm_of.get(run.ref, run.label)
         colour = COLOURS[labels.index(name) % len(COLOURS)]
-        (epochs, losses), training = loss_lines(run.metrics)
+        (epochs, losses), training = loss_lines(run.metrics())
         longest = max([longest, *epochs])
         dots = dot_of(training)
         axes.plot(*training, "--", marker=dots, color=colour, lw=0.9, ms=2.5, alpha=0.75)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +16,11 @@ import numpy as np
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import file_sha256, read_json
-from roclab.core.runs import Run
 from roclab.report.privacy import Relative
-from roclab.vision.data.dataset import read_manifest
 from roclab.vision.error_analysis.statistics import holm
+from roclab.vision.evaluate.run_reader import VisionRun, group_arms
 
-MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "efficientnet_lite0": "EfficientNet-Lite0"}
-STRATEGIES = {"features": "frozen", "finetune": "fine-tuned"}
-# of the run's config: where it ran and which seed it had; all the rest makes an arm of the comparison
-NOT_THE_ARM = {"seed", "data", "data_root", "mirror", "device", "workers", "budget", "amp", "model", "strategy"}
 KEPT = ("config.json", "provenance.json", "split.json", "metrics.jsonl", "training.json", "predictions.csv")
-
-
-@dataclass
-class RunFolder:
-    """One run as the report sees it; `ref` (R1, R2 …) is what captions call it."""
-
-    ref: str
-    name: str
-    run: Run
-    provenance: dict[str, Any]
-    manifest: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    training: dict[str, Any] | None  # None: cut before the end
-    results: dict[str, dict[str, Any]]  # by split
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.run.config
-
-    @property
-    def finished(self) -> bool:
-        return self.training is not None
-
-    @property
-    def label(self) -> str:
-        return arm_label(self.config)
-
-    def images(self, *splits: str) -> set[tuple[str, int]]:
-        """Hash and label of each image of the splits."""
-        return {(p["sha256"], p["label"]) for p in self.manifest["images"] if p["split"] in splits}
-
-
-def arm_label(config: dict[str, Any]) -> str:
-    """How sentences and tables call a model under a strategy."""
-    model, strategy = config["model"], config["strategy"]
-    return f"{MODELS.get(model, model)} {STRATEGIES.get(strategy, strategy)}"
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -91,41 +49,20 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     return unique
 
 
-def read_run(path: Path, ref: str = "") -> RunFolder:
-    """One run folder; raises `RocLabError` if a file that every run has is missing or damaged."""
-    run = Run.open(path)
-    if missing := sorted({"model", "strategy", "seed"} - set(run.config)):
-        raise RocLabError(f"{path} is not a run of `roclab vision train`: its config.json lacks {', '.join(missing)}")
-    training = path / "training.json"
-    results = {
-        s: read_json(path / f"results-{s}.json") for s in ("val", "test") if (path / f"results-{s}.json").exists()
-    }
-    return RunFolder(
-        ref,
-        path.resolve().name,
-        run,
-        provenance=read_json(path / "provenance.json"),
-        manifest=read_manifest(path),
-        metrics=run.metrics(),
-        training=read_json(training) if training.exists() else None,
-        results=results,
-    )
-
-
-def read_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
+def read_runs(paths: Iterable[str | Path]) -> list[VisionRun]:
     """All runs, each with a name of its own; raises `RocLabError` if they do not belong in one report."""
-    runs = [read_run(path) for path in find_runs(paths)]
-    runs.sort(key=lambda r: (r.config["model"], r.config["strategy"], r.config["seed"], str(r.run.path)))
+    runs = [VisionRun.open(path) for path in find_runs(paths)]
+    runs.sort(key=lambda r: (r.config["model"], r.config["strategy"], r.config["seed"], str(r.path)))
     names = [run.name for run in runs]
     for number, run in enumerate(runs, start=1):
         run.ref = f"R{number}"
         if names.count(run.name) > 1:  # seed0 of two folders
-            run.name = f"{run.run.path.resolve().parent.name}-{run.name}"
+            run.name = f"{run.path.resolve().parent.name}-{run.name}"
     _same_images(runs)
     return runs
 
 
-def _same_images(runs: Sequence[RunFolder]) -> None:
+def _same_images(runs: Sequence[VisionRun]) -> None:
     """Refuse runs whose figures cannot stand in one table, naming them and what differs, all at once."""
     first = runs[0]
     by_seed = {first.manifest["seed"]: first}
@@ -138,77 +75,57 @@ def _same_images(runs: Sequence[RunFolder]) -> None:
         elif run.images("train", "val") != first.images("train", "val"):
             what = f"learns from other images ({len(run.images('train', 'val'))} of them)"
         elif run.images("val") != (twin := by_seed.setdefault(run.manifest["seed"], run)).images("val"):
-            what = f"cuts other validation images ({len(run.images('val'))}) than {twin.run.path} of the same seed"
+            what = f"cuts other validation images ({len(run.images('val'))}) than {twin.path} of the same seed"
         else:
             continue
-        wrong.append(f"{run.run.path} {what}")
+        wrong.append(f"{run.path} {what}")
     if wrong:
         classes, images = len(first.manifest["classes"]), len(first.images("test"))
         raise RocLabError(
-            f"runs of different data do not fit in one report: against {first.run.path} ({first.manifest['name']}, "
+            f"runs of different data do not fit in one report: against {first.path} ({first.manifest['name']}, "
             f"{classes} classes, {images} test images), " + "; ".join(wrong) + ". Report them apart"
         )
 
 
-def pick_split(runs: Sequence[RunFolder], wanted: str | None) -> str:
+def pick_split(runs: Sequence[VisionRun], wanted: str | None) -> str:
     """The split to report: the one asked for, else test where the images have one. Raises `RocLabError` if a finished
     run was not evaluated on it, with the commands to do so."""
     finished = [run for run in runs if run.finished]
     if not finished:
         raise RocLabError(
-            "no run was trained to its end: go on with " + " and ".join(f"--resume {r.run.path}" for r in runs[:3])
+            "no run was trained to its end: go on with " + " and ".join(f"--resume {r.path}" for r in runs[:3])
         )
     if wanted not in (None, "val", "test"):
         raise RocLabError(f"--split {wanted}: choose val or test")
     split = wanted or ("test" if finished[0].images("test") else "val")
-    unjudged = [run for run in finished if split not in run.results]
+    unjudged = [run for run in finished if not run.has_results(split)]
     if unjudged:
-        commands = "; ".join(f"roclab vision evaluate {run.run.path} --split {split}" for run in unjudged)
+        commands = "; ".join(f"roclab vision evaluate {run.path} --split {split}" for run in unjudged)
         other = " (or report on the validation images with --split val)" if split == "test" else ""
         raise RocLabError(f"{len(unjudged)} of {len(finished)} runs were not evaluated on {split}: {commands}{other}")
     return split
 
 
-def group_arms(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
-    """The finished runs by model and strategy; those that differ in more than the seed are told apart by what differs.
-
-    Raises `RocLabError` if two runs of an arm have the same seed.
-    """
-    by_label: dict[str, dict[str, list[RunFolder]]] = {}
-    for run in runs:
-        if run.finished:
-            rest = json.dumps({k: v for k, v in sorted(run.config.items()) if k not in NOT_THE_ARM})
-            by_label.setdefault(run.label, {}).setdefault(rest, []).append(run)
-    arms: dict[str, list[RunFolder]] = {}
-    for label, kinds in by_label.items():
-        settings = [json.loads(rest) for rest in kinds]
-        # a setting that older runs lack may be the only difference
-        keys = dict.fromkeys(k for setting in settings for k in setting)
-        differing = [k for k in keys if any(s.get(k) != settings[0].get(k) for s in settings)]
-        for setting, members in zip(settings, kinds.values(), strict=True):
-            suffix = ", ".join(f"{k} {_short(setting.get(k))}" for k in differing)
-            arms[f"{label} ({suffix})" if suffix else label] = members
+def finished_arms(runs: Sequence[VisionRun]) -> dict[str, list[VisionRun]]:
+    """The finished runs by arm. Raises `RocLabError` if two runs of an arm have the same seed."""
+    arms = group_arms([run for run in runs if run.finished])
     for label, members in arms.items():
         seeds = [run.config["seed"] for run in members]
         if twice := [run for run in members if seeds.count(run.config["seed"]) > 1]:
-            same = " and ".join(str(run.run.path) for run in twice)
+            same = " and ".join(str(run.path) for run in twice)
             raise RocLabError(f"{same} are the same run ({label}, the same seed): name one of them")
     return arms
 
 
-def _short(value: Any) -> str:
-    return Path(value).name if isinstance(value, str) else "default" if value is None else str(value)
-
-
-def comparison(arms: dict[str, list[RunFolder]], split: str) -> dict[str, Any]:
+def comparison(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
     """The judgement of `vision compare` over these arms, with Holm's correction over all the pairs it makes."""
     from roclab.vision.compare import is_shown, judge, verdict
 
-    found = judge({name: [run.run for run in runs] for name, runs in arms.items()}, split)
+    found = judge(arms, split)
     for name, runs in arms.items():
         found["arms"][name]["runs"] = [run.ref for run in runs]
-        found["arms"][name]["best_val"] = [max((row["val_top1"] for row in r.metrics), default=None) for r in runs]
-        found["arms"][name]["images_per_second"] = _mean([r.results[split].get("images_per_second") for r in runs])
+        found["arms"][name]["best_val"] = [max((row["val_top1"] for row in r.metrics()), default=None) for r in runs]
+        found["arms"][name]["images_per_second"] = _mean([r.results(split).get("images_per_second") for r in runs])
     adjusted = holm([float(np.median([test["p"] for test in pair["mcnemar"]])) for pair in found["pairs"]])
     for pair, p in zip(found["pairs"], adjusted, strict=True):
         pair["p"] = p
@@ -222,10 +139,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def per_class(runs: Sequence[RunFolder], split: str) -> dict[str, dict[str, float | int | None]]:
+def per_class(runs: Sequence[VisionRun], split: str) -> dict[str, dict[str, float | int | None]]:
     """Mean precision, recall and F1 of each class over an arm's runs. None where there is nothing to measure: recall
     and F1 of a class without images, precision of one that was never named."""
-    results = [run.results[split] for run in runs]
+    results = [run.results(split) for run in runs]
     counts = [np.array(result["confusion"]) for result in results]
     found: dict[str, dict[str, float | int | None]] = {}
     for i, name in enumerate(results[0]["per_class"]):
@@ -240,10 +157,11 @@ def per_class(runs: Sequence[RunFolder], split: str) -> dict[str, dict[str, floa
     return found
 
 
-def describe_run(run: RunFolder, relative: Relative) -> dict[str, Any]:
+def describe_run(run: VisionRun, relative: Relative) -> dict[str, Any]:
     """What facts.json keeps of a run: who it is, what it came from, and the hash of each file that was read."""
-    config, path = run.config, run.run.path
-    files = [*KEPT, *(f"results-{split}.json" for split in run.results), "test_opened.json"]
+    config, path = run.config, run.path
+    training = run.training if run.finished else {}
+    files = [*KEPT, *(f"results-{split}.json" for split in ("val", "test")), "test_opened.json"]
     opened = path / "test_opened.json"
     return {
         "ref": run.ref,
@@ -251,9 +169,9 @@ def describe_run(run: RunFolder, relative: Relative) -> dict[str, Any]:
         "label": run.label,
         "finished": run.finished,
         "config": relative.data(config),
-        "epochs_done": len(run.metrics),
-        "best_epoch": (run.training or {}).get("best_epoch"),
-        "c": (run.training or {}).get("c"),
+        "epochs_done": len(run.metrics()),
+        "best_epoch": training.get("best_epoch"),
+        "c": training.get("c"),
         "parameters": parameters(path / "checkpoints" / "best.safetensors"),
         "data_fingerprint": run.manifest["fingerprint"],
         "weights": weights_name(config.get("weights", "default"), run.provenance),
@@ -297,7 +215,7 @@ def _last_line(path: Path) -> str | None:
         return None
 
 
-def describe_data(runs: Sequence[RunFolder]) -> dict[str, Any]:
+def describe_data(runs: Sequence[VisionRun]) -> dict[str, Any]:
     """The images of all runs and how each seed cuts them."""
     first = runs[0].manifest
     cuts: dict[str, dict[str, Any]] = {}

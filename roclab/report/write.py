@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 from roclab.report import sections
-from roclab.report.gather import MODELS, STRATEGIES
 from roclab.report.page import Page, command_lines, esc, interval, number, percent, refs
 from roclab.report.words import (
     all_refs,
@@ -23,6 +22,7 @@ from roclab.report.words import (
     split_word,
     spread,
 )
+from roclab.vision.evaluate.run_reader import MODELS, STRATEGIES
 
 OPTIMISER = {"adamw": "AdamW", "sgd": "SGD with Nesterov’s momentum of 0.9"}
 

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import atomic_write, read_json, write_json
-from roclab.core.runs import Run
+from roclab.core.files import atomic_write, write_json
 from roclab.vision.cluster import check_engine, train_over_cluster
-from roclab.vision.data.dataset import read_manifest
-from roclab.vision.evaluate.evaluate import evaluate, read_predictions
+from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.metrics import mcnemar, paired_bootstrap
+from roclab.vision.evaluate.run_reader import BY_BUDGET, VisionRun, group_arms
 from roclab.vision.models.classifier import check_name
 from roclab.vision.train.config import TrainConfig
 from roclab.vision.train.train import finish
@@ -67,14 +66,12 @@ def compare(
         for path, config in unfinished.items():
             finish(path, config)
 
-    arms: dict[str, list[Run]] = {}
-    for path, config in configs.items():
-        arms.setdefault(f"{config.model} {config.strategy}", []).append(Run.open(path))
-    split = "test" if _has_test(next(iter(arms.values()))[0]) else "val"
-    for runs in arms.values():
-        for run in runs:
-            if not (run.path / f"results-{split}.json").exists():
-                evaluate(run, split)
+    runs = [VisionRun.open(path) for path in configs]
+    arms = group_arms(runs)
+    split = "test" if runs[0].images("test") else "val"
+    for run in runs:
+        if not run.has_results(split):
+            evaluate(run, split)
     found = judge(arms, split)
     write_json(out / "comparison.json", found)
     atomic_write(out / "comparison.md", markdown(found))
@@ -89,9 +86,9 @@ def _same_question(path: Path, config: TrainConfig) -> None:
     """A run that is there already must be the run asked for, or its figures would answer another question."""
     if not (path / "config.json").exists():
         return
-    there = Run.open(path).config
+    there = VisionRun.open(path).config
     # what was left open (None) or to a budget was decided by the run itself
-    decided = {"epochs", "image_size"} if config.budget else set()
+    decided = BY_BUDGET if config.budget else set()
     for name, wanted in config.asdict().items():
         if wanted is not None and name not in decided and there.get(name) != wanted:
             raise RocLabError(
@@ -99,16 +96,12 @@ def _same_question(path: Path, config: TrainConfig) -> None:
             )
 
 
-def _has_test(run: Run) -> bool:
-    return any(image["split"] == "test" for image in read_manifest(run.path)["images"])
-
-
-def judge(arms: dict[str, list[Run]], split: str) -> dict[str, Any]:
+def judge(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
     """Mean and deviation of each arm over its seeds, and the paired statistics of every two arms."""
     found: dict[str, Any] = {"split": split, "arms": {}, "pairs": []}
-    correct: dict[str, dict[int, dict[str, bool]]] = {}
+    correct: dict[str, dict[int, dict[tuple, bool]]] = {}
     for name, runs in arms.items():
-        results = [read_json(run.path / f"results-{split}.json") for run in runs]
+        results = [run.results(split) for run in runs]
         top1 = [row["top1"] for row in results]
         correct[name] = {run.config["seed"]: correct_by_image(run, split) for run in runs}
         found["arms"][name] = {
@@ -137,17 +130,15 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def correct_by_image(run: Run, split: str) -> dict[str, bool]:
-    """Whether the run called each image rightly, by path below the images' root, which machines may have elsewhere."""
-    manifest = read_manifest(run.path)
-    paths, labels, probs = read_predictions(run, split, manifest["classes"])
-    root = manifest["root"].rstrip("/") + "/"
-    return dict(zip((p.removeprefix(root) for p in paths), (probs.argmax(1) == labels).tolist(), strict=True))
+def correct_by_image(run: VisionRun, split: str) -> dict[tuple, bool]:
+    """Whether the run's prediction of each image is right; the keys are the same in every run."""
+    read = run.predictions(split)
+    return dict(zip(read.keys, (read.probs.argmax(1) == read.labels).tolist(), strict=True))
 
 
-def _paired(a: list[dict[str, bool]], b: list[dict[str, bool]]) -> dict[str, Any]:
+def _paired(a: list[dict[tuple, bool]], b: list[dict[tuple, bool]]) -> dict[str, Any]:
     """McNemar's test for each seed, and the paired bootstrap over images of their mean score over the seeds."""
-    scores: dict[str, list[tuple[bool, bool]]] = {}
+    scores: dict[tuple, list[tuple[bool, bool]]] = {}
     tests = []
     for one, other in zip(a, b, strict=True):
         if one.keys() != other.keys():

@@ -62,7 +62,7 @@ def test_everything_missing_is_named_at_once(runs, lab, made, tmp_path):
     with pytest.raises(RocLabError) as caught:
         handin("2718", "Someone Else", [runs], made, lab, tmp_path / "handin.zip")
     said = str(caught.value)
-    for part in ("ResNet-50 fine-tuned", "Swin-T frozen", "features-1: training finished", "report’s student ID",
+    for part in ("ResNet-50, fine-tuned", "Swin-T, frozen", "features-1: training finished", "report’s student ID",
                  "report’s name", "the tokenizer lab’s student ID", "the error analysis"):  # fmt: skip
         assert part in said, part
     assert "\n" not in said

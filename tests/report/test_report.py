@@ -19,6 +19,7 @@ from roclab.report.page import FORMAT, command_lines, esc, refs
 from roclab.report.privacy import absolute_paths
 from roclab.report.render import TEMPLATES
 from roclab.report.settings import Settings
+from roclab.vision.evaluate.run_reader import VisionRun
 from tests.report.conftest import NAME, train_and_judge
 from tests.vision import small
 
@@ -116,7 +117,7 @@ def test_an_interrupted_run_is_shown_and_takes_part_in_nothing(runs, tmp_path):
     facts = report([runs], tmp_path / "report", ME)
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "**cut short**" in text
-    assert facts["comparison"]["arms"]["test_resnet frozen"]["runs"] == ["R1"]
+    assert facts["comparison"]["arms"]["test_resnet, frozen (random weights)"]["runs"] == ["R1"]
     assert any("features-1 was cut" in warning for warning in facts["warnings"])
 
 
@@ -248,10 +249,10 @@ def test_an_error_analysis_of_other_runs_is_refused(trained, tmp_path):
 
 
 def test_sentences_and_figures_of_a_tool_stand_together_by_topic(trained, tmp_path):
-    from roclab.core.runs import Run
+
     from roclab.vision.error_analysis import analyse, write_page
 
-    runs = [Run.open(trained / name) for name in ("features-0", "finetune-0")]
+    runs = [VisionRun.open(trained / name) for name in ("features-0", "finetune-0")]
     write_page(analyse(runs, "test", decided=False), tmp_path / "errors")
     report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
@@ -299,7 +300,7 @@ def test_two_that_are_level_are_both_called_highest(runs, tmp_path):
         edit(run / "results-test.json", top1=best["top1"], ci95=best["ci95"])
     report([runs], tmp_path / "report", ME)
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert r"that of test\_resnet frozen and test\_resnet fine-tuned: " in text
+    assert r"that of test\_resnet, frozen (random weights) and test\_resnet, fine-tuned (random weights): " in text
 
 
 def test_other_tools_words_are_shown_not_obeyed(trained, lab, tmp_path):

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from roclab.core.files import write_json
-from roclab.core.runs import Run
 from roclab.vision.data.dataset import load_data
 from roclab.vision.error_analysis.gather import Judged
 from roclab.vision.evaluate.evaluate import write_predictions
+from roclab.vision.evaluate.run_reader import VisionRun
 
 
-def finished_run(path: Path, images: Path, seed: int = 0, accuracy: float = 0.8, **config: object) -> Run:
+def finished_run(path: Path, images: Path, seed: int = 0, accuracy: float = 0.8, **config: object) -> VisionRun:
     """A run over a folder of images whose val and test calls are right with this probability, drawn from its seed."""
     dataset = load_data(str(images), seed=seed)
     write_json(path / "split.json", dataset.manifest())
     about = {"model": "test_resnet", "strategy": "features", "seed": seed, "data": str(images)}
-    run = Run.create(path, about | {"image_size": 64, "epochs": 1} | config)
+    run = VisionRun.create(path, about | {"image_size": 64, "epochs": 1} | config)
     for split, listed in (("val", dataset.split("val")), ("test", dataset.test(opened_by="evaluate"))):
         labels = np.array([image.label for image in listed])
         probs = random_probs(np.random.default_rng(seed), labels, len(dataset.classes), accuracy)
@@ -42,7 +42,7 @@ def judged(labels: np.ndarray, probs: np.ndarray, arms: dict[str, list[int]], **
     classes = [f"class {i}" for i in range(probs.shape[2])]
     names = [f"image-{i}.jpg" for i in range(len(labels))]
     seeds = {row: at for rows in arms.values() for at, row in enumerate(rows)}
-    runs = [Run(f"run-{row}", {"seed": seeds[row]}) for row in range(len(probs))]
+    runs = [VisionRun(f"run-{row}", {"seed": seeds[row]}) for row in range(len(probs))]
     values: dict = {"split": "test", "classes": classes, "species": None, "root": Path("nowhere"), "paths": names}
     values |= {"sha256": names, "labels": labels, "probs": probs, "runs": runs, "arms": arms}
     return Judged(**(values | more))

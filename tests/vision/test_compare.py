@@ -25,7 +25,7 @@ def compared(tmp_path, monkeypatch):
 def test_comparison_is_complete_and_takes_finished_runs_as_they_are(compared):
     base, out, found = compared
     assert found["split"] == "test"
-    assert list(found["arms"]) == [f"{MODEL} features", f"{MODEL} finetune"]
+    assert list(found["arms"]) == [f"{MODEL}, frozen (random weights)", f"{MODEL}, fine-tuned (random weights)"]
     for name in (
         "comparison.json",
         "comparison.md",

@@ -11,10 +11,10 @@ import torch
 from roclab.core.files import write_json
 from roclab.core.runs import Run
 from roclab.core.training.distributed import World
-from roclab.vision.evaluate.evaluate import read_predictions
+from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.checkpoint import load_tensors
 from roclab.vision.train.train import train
-from tests.vision.small import CLASSES, MODEL, config, make_images
+from tests.vision.small import MODEL, config, make_images
 
 SETTINGS = {
     "strategy": "finetune",
@@ -53,9 +53,8 @@ def test_two_gloo_processes_train_what_one_does(tmp_path, monkeypatch, batch_nor
     for mine, theirs in zip(alone.metrics(), two.metrics(), strict=True):
         assert theirs["train_loss"] == pytest.approx(mine["train_loss"], abs=1e-3)
         assert theirs["val_loss"] == pytest.approx(mine["val_loss"], abs=1e-3)
-    _, _, one_probs = read_predictions(alone, "val", list(CLASSES))
-    _, _, two_probs = read_predictions(two, "val", list(CLASSES))
-    assert np.allclose(one_probs, two_probs, atol=2e-3)
+    one, other = (VisionRun.open(run.path).predictions("val") for run in (alone, two))
+    assert np.allclose(one.probs, other.probs, atol=2e-3)
     one_state, two_state = (load_tensors(r.checkpoints / "last.safetensors")[0] for r in (alone, two))
     for name in (n for n in one_state if "running" in n):
         assert torch.allclose(one_state[name], two_state[name], rtol=1e-2, atol=1e-3), name

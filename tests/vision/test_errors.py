@@ -12,11 +12,11 @@ from PIL import Image
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json
-from roclab.core.runs import Run
 from roclab.vision.error_analysis import analyse, write_page
 from roclab.vision.error_analysis.analysis import lookup, pointer
 from roclab.vision.error_analysis.covariates import annotated, measure
 from roclab.vision.evaluate.evaluate import evaluate
+from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.train.train import train
 from tests.vision.judged import finished_run
 from tests.vision.small import config, make_images
@@ -88,14 +88,14 @@ def test_every_sentence_follows_from_the_fact_it_names(images, tmp_path):
     assert json.loads(json.dumps(facts)) == facts
     assert facts == analyse(runs, "test")  # the same seed, the same facts
     assert {arm: len(row["runs"]) for arm, row in facts["arms"].items()} == {
-        "test_resnet features (lr=0.0)": 2,
-        "test_resnet features (lr=0.1)": 2,
+        "test_resnet, frozen (lr 0.0)": 2,
+        "test_resnet, frozen (lr 0.1)": 2,
     }
     for row in facts["sentences"]:
         lookup(facts, row["key"])  # the key leads somewhere
         assert row["evidence"] in ("strong", "moderate", "none", "measured")
         bare = re.sub(
-            r"\(lr=0\.\d\)|95 %|after Holm's correction over \d+|\d+(?=px| px)|0 to 255|image-\d+", "", row["text"]
+            r"\(lr 0\.\d\)|95 %|after Holm's correction over \d+|\d+(?=px| px)|0 to 255|image-\d+", "", row["text"]
         )
         bare = re.sub(r"images/\S+|\w+/\w+\.jpg|all \d+", "", bare)
         said = [abs(float(x)) for x in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", bare)]
@@ -320,7 +320,7 @@ def test_a_page_that_cannot_be_written_leaves_the_older_one(images, tmp_path, mo
 
 def test_twenty_runs_have_one_page(images, tmp_path):
     runs = [finished_run(tmp_path / f"run{i}", images, i % 5, 0.5 + i // 5 / 10, lr=i // 5) for i in range(20)]
-    facts = analyse([Run.open(run.path) for run in runs])
+    facts = analyse([VisionRun.open(run.path) for run in runs])
     assert len(facts["runs"]) == 20
     assert len(facts["arms"]) == 4
     assert len(facts["pairs"]) == 6

@@ -21,8 +21,9 @@ from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
 from roclab.core.training.memory import forget_peak_memory, peak_memory_mb
 from roclab.vision.data.loader import epoch_batches
-from roclab.vision.evaluate.evaluate import evaluate, predict_probs, read_predictions, run_dataset
+from roclab.vision.evaluate.evaluate import evaluate, predict_probs
 from roclab.vision.evaluate.predict import predict
+from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.checkpoint import load_model, load_tensors
 from roclab.vision.models.classifier import build_model
 from roclab.vision.train import features
@@ -51,13 +52,13 @@ def test_features_give_a_whole_model(images, tmp_path):
         assert (run.path / name).exists(), name
     model, classes, size = load_model(run)
     assert classes == sorted(CLASSES)
-    dataset = run_dataset(run)
+    dataset = VisionRun.open(run.path).dataset()
     val = dataset.split("val")
     # the features looked up and the whole model on the images themselves say the same
-    _, labels, probs = read_predictions(run, "val", classes)
-    assert np.allclose(predict_probs(model, [p.path for p in val], size), probs, atol=1e-5)
+    read = VisionRun.open(run.path).predictions("val")
+    assert np.allclose(predict_probs(model, [p.path for p in val], size), read.probs, atol=1e-5)
     found = json.loads((run.path / "results-val.json").read_text())
-    assert found["top1"] == (probs.argmax(1) == labels).mean() > 0.5
+    assert found["top1"] == (read.probs.argmax(1) == read.labels).mean() > 0.5
     assert found["n"] == len(val)
 
 
@@ -78,9 +79,8 @@ def test_second_run_takes_features_from_the_cache(images, tmp_path, monkeypatch)
     monkeypatch.setattr(features, "read_ahead", lambda *given: calls.append(given))
     second = train(config(images, val_fraction=0.4), tmp_path / "b")  # another cut of the same images
     assert not calls
-    assert len(read_predictions(second, "val", list(CLASSES))[0]) > len(
-        read_predictions(first, "val", list(CLASSES))[0]
-    )
+    more, fewer = (len(VisionRun.open(run.path).predictions("val").labels) for run in (second, first))
+    assert more > fewer
 
 
 def test_a_damaged_cache_is_computed_again(images, tmp_path):
@@ -142,11 +142,11 @@ def test_refit_keeps_the_validation_figures_honest(images, tmp_path):
     timing = [json.loads((run.path / "training.json").read_text()) for run in (plain, refit)]
     assert all(row["regularisation"] for row in timing)
     # val is judged by a head that has not seen it, whatever the final one has learnt from
-    dataset, classes = run_dataset(refit), sorted(CLASSES)
+    dataset = VisionRun.open(refit.path).dataset()
     x = features.dataset_features(load_model(refit)[0], dataset, 64)[0]
     y = features.labels_of(dataset.split("train"))
     head = features.fit_head(x["train"], y, 3, timing[1]["c"])
-    assert np.allclose(read_predictions(refit, "val", classes)[2], head.probs(x["val"]), atol=1e-5)
+    assert np.allclose(VisionRun.open(refit.path).predictions("val").probs, head.probs(x["val"]), atol=1e-5)
     assert not same_weights(plain, refit)  # test and prediction by the one that has
 
 

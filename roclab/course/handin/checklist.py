@@ -11,7 +11,7 @@ from typing import Any
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import file_sha256
-from roclab.report.gather import MODELS, STRATEGIES, RunFolder
+from roclab.vision.evaluate.run_reader import STRATEGIES, VisionRun, label_of
 
 HANDOUT_MODELS = ("resnet50", "swin_t")
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ class Item:
 
 
 def checklist(
-    runs: Sequence[RunFolder], report: Path, lab: Path | None, student_id: str, name: str, trouble: str | None = None
+    runs: Sequence[VisionRun], report: Path, lab: Path | None, student_id: str, name: str, trouble: str | None = None
 ) -> list[Item]:
     """Check everything; raises nothing. `trouble` is what reading the runs raised, if it did."""
     items = [Item("runs that fit together", not trouble, trouble or "")]
@@ -39,24 +39,24 @@ def checklist(
     return items
 
 
-def _runs(runs: Sequence[RunFolder]) -> list[Item]:
+def _runs(runs: Sequence[VisionRun]) -> list[Item]:
     items = []
     for model in HANDOUT_MODELS:
         for strategy in STRATEGIES:
             found = any(r.finished and (r.config["model"], r.config["strategy"]) == (model, strategy) for r in runs)
             items.append(Item(
-                f"a finished run of {MODELS[model]} {STRATEGIES[strategy]}", found,
+                f"a finished run of {label_of(model, strategy)}", found,
                 f"roclab vision train --model {model} --strategy {strategy} --out RUN",
             ))  # fmt: skip
     for run in runs:
         split = "test" if run.images("test") else "val"
-        path = run.run.path
+        path = run.path
         if not run.finished:
             items.append(Item(f"{run.name}: training finished", False, f"roclab vision train --resume {path}"))
             continue
         needed = f"roclab vision evaluate {path} --split {split}"
-        items.append(Item(f"{run.name}: evaluated on {split}", split in run.results, needed))
-        logs = bool(run.metrics) and any((path / "tensorboard").glob("*tfevents*"))
+        items.append(Item(f"{run.name}: evaluated on {split}", run.has_results(split), needed))
+        logs = bool(run.metrics()) and any((path / "tensorboard").glob("*tfevents*"))
         items.append(
             Item(f"{run.name}: losses and logs", logs, "metrics.jsonl or tensorboard/ is missing: train again")
         )
@@ -65,7 +65,7 @@ def _runs(runs: Sequence[RunFolder]) -> list[Item]:
     return items
 
 
-def _report(runs: Sequence[RunFolder], report: Path, student_id: str, name: str) -> list[Item]:
+def _report(runs: Sequence[VisionRun], report: Path, student_id: str, name: str) -> list[Item]:
     facts = _json(report / "facts.json")
     again = "make it with roclab report"
     items = [
@@ -99,10 +99,10 @@ def _report(runs: Sequence[RunFolder], report: Path, student_id: str, name: str)
     return items
 
 
-def _same_files(run: RunFolder, recorded: dict[str, str] | None) -> bool:
+def _same_files(run: VisionRun, recorded: dict[str, str] | None) -> bool:
     if recorded is None:
         return False
-    path = run.run.path
+    path = run.path
     return all((path / name).is_file() and file_sha256(path / name) == digest for name, digest in recorded.items())
 
 

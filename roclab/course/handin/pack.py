@@ -22,8 +22,8 @@ from roclab.course.handin.checklist import PACKAGE, Item, checklist, require
 from roclab.course.handin.prove import prove
 from roclab.report import gather
 from roclab.report.facts import run_paths
-from roclab.report.gather import RunFolder
 from roclab.report.privacy import Relative
+from roclab.vision.evaluate.run_reader import VisionRun
 
 RUN_FILES = ("*.json", "*.jsonl", "predictions.csv", "log.txt", "figures/*", "tensorboard/*")
 NOT_CODE = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".ipynb_checkpoints")
@@ -78,7 +78,7 @@ def handin(
     }  # fmt: skip
 
 
-def _runs(paths: Sequence[str | Path]) -> tuple[list[RunFolder], str | None]:
+def _runs(paths: Sequence[str | Path]) -> tuple[list[VisionRun], str | None]:
     """The runs, or as many as can be read with what is wrong: the list names everything at once."""
     try:
         return gather.read_runs(paths), None
@@ -86,23 +86,23 @@ def _runs(paths: Sequence[str | Path]) -> tuple[list[RunFolder], str | None]:
         readable = []
         for path in paths:
             try:
-                readable += [gather.read_run(found) for found in gather.find_runs([path])]
+                readable += [VisionRun.open(found) for found in gather.find_runs([path])]
             except RocLabError:
                 continue
         return readable, str(error)
 
 
-def _relative(runs: list[RunFolder], report: Path, lab: Path | None, study: Path | None) -> Relative:
+def _relative(runs: list[VisionRun], report: Path, lab: Path | None, study: Path | None) -> Relative:
     known: dict[str | os.PathLike, str] = {}
     known.update((path, called) for path, called in run_paths(runs).names.items())
-    known |= {run.run.path: f"Code/part1/results/{run.name}" for run in runs}
+    known |= {run.path: f"Code/part1/results/{run.name}" for run in runs}
     known[report] = "latex"
     known |= {folder: f"evaluation/{name}" for folder, name in ((lab, "tokenizer-lab"), (study, "study")) if folder}
     return Relative(known)
 
 
 def _content(
-    runs: Sequence[RunFolder], report: Path, lab: Path | None, study: Path | None, with_checkpoints: bool
+    runs: Sequence[VisionRun], report: Path, lab: Path | None, study: Path | None, with_checkpoints: bool
 ) -> Iterator[tuple[str, Path, bool]]:
     """Name in the zip, file, and whether it is code, which is packed as it is."""
     for file in ("report.pdf", "report.tex", "report.md"):
@@ -122,13 +122,13 @@ def _content(
     for run in runs:
         results = f"Code/part1/results/{run.name}"
         for pattern in RUN_FILES:
-            for number, path in enumerate(sorted(run.run.path.glob(pattern))):
-                file = path.relative_to(run.run.path).as_posix()
+            for number, path in enumerate(sorted(run.path.glob(pattern))):
+                file = path.relative_to(run.path).as_posix()
                 if "tfevents" in path.name:  # the name holds the machine's
                     file = f"tensorboard/events.out.tfevents.{path.name.split('.')[3]}.{number}"
                 yield f"{results}/{file}", path, False
         if with_checkpoints:
-            yield f"{results}/checkpoints/best.safetensors", run.run.path / "checkpoints" / "best.safetensors", True
+            yield f"{results}/checkpoints/best.safetensors", run.path / "checkpoints" / "best.safetensors", True
     yield "Code/part1/main.py", PACKAGE / "report" / "templates" / "part1_main.py", True
     yield "Code/part2/roclm_model.py", PACKAGE / "lm" / "model.py", True
     yield "Code/part2/roc_demo.py", PACKAGE / "course" / "roc_demo.py", True
@@ -185,7 +185,7 @@ def _requirements() -> str:
 
 
 def _readme(
-    student_id: str, name: str, runs: Sequence[RunFolder], missing: Sequence[Item], with_checkpoints: bool
+    student_id: str, name: str, runs: Sequence[VisionRun], missing: Sequence[Item], with_checkpoints: bool
 ) -> str:
     lines = [
         f"# Hand-in of {' '.join(name.split())}, student ID {' '.join(student_id.split())}", "",
@@ -200,7 +200,7 @@ def _readme(
     else:
         lines.append("Checkpoints are not included for their size (`--with-checkpoints` packs them). They are:\n")
     for run in runs:
-        path = run.run.path / "checkpoints" / "best.safetensors"
+        path = run.path / "checkpoints" / "best.safetensors"
         if path.is_file():
             lines.append(f"- {run.name}: {path.stat().st_size / 1e6:.0f} MB, SHA-256 {file_sha256(path)}")
     if missing:

@@ -117,7 +117,7 @@ class Dataset:
         `root` says where the images are now, if they have moved; it may be what `load_data` took as `data_root`.
         """
         try:
-            base = _find_root(manifest, root)
+            base = find_root(manifest, root)
             images = [LabelledImage(base / p["path"], p["label"], p["split"], p["sha256"]) for p in manifest["images"]]
             dataset = cls(
                 name=manifest["name"],
@@ -145,7 +145,7 @@ class Dataset:
         return dataset
 
 
-def _find_root(manifest: dict[str, Any], root: str | os.PathLike | None) -> Path:
+def find_root(manifest: dict[str, Any], root: str | os.PathLike | None) -> Path:
     """The folder the manifest's paths are relative to: where it was, or where the user or the package says it is."""
     base = Path(root if root is not None else manifest["root"])
     first = next((p["path"] for p in manifest["images"] if not Path(p["path"]).is_absolute()), None)

@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from roclab.core.runs import Run
 from roclab.core.statistics import wilson
 from roclab.vision.error_analysis.gather import Judged, gather
 from roclab.vision.error_analysis.statistics import calibration, difference, harder_than_the_rest, holm, proportion
 from roclab.vision.evaluate.metrics import classification_metrics, mcnemar, paired_bootstrap
+from roclab.vision.evaluate.run_reader import VisionRun
 
 SHOWN = 12  # images in a gallery
 
 
 def analyse(
-    runs: Sequence[Run],
+    runs: Sequence[VisionRun],
     split: str | None = None,
     seed: int = 0,
     data_root: str | os.PathLike | None = None,

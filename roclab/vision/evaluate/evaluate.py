@@ -20,8 +20,8 @@ from roclab.core.files import atomic_write, read_json, write_json
 from roclab.core.progress import track
 from roclab.core.runs import Run
 from roclab.core.training.memory import freed_memory_kept
-from roclab.vision.data.dataset import read_manifest
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
+from roclab.vision.evaluate.run_reader import COLUMNS, VisionRun
 from roclab.vision.models.checkpoint import load_model
 from roclab.vision.train.config import FullConfig
 from roclab.vision.train.features import cached_features, dataset_features, labels_of, read_ahead, softmax
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from roclab.vision.data.dataset import Dataset, LabelledImage
     from roclab.vision.models.classifier import Classifier
-
-COLUMNS = ["split", "path", "true", "predicted"]  # of predictions.csv, before one probability for each class
 
 
 def evaluate(
@@ -48,10 +46,11 @@ def evaluate(
     """
     if split not in ("val", "test"):
         raise RocLabError(f"--split {split}: choose val or test (the training images tell nothing about new ones)")
+    run = VisionRun(run.path, run.config)
     config = _config(run)
-    training = training if training is not None else read_training(run)
-    _rows(run)  # the other split's rows are kept: a damaged table is said before the test images are opened
-    dataset = run_dataset(run, data_root)
+    training = training if training is not None else run.training
+    run.prediction_rows()  # the other split's rows are kept: a damaged table is named before the test images are opened
+    dataset = run.dataset(data_root)
     if split == "test":
         images = dataset.test(opened_by="evaluate")
         _record_opening(run, len(images))
@@ -79,22 +78,6 @@ def evaluate(
 
 def _config(run: Run) -> FullConfig:
     return FullConfig.fromdict(run.config, run.path / "config.json")
-
-
-def read_training(run: Run) -> dict[str, Any]:
-    """What `train` writes last; without it the run is unfinished, which raises `RocLabError`."""
-    path = run.path / "training.json"
-    if not path.exists():
-        raise RocLabError(f"{run.path}: its training was not finished; go on with --resume {run.path}")
-    return read_json(path)
-
-
-def run_dataset(run: Run, data_root: str | None = None) -> Dataset:
-    """The run's images in the run's own split, each still the file it was."""
-    from roclab.vision.data.dataset import Dataset
-
-    manifest = read_manifest(run.path)
-    return Dataset.from_manifest(manifest, data_root)
 
 
 def run_probs(run: Run, dataset: Dataset, images: Sequence[LabelledImage], split: str) -> np.ndarray:
@@ -167,7 +150,7 @@ def write_predictions(
 ) -> None:
     """Put the split's rows into predictions.csv (split, path, true, predicted, one probability per class)."""
     path = run.path / "predictions.csv"
-    kept = [row for row in _rows(run) if row[0] != split]
+    kept = [row for row in VisionRun(run.path, run.config).prediction_rows() if row[0] != split]
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow([*COLUMNS, *(f"p({name})" for name in classes)])
@@ -176,55 +159,6 @@ def write_predictions(
         values = (f"{p:.6g}" for p in row)
         table.writerow([split, str(image.path), classes[image.label], classes[int(row.argmax())], *values])
     atomic_write(path, out.getvalue())
-
-
-def read_predictions(run: Run, split: str, classes: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Paths, labels (N,) and probabilities (N, C) of a split from predictions.csv."""
-    path = run.path / "predictions.csv"
-    again = f"run `roclab vision evaluate {run.path} --split {split}` first"
-    if not path.exists():
-        raise RocLabError(f"{path} is missing: {again}")
-    rows = [row for row in _rows(run) if row[0] == split]
-    if not rows:
-        raise RocLabError(f"{path} has no {split} rows: {again}")
-    index = {name: i for i, name in enumerate(classes)}
-    try:
-        labels = np.array([index[row[2]] for row in rows])
-        probs = np.array([[float(value) for value in row[4:]] for row in rows])
-    except (KeyError, ValueError):
-        raise _damaged(run, f"its {split} rows do not fit the run's classes") from None
-    return [row[1] for row in rows], labels, probs
-
-
-def judged_splits(run: Run) -> set[str]:
-    """The splits that predictions.csv has rows of."""
-    return {row[0] for row in _rows(run)}
-
-
-def _rows(run: Run) -> list[list[str]]:
-    """The rows of predictions.csv, none where there is no such file; raises `RocLabError` for a damaged one."""
-    path = run.path / "predictions.csv"
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            head, *rows = csv.reader(file)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RocLabError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, csv.Error):  # not UTF-8, empty, or not a table
-        raise _damaged(run, "it is not a table of predictions") from None
-    if head[: len(COLUMNS)] != COLUMNS:
-        raise _damaged(run, "its first line is not that of a table of predictions")
-    if wrong := next((i for i, row in enumerate(rows, start=2) if len(row) != len(head)), None):
-        raise _damaged(run, f"row {wrong} has not the columns of the first")
-    return rows
-
-
-def _damaged(run: Run, why: str) -> RocLabError:
-    return RocLabError(
-        f"{run.path / 'predictions.csv'} is damaged ({why}): delete it and run `roclab vision evaluate {run.path}` for "
-        "each split again"
-    )
 
 
 def _record_opening(run: Run, n: int) -> None:

@@ -11,7 +11,8 @@ from roclab.core.exceptions import DataError
 from roclab.core.runs import Run
 from roclab.vision.cluster import check_engine, predict_over_cluster
 from roclab.vision.data.images import inspect_images
-from roclab.vision.evaluate.evaluate import predict_probs, read_training, to_device
+from roclab.vision.evaluate.evaluate import predict_probs, to_device
+from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.checkpoint import load_model
 
 
@@ -25,7 +26,7 @@ def predict(
     images over a Ray cluster. Raises `RocLabError` if the run is not finished.
     """
     check_engine(engine)
-    read_training(run)
+    _ = VisionRun(run.path, run.config).training  # raises if the run is not finished
     images = find_images(paths)
     if skip_bad:
         checks = inspect_images(images)

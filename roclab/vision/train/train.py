@@ -19,6 +19,7 @@ from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
 from roclab.core.training.distributed import World, join
 from roclab.core.training.memory import forget_peak_memory, peak_memory_mb
+from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.checkpoint import save_model, save_tensors
 from roclab.vision.train.config import FullConfig, TrainConfig
 
@@ -65,7 +66,6 @@ def train(config: TrainConfig, out: str | Path) -> Run:
 
 def resume(path: str | Path, data_root: str | None = None) -> Run:
     """Carry an interrupted run to its end; a finished one is left as it is. `data_root`: where its images are now."""
-    from roclab.vision.evaluate.evaluate import run_dataset
     from roclab.vision.models.classifier import build_model
 
     world = join()
@@ -74,7 +74,7 @@ def resume(path: str | Path, data_root: str | None = None) -> Run:
     if (run.path / "training.json").exists():
         run.log("this run is finished already")
         return run
-    dataset = run_dataset(run, data_root)
+    dataset = VisionRun(run.path, run.config).dataset(data_root)
     seed_everything(config.seed)
     model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
     recorded = read_json(run.path / "provenance.json").get("hashes", {}).get("weights")

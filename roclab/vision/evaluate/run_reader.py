@@ -1,0 +1,229 @@
+"""The one reader of a finished vision run: comparison, error analysis, report and hand-in look at runs through it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import read_json
+from roclab.core.runs import Run
+from roclab.vision.data.dataset import Dataset, find_root, read_manifest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+COLUMNS = ["split", "path", "true", "predicted"]  # of predictions.csv, before one probability for each class
+MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "efficientnet_lite0": "EfficientNet-Lite0"}
+STRATEGIES = {"features": "frozen", "finetune": "fine-tuned"}
+# Of a run's config: its seed, where its images lie and where it was trained. Everything else makes the arm.
+NOT_THE_ARM = {"seed", "data", "data_root", "mirror", "workers", "device"}
+BY_BUDGET = {"epochs", "image_size"}  # what --budget decides by measuring: it may differ from seed to seed
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run predicted for the N images of one split, in the order of split.json."""
+
+    paths: list[str]  # (N,) as split.json has them
+    sha256: list[str]  # (N,)
+    keys: list[tuple[str, str, int]]  # (N,) the same for the same image in every run, wherever the images lie
+    labels: np.ndarray  # (N,) integers
+    probs: np.ndarray  # (N, C)
+
+
+class VisionRun(Run):
+    """A run of `roclab vision train`, finished or cut. `name` and `ref` (R1, R2 …) are what a report calls it."""
+
+    def __init__(self, path: str | os.PathLike, config: dict[str, Any]):
+        super().__init__(path, config)
+        self.name = self.path.resolve().name
+        self.ref = ""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> Self:
+        """Raises `RocLabError` saying what is missing or damaged."""
+        found = Run.open(path)
+        run = cls(path, found.config)
+        if missing := sorted({"model", "strategy", "seed"} - set(run.config)):
+            lacks = f"its config.json lacks {', '.join(missing)}"
+            raise RocLabError(f"{path} is not a run of `roclab vision train`: {lacks}")
+        return run
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """split.json: the images with their hashes, labels and splits, and where they came from."""
+        return read_manifest(self.path)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return read_json(self.path / "provenance.json")
+
+    @property
+    def finished(self) -> bool:
+        """Training came to its end: it writes training.json last."""
+        return (self.path / "training.json").exists()
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What training measured; raises `RocLabError` if it was cut."""
+        if not self.finished:
+            raise RocLabError(f"{self.path}: its training was not finished; go on with --resume {self.path}")
+        return read_json(self.path / "training.json")
+
+    def has_results(self, split: str) -> bool:
+        return (self.path / f"results-{split}.json").exists()
+
+    def results(self, split: str) -> dict[str, Any]:
+        """What `evaluate` found on a split."""
+        return read_json(self.path / f"results-{split}.json")
+
+    def images(self, *splits: str) -> set[tuple[str, int]]:
+        """Hash and label of each image of the splits."""
+        return {(image["sha256"], image["label"]) for image in self.manifest["images"] if image["split"] in splits}
+
+    def root(self, data_root: str | os.PathLike | None = None) -> Path:
+        """What the paths of the manifest are relative to; `data_root` says where the images are now."""
+        return find_root(self.manifest, data_root)
+
+    def dataset(self, data_root: str | None = None) -> Dataset:
+        """The run's images in the run's own split, each still the file it was."""
+        return Dataset.from_manifest(self.manifest, data_root)
+
+    # ---- predictions.csv
+
+    def prediction_rows(self) -> list[list[str]]:
+        """The rows of predictions.csv, none where there is no such file; raises `RocLabError` for a damaged one."""
+        path = self.path / "predictions.csv"
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                head, *rows = csv.reader(file)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RocLabError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, csv.Error):  # not UTF-8, empty, or not a table
+            raise self._damaged("it is not a table of predictions") from None
+        if head[: len(COLUMNS)] != COLUMNS:
+            raise self._damaged("its first line is not that of a table of predictions")
+        if wrong := next((i for i, row in enumerate(rows, start=2) if len(row) != len(head)), None):
+            raise self._damaged(f"row {wrong} has not the columns of the first")
+        return rows
+
+    def predicted_splits(self) -> set[str]:
+        """The splits that predictions.csv has rows of."""
+        return {row[0] for row in self.prediction_rows()}
+
+    def predictions(self, split: str) -> Predictions:
+        """Raises `RocLabError` if the split was not evaluated, or predictions.csv does not fit the run's images."""
+        path = self.path / "predictions.csv"
+        again = f"run `roclab vision evaluate {self.path} --split {split}`"
+        if not path.exists():
+            raise RocLabError(f"{path} is missing: {again} first")
+        rows = [row for row in self.prediction_rows() if row[0] == split]
+        if not rows:
+            raise RocLabError(f"{path} has no {split} rows: {again} first")
+        try:
+            index = {name: i for i, name in enumerate(self.manifest["classes"])}
+            listed = [(image["path"], image["sha256"]) for image in self.manifest["images"] if image["split"] == split]
+        except (KeyError, TypeError):
+            raise RocLabError(f"{path} does not fit the run's split.json: {again} again") from None
+        try:
+            labels = np.array([index[row[2]] for row in rows])
+            probs = np.array([[float(value) for value in row[4:]] for row in rows])
+        except (KeyError, ValueError):
+            raise self._damaged(f"its {split} rows do not fit the run's classes") from None
+        # `evaluate` writes the images in the order of split.json
+        fits = len(rows) == len(listed) and probs.shape == (len(rows), len(index)) and np.isfinite(probs).all()
+        if not fits or any(
+            not row[1].replace("\\", "/").endswith(name) for row, (name, _) in zip(rows, listed, strict=True)
+        ):
+            raise RocLabError(f"{path} does not fit the run's split.json: {again} again")
+        paths, hashes = [path for path, _ in listed], [sha256 for _, sha256 in listed]
+        return Predictions(paths, hashes, _keys(listed), labels, probs)
+
+    def _damaged(self, why: str) -> RocLabError:
+        return RocLabError(
+            f"{self.path / 'predictions.csv'} is damaged ({why}): delete it and run `roclab vision evaluate "
+            f"{self.path}` for each split again"
+        )
+
+    # ---- arms
+
+    @property
+    def label(self) -> str:
+        """Model and strategy in words, such as "ResNet-50, fine-tuned". Weights that were never trained are named: such
+        a run says nothing about the architecture with pretrained weights."""
+        words = label_of(self.config["model"], self.config["strategy"])
+        return f"{words} (random weights)" if self.config.get("weights") == "none" else words
+
+    @cached_property
+    def arm(self) -> dict[str, Any]:
+        """What two runs share that differ in their seed alone: every setting, the weights they began from (by the
+        hash of their values), and the images with their labels and the test split."""
+        digest = str(self.provenance.get("hashes", {}).get("weights", "")).rsplit(":", 1)[-1]
+        aside = NOT_THE_ARM | (BY_BUDGET if self.config.get("budget") else set())
+        settings = {name: value for name, value in self.config.items() if name not in aside}
+        if len(digest) == 64 and settings.get("weights") != "none":  # random weights follow from the seed
+            settings["weights"] = digest
+        rows = sorted((i["sha256"], i["label"], i["split"] == "test") for i in self.manifest["images"])
+        return settings | {"images": hashlib.sha256(repr(rows).encode()).hexdigest()}
+
+
+def label_of(model: str, strategy: str) -> str:
+    """Model and strategy in words."""
+    return f"{MODELS.get(model, model)}, {STRATEGIES.get(strategy, strategy)}"
+
+
+def _keys(listed: Iterable[tuple[str, str]]) -> list[tuple[str, str, int]]:
+    """An absolute path names the machine, not the image, so its last part stands for it; copies of one file are
+    counted through."""
+    seen: dict[tuple[str, str], int] = {}
+    keys = []
+    for path, sha256 in listed:
+        image = (Path(path).name if Path(path).is_absolute() else path, sha256)
+        keys.append((*image, seen.get(image, 0)))
+        seen[image] = seen.get(image, 0) + 1
+    return keys
+
+
+def group_arms(runs: Sequence[VisionRun]) -> dict[str, list[VisionRun]]:
+    """The runs by arm: those that differ in their seed alone. Arms of one label are told apart by what differs.
+
+    A setting that a run lacks (an older version made it) counts as a value of its own.
+    """
+    groups: list[list[VisionRun]] = []
+    for run in runs:
+        same = next((group for group in groups if group[0].arm == run.arm), None)
+        if same is None:
+            groups.append([run])
+        else:
+            same.append(run)
+    named: dict[str, list[VisionRun]] = {}
+    for group in groups:
+        first = group[0]
+        twins = [other[0].arm for other in groups if other[0].label == first.label]
+        keys = sorted({k for twin in twins for k in twin if any(t.get(k) != twin[k] for t in twins)})
+        name = first.label
+        if keys:
+            words = ", ".join(_setting(first, key) for key in keys[:3]) + (", …" if len(keys) > 3 else "")
+            name = f"{name[:-1]}, {words})" if name.endswith(")") else f"{name} ({words})"
+        named[name if name not in named else f"{name} [{first.name}]"] = group
+    return named
+
+
+def _setting(run: VisionRun, key: str) -> str:
+    """A setting in words: "lr 0.01", "weights mine.pth", "other images"."""
+    if key == "images":
+        return f"images of {run.manifest['name']}"
+    value = run.config.get(key)
+    words = Path(value).name if isinstance(value, str) else "default" if value is None else str(value)
+    return f"{key.replace('_', ' ')} {words}"
