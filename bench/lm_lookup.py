@@ -18,9 +18,9 @@ import time
 
 import torch
 
-from roclab.lm.engine.cpu.runner import FastRocLM
+from roclab.lm.engine.cpu.runner import CPURunner
 from roclab.lm.engine.sampling import SamplingParams
-from roclab.lm.engine.scheduler import Timings, complete
+from roclab.lm.generate import Timings, complete
 from roclab.lm.weights.checkpoint import open_checkpoint
 
 LETTER = (
@@ -60,7 +60,7 @@ REQUESTS = {
 EDITED = {"letter": CORRECTED, "code": f"```python\n{CODE.replace('total', 'sum_so_far')}```"}
 
 
-def rate_edited(model: FastRocLM, prompt: list[int], answer: list[int]) -> float:
+def rate_edited(model: CPURunner, prompt: list[int], answer: list[int]) -> float:
     """Tokens per second where each next token is given."""
     batch = model.open_batch([prompt], len(answer))
     batch.begin()
@@ -82,7 +82,7 @@ def main() -> None:
 
     checkpoint = open_checkpoint(options.model)
     tokenizer = checkpoint.load_tokenizer()
-    model = FastRocLM(checkpoint, exact=options.float_activations)
+    model = CPURunner(checkpoint, float_activations=options.float_activations)
     gains = {}
     with torch.inference_mode():
         for kind, name, temperature in (

@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 
-from roclab.lm.engine.cpu.runner import FastRocLM
+from roclab.lm.engine.cpu.runner import CPURunner
 from roclab.lm.engine.sampling import SamplingParams
-from roclab.lm.engine.scheduler import complete
 from roclab.lm.evaluate import evaluate_text
+from roclab.lm.generate import complete
 from roclab.lm.quantize import calibration_texts, quantize, written_texts
 from roclab.lm.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -129,7 +129,7 @@ def kl(path: Path, models: dict[str, Any], reference: Any, ids: list[int], posit
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
-def greedy(fast: FastRocLM, reference: Any, tokenizer: Any, ids: list[int], prompts: int) -> dict[str, Any]:
+def greedy(fast: CPURunner, reference: Any, tokenizer: Any, ids: list[int], prompts: int) -> dict[str, Any]:
     """How many of the prompts continue alike, and the float32 model's gap at each first difference."""
     step = min(len(ids) // prompts, 400)
     texts = [ids[i * step : i * step + 24] for i in range(prompts)]
@@ -170,17 +170,17 @@ def main() -> None:
     floats = FloatWeights(checkpoint)
     folder = tempfile.TemporaryDirectory()
 
-    def calibrated(texts: torch.Tensor) -> FastRocLM:
+    def calibrated(texts: torch.Tensor) -> CPURunner:
         file = Path(folder.name) / "int4.gguf"
         file.unlink(missing_ok=True)
         quantize(floats, tokenizer, file, "int4", lambda: texts)
-        return FastRocLM(open_checkpoint(file))
+        return CPURunner(open_checkpoint(file))
 
     makers = {
-        "as in the file": lambda: FastRocLM(checkpoint),
-        "float activations": lambda: FastRocLM(checkpoint, exact=True),
-        "int8": lambda: FastRocLM(floats, quantize="int8"),
-        "int4": lambda: FastRocLM(floats, quantize="int4"),
+        "as in the file": lambda: CPURunner(checkpoint),
+        "float activations": lambda: CPURunner(checkpoint, float_activations=True),
+        "int8": lambda: CPURunner(floats, quantize="int8"),
+        "int4": lambda: CPURunner(floats, quantize="int4"),
         "int4 calibrated": lambda: calibrated(
             calibration_texts(checkpoint, tokenizer, options.calibration.read_text(encoding="utf-8"), options.tokens)
         ),

@@ -60,11 +60,12 @@ def smollm_path() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm(smollm_path):
-    """(model, tokenizer) with the real weights."""
+    """(runner, tokenizer) with the real weights in the readable model, `runner.model`."""
+    from roclab.lm.engine.torch_runner import TorchRunner
     from roclab.lm.weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(smollm_path)
-    return checkpoint.load_model(), checkpoint.load_tokenizer()
+    return TorchRunner(checkpoint.load_model()), checkpoint.load_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +73,7 @@ def smollm_peer(smollm):
     """The same dequantized weights in transformers' own Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model, _ = smollm
+    model = smollm[0].model
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings",
              "tie_word_embeddings")  # fmt: skip

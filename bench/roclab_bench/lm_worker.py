@@ -20,19 +20,19 @@ from typing import Any
 
 class RocLM:
     def __init__(self, path: str, options: dict[str, Any]):
-        from roclab.lm.engine.cpu.runner import FastRocLM
+        from roclab.lm.engine.cpu.runner import CPURunner
         from roclab.lm.load import open_model
         from roclab.lm.weights.checkpoint import open_checkpoint  # imported by `main` already
 
         checkpoint = open_checkpoint(path)
-        self.kernels = FastRocLM
+        self.kernels = CPURunner
         self.model = open_model(
             checkpoint, options["engine"], quantize=options.get("quantize"), threads=options.get("threads"),
             lookup=False,
         )  # fmt: skip
         self.tokenizer = checkpoint.load_tokenizer()
         self.notes: dict[str, Any] = {"engine": "torch" if options["engine"] == "auto" else options["engine"]}
-        if isinstance(self.model, FastRocLM):
+        if isinstance(self.model, CPURunner):
             self.model.wait()
             self.notes = {
                 "engine": f"fast ({self.model.path})",
@@ -41,7 +41,7 @@ class RocLM:
 
     def _run(self, prompts: list[list[int]], n: int) -> tuple[float, float]:
         from roclab.lm.engine.sampling import SamplingParams
-        from roclab.lm.engine.scheduler import Timings, complete
+        from roclab.lm.generate import Timings, complete
 
         if isinstance(self.model, self.kernels):
             self.model.forget()  # no prompt is half read already

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json, write_json
-from roclab.lm.text.conversation import Conversation
+from roclab.lm.conversation import Conversation
 
 HELP = """\
 /help               this list

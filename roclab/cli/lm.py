@@ -13,7 +13,7 @@ from roclab.cli.output import print_json
 from roclab.core.exceptions import DataError, RocLabError
 
 if TYPE_CHECKING:
-    from roclab.lm.engine.scheduler import LanguageModel
+    from roclab.lm.engine.runner import Runner
     from roclab.lm.text.tokenizer import Tokenizer
 
 app = typer.Typer(help="RocLM, the language model.", no_args_is_help=True)
@@ -111,7 +111,7 @@ def generate(
 
     from roclab.core.progress import track
     from roclab.lm.engine.sampling import SamplingParams
-    from roclab.lm.engine.scheduler import Timings, complete, stream
+    from roclab.lm.generate import Timings, complete, stream
 
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -210,8 +210,8 @@ def chat(
     Example: roclab lm chat --model smollm2-135m
     """
     from roclab.cli.chat import ChatLoop
+    from roclab.lm.conversation import Conversation
     from roclab.lm.engine.sampling import SamplingParams
-    from roclab.lm.text.conversation import Conversation
 
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -283,13 +283,13 @@ def _load(
     quantize: str | None = None,
     exact: bool | None = None,
     threads: int | None = None,
-) -> tuple[LanguageModel, Tokenizer, float]:
+) -> tuple[Runner, Tokenizer, float]:
     """Model, tokenizer and the seconds it took to open them; importing torch is not counted."""
     if sys.stderr.isatty():  # before the imports, which take seconds: a person should see that something happens
         say(f"opening {name}")
     import torch
 
-    from roclab.lm.engine.cpu.runner import FastRocLM
+    from roclab.lm.engine.cpu.runner import CPURunner
     from roclab.lm.load import open_model
     from roclab.lm.weights.checkpoint import open_checkpoint
 
@@ -303,7 +303,7 @@ def _load(
         checkpoint, engine, dtype=dtypes[dtype], device=device, quantize=quantize, exact=exact, threads=threads
     )
     tokenizer = checkpoint.load_tokenizer(tokenizer_path)  # while the kernels lay out the weights
-    if isinstance(model, FastRocLM):
+    if isinstance(model, CPURunner):
         model.wait()
     return model, tokenizer, time.perf_counter() - started
 

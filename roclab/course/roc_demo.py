@@ -22,17 +22,17 @@ except ImportError:  # a hand-in carries the package one folder up, or beside th
     sys.path[1:1] = [str(folder) for folder in (here, here.parent) if (folder / "roclab").is_dir()]
 
 from roclab.core.exceptions import RocLabError
+from roclab.lm.conversation import Conversation
+from roclab.lm.engine.runner import Runner
 from roclab.lm.engine.sampling import SamplingParams
-from roclab.lm.engine.scheduler import stream
-from roclab.lm.model import RocLMForCausalLM
-from roclab.lm.text.conversation import Conversation
+from roclab.lm.generate import stream
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.lm.weights.checkpoint import open_checkpoint
 
 NO_THINKING = "This model's chat template has no thinking mode: it answers the same way with it on or off."
 
 
-def generate_text(model: RocLMForCausalLM, tokenizer: Tokenizer, prompt: str, params: SamplingParams) -> str:
+def generate_text(model: Runner, tokenizer: Tokenizer, prompt: str, params: SamplingParams) -> str:
     """Continue a text, printing it as it comes; returns prompt and continuation."""
     text = prompt
     print(prompt, end="", flush=True)
@@ -44,7 +44,7 @@ def generate_text(model: RocLMForCausalLM, tokenizer: Tokenizer, prompt: str, pa
 
 
 def chat_completion(
-    model: RocLMForCausalLM, tokenizer: Tokenizer, prompt: str, params: SamplingParams,
+    model: Runner, tokenizer: Tokenizer, prompt: str, params: SamplingParams,
     enable_thinking: bool | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """Answer one message. Returns `thinking_content` (empty without thinking), `content`, and `full_response`, the
@@ -61,7 +61,7 @@ def chat_completion(
     }
 
 
-def interactive_chat(model: RocLMForCausalLM, tokenizer: Tokenizer, params: SamplingParams) -> None:
+def interactive_chat(model: Runner, tokenizer: Tokenizer, params: SamplingParams) -> None:
     """Talk until `quit` or the end of the input. ctrl-c cuts a reply short."""
     conversation = Conversation(model, tokenizer, params)
     print("Commands: thinking on, thinking off, quit.")

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from roclab.core.exceptions import DataError
-from roclab.lm.engine.scheduler import LanguageModel, device_of
+from roclab.lm.engine.runner import Runner, score
 from roclab.lm.text.tokenizer import Tokenizer
 
 DEFAULT_WINDOW = 1024
@@ -53,7 +53,7 @@ def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, i
 
 @torch.inference_mode()
 def evaluate_text(
-    model: LanguageModel,
+    runner: Runner,
     tokenizer: Tokenizer,
     text: str,
     *,
@@ -65,7 +65,7 @@ def evaluate_text(
 
     Raises DataError for a text of fewer than two tokens, or a window or stride that does not fit.
     """
-    context = model.config.max_position_embeddings
+    context = runner.config.max_position_embeddings
     window = min(DEFAULT_WINDOW, context) if window is None else window
     stride = max(window // 2, 1) if stride is None else stride
     if not 2 <= window <= context:
@@ -78,12 +78,10 @@ def evaluate_text(
     if len(ids) < 2:
         raise DataError("the text has fewer than two tokens: there is nothing to predict")
 
-    device = device_of(model)
     total, count = 0.0, 0
     for start, first, end in progress(list(windows(len(ids), window, stride))):
-        tokens = torch.tensor([ids[start:end]], device=device)
-        targets = tokens[0, first - start :]
-        logits = model(tokens, logits_to_keep=len(targets) + 1)[0, :-1]  # each position predicts the next token
+        targets = torch.tensor(ids[first:end], device=runner.device)
+        logits = score(runner, ids[start:end], len(targets) + 1)[:-1]  # each position predicts the next token
         total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
         count += len(targets)
 

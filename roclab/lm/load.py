@@ -7,11 +7,12 @@ import torch
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.cpu.build import load_library, why_no_library
 from roclab.lm.engine.cpu.pack import why_not
-from roclab.lm.engine.cpu.runner import FastRocLM
-from roclab.lm.engine.scheduler import LanguageModel
+from roclab.lm.engine.cpu.runner import CPURunner
+from roclab.lm.engine.runner import Runner
+from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.weights.checkpoint import Checkpoint
 
-ENGINES = ("auto", "fast", "torch", "compiled")
+ENGINES = ("auto", "fast", "torch")
 
 
 def open_model(
@@ -23,31 +24,26 @@ def open_model(
     quantize: str | None = None,
     exact: bool | None = None,
     threads: int | None = None,
-    lookup: bool = True,
-) -> LanguageModel:
+) -> Runner:
     """The checkpoint's model on the engine named. "auto" takes the kernels if the device is the CPU, the dtype float32,
-    the weights quantized (or `quantize` says how) and a compiler is there; otherwise torch. "compiled" is torch with
-    its steps compiled, which pays on GPUs. `exact` is FastRocLM's; None: as the engine likes.
+    the weights quantized (or `quantize` says how) and a compiler is there; otherwise torch.
+    `exact` is CPURunner's `float_activations`; None: as the engine likes.
 
-    Raises RocLabError for an unknown engine, options that this engine does not have, or what `FastRocLM` raises.
+    Raises RocLabError for an unknown engine, options that this engine does not have, or what `CPURunner` raises.
     """
     if engine not in ENGINES:
         raise RocLabError(f"--engine {engine}: choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
     wants_kernels = quantize is not None or threads is not None or exact is False  # floats are what torch has anyway
-    if engine in ("torch", "compiled") and wants_kernels:
+    if engine == "torch" and wants_kernels:
         raise RocLabError(f"--quantize, --threads and --int8-activations belong to the fast engine, not to {engine}")
     if engine == "torch":
-        return checkpoint.load_model(dtype, device)
-    if engine == "compiled":
-        from roclab.lm.engine.compiled_runner import CompiledRocLM
-
-        return CompiledRocLM(checkpoint.load_model(dtype, device))
+        return TorchRunner(checkpoint.load_model(dtype, device))
     reason = _why_torch(checkpoint, dtype, device, quantize)
     if engine == "auto" and reason and not wants_kernels:
-        return checkpoint.load_model(dtype, device)
+        return TorchRunner(checkpoint.load_model(dtype, device))
     if reason:
         raise RocLabError(f"the fast engine cannot run {checkpoint.path}: {reason}")
-    return FastRocLM(checkpoint, quantize=quantize, exact=bool(exact), threads=threads, guessing=lookup)
+    return CPURunner(checkpoint, quantize=quantize, float_activations=bool(exact), threads=threads)
 
 
 def _why_torch(

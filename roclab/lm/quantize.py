@@ -30,9 +30,10 @@ from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import atomic_file
 from roclab.lm.engine.cpu.build import load_library, why_no_library
 from roclab.lm.engine.cpu.pack import GROUP, blocks_of, is_quantized, stays_int8, why_not
-from roclab.lm.engine.cpu.runner import FastRocLM
+from roclab.lm.engine.cpu.runner import CPURunner
+from roclab.lm.engine.runner import Runner
 from roclab.lm.engine.sampling import SamplingParams
-from roclab.lm.engine.scheduler import LanguageModel, complete
+from roclab.lm.generate import complete
 from roclab.lm.model import RocLMForCausalLM
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.lm.weights.checkpoint import Checkpoint
@@ -133,9 +134,9 @@ def written_texts(
     """Ids (N, window) that the model writes itself at temperature 1, each text from a random first token: where no
     text of the kind it will read is at hand, what it learnt shows in what it writes (Liu et al. 2023, LLM-QAT). On the
     CPU through the kernels; raises RocLabError where they cannot run it."""
-    model: LanguageModel
+    model: Runner
     if torch.device(device).type == "cpu":
-        model = FastRocLM(checkpoint, quantize=None if is_quantized(checkpoint) else "int8", guessing=False)
+        model = CPURunner(checkpoint, quantize=None if is_quantized(checkpoint) else "int8")
     else:
         model = checkpoint.load_model(device=device)
     window = _window(checkpoint)

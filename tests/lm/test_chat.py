@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save_model
 
 from roclab.core.exceptions import RocLabError
+from roclab.lm.conversation import Conversation
 from roclab.lm.engine.sampling import SamplingParams
-from roclab.lm.engine.scheduler import complete
+from roclab.lm.generate import complete
 from roclab.lm.model import create_roclm_model
-from roclab.lm.text.conversation import Conversation
 from roclab.lm.text.detokenizer import ThinkingSplit
 from roclab.lm.text.tokenizer import Tokenizer
 

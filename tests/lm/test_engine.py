@@ -6,12 +6,23 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from roclab.core.exceptions import RocLabError
-from roclab.lm.engine import scheduler as engine
-from roclab.lm.engine.sampling import SamplingParams, draw, filter_min_p, filtered, penalize_repetition
-from roclab.lm.engine.scheduler import Timings, complete, stream
-from roclab.lm.model import create_roclm_model, filter_top_k, filter_top_p
+from roclab.lm.engine import scheduler
+from roclab.lm.engine.runner import score
+from roclab.lm.engine.sampling import (
+    SamplingParams,
+    filter_all,
+    filter_largest,
+    filter_min_p,
+    penalize_repetition,
+    sample,
+)
+from roclab.lm.engine.torch_runner import TorchRunner
+from roclab.lm.generate import Timings, complete, stream
+from roclab.lm.model import create_roclm_model
 
 GRAVITY = "What is gravity? Explain in two sentences."
 ANSWER = (
@@ -64,13 +75,13 @@ def test_a_near_tie_is_settled_by_the_row_alone(smollm, monkeypatch):
     prompts = [tokenizer.encode(text) for text in TEXTS[:2]]
     params = SamplingParams(max_new_tokens=4)
     usual = complete(model, tokenizer, prompts, params)
-    monkeypatch.setattr(engine, "NEAR_TIE", float("inf"))
+    monkeypatch.setattr(scheduler, "NEAR_TIE", float("inf"))
     settled = complete(model, tokenizer, prompts, params)
     assert [c.token_ids for c in settled] == [c.token_ids for c in usual]
     for prompt, completion in zip(prompts, settled, strict=True):
         ids = list(prompt)
         for token_id in completion.token_ids:
-            assert int(model(torch.tensor([ids]))[0, -1].argmax()) == token_id
+            assert int(model.model(torch.tensor([ids]))[0, -1].argmax()) == token_id
             ids.append(token_id)
 
 
@@ -78,11 +89,12 @@ def test_a_batch_and_a_row_alone_differ_far_less_than_a_near_tie(smollm):
     """The margin behind NEAR_TIE."""
     model, tokenizer = smollm
     prompts = [tokenizer.encode(text) for text in TEXTS]
-    ids, mask = engine.left_pad(prompts, torch.device("cpu"))
-    with torch.inference_mode():
-        together = model(ids, mask, logits_to_keep=1)[:, -1]
-        alone = torch.cat([model(torch.tensor([p]), logits_to_keep=1)[:, -1] for p in prompts])
-    assert (together - alone).abs().max() < engine.NEAR_TIE / 5
+    sequences = [model.new_sequence(40) for _ in prompts]
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        model.forward([(sequence, prompt[:-1], 0)])
+    together = model.forward([(s, p[-1:], 1) for s, p in zip(sequences, prompts, strict=True)])
+    alone = torch.cat([score(model, p, 1) for p in prompts])
+    assert (together - alone).abs().max() < scheduler.NEAR_TIE / 5
 
 
 def test_rows_that_end_early_leave_the_others_alone(smollm):
@@ -124,8 +136,10 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another(smollm):
     first = complete(model, tokenizer, [prompt], params)[0].token_ids
     assert complete(model, tokenizer, [prompt], params)[0].token_ids == first
     assert complete(model, tokenizer, [prompt], dataclasses.replace(params, seed=6))[0].token_ids != first
-    twice = complete(model, tokenizer, [prompt, prompt], params)
-    assert twice[0].token_ids != twice[1].token_ids  # a prompt given twice is two samples
+    beside = complete(model, tokenizer, [tokenizer.encode("The"), prompt], params)[1]
+    assert beside.token_ids == first  # the place in the batch does not matter
+    two = [params, dataclasses.replace(params, seed=6)]
+    assert len({tuple(c.token_ids) for c in complete(model, tokenizer, [prompt, prompt], two)}) == 2
 
 
 def test_log_probabilities_are_the_model_s_own(smollm):
@@ -134,7 +148,7 @@ def test_log_probabilities_are_the_model_s_own(smollm):
     params = SamplingParams(max_new_tokens=5, logprobs=3, repetition_penalty=1.3)
     result = complete(model, tokenizer, [prompt], params)[0]
     with torch.inference_mode():
-        logits = model(torch.tensor([prompt + result.token_ids[:-1]]))[0, len(prompt) - 1 :]
+        logits = model.model(torch.tensor([prompt + result.token_ids[:-1]]))[0, len(prompt) - 1 :]
     expected = logits.log_softmax(-1)
     chosen = expected[torch.arange(5), torch.tensor(result.token_ids)]
     assert torch.allclose(torch.tensor(result.logprobs), chosen, atol=1e-4)
@@ -169,6 +183,10 @@ def test_min_p_equals_transformers():
         assert torch.equal(filter_min_p(logits, p), MinPLogitsWarper(p)(torch.zeros(4, 1), logits.clone()))
 
 
+def draw(logits, params, generator):
+    return sample(logits[None], [params], [generator])[0]
+
+
 def test_draws_follow_the_probabilities():
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     generator = torch.Generator().manual_seed(0)
@@ -185,12 +203,39 @@ def test_draws_follow_the_probabilities():
 )  # fmt: skip
 def test_the_largest_logits_stand_for_all_where_the_filters_reach_no_further(spread, top_k, top_p, min_p):
     row = torch.randn(3000, generator=torch.Generator().manual_seed(1)) * spread
-    kept, ids = filtered(row, SamplingParams(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p))
-    assert (ids is not None) == (spread == 4 and top_k < 512)
-    found = torch.zeros(3000).scatter(0, torch.arange(3000) if ids is None else ids, kept.softmax(-1))
-    expected = filter_min_p(filter_top_p(filter_top_k(row[None], top_k), top_p), min_p).softmax(-1)[0]
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert torch.equal(found > 0, expected > 0)
+    row = row - row.max()
+    params = SamplingParams(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p)
+    # another row beside it, with other filters, changes nothing
+    kept, ids = filter_largest(torch.stack([row, row * 2]), [params, SamplingParams(temperature=1, top_k=3)])
+    assert bool(kept[0].isfinite().any()) == (spread == 4 and top_k < 512)
+    if kept[0].isfinite().any():
+        found = torch.zeros(3000).scatter(0, ids[0], kept[0].softmax(-1))
+        expected = filter_all(row, params).softmax(-1)
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert torch.equal(found > 0, expected > 0)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, 5, 50, 600]),
+            st.floats(0.05, 1),
+            st.sampled_from([0, 0.05, 0.5]),
+            st.floats(0.1, 3),
+            st.integers(0, 99),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=30)
+def test_a_row_s_draw_depends_on_itself_alone(rows, seed):
+    logits = torch.randn(len(rows), 2000, generator=torch.Generator().manual_seed(seed)) * 3
+    params = [SamplingParams(temperature=t, top_k=k, top_p=p, min_p=m, seed=s) for k, p, m, t, s in rows]
+    together = sample(logits, params, [torch.Generator().manual_seed(p.seed) for p in params])
+    alone = [draw(row, p, torch.Generator().manual_seed(p.seed)) for row, p in zip(logits, params, strict=True)]
+    assert together == alone
 
 
 def test_a_tiny_temperature_is_as_good_as_none():
@@ -205,7 +250,7 @@ def test_damaged_weights_are_named_and_not_spoken(temperature, smollm):
     small = create_roclm_model({"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16})
     small.model.norm.weight.data[3] = float("nan")
     with pytest.raises(RocLabError, match="not a number"):
-        complete(small, tokenizer, [[1, 2]], SamplingParams(temperature=temperature, max_new_tokens=3))
+        complete(TorchRunner(small), tokenizer, [[1, 2]], SamplingParams(temperature=temperature, max_new_tokens=3))
 
 
 def test_timings_count_tokens(smollm):
@@ -224,6 +269,7 @@ def test_timings_count_tokens(smollm):
     [
         ([[]], {}, "empty"),
         ([], {}, "empty"),
+        ([[49152]], {}, "token ids must lie between 0 and 49151"),
         ([[1] * 8193], {"max_new_tokens": 1}, "8194 positions, but the model's context has 8192"),
         ([[1] * 10], {"max_new_tokens": 8190}, "8200 positions"),
     ],
@@ -239,7 +285,7 @@ def test_what_does_not_fit_is_refused(smollm, prompts, params, message):
      {"repetition_penalty": 0}, {"logprobs": 1000}, {"temperature": float("nan")}],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(params):
-    with pytest.raises(RocLabError, match="--" + next(iter(params)).replace("_", "-")):
+    with pytest.raises(RocLabError, match=next(iter(params)).replace("_", "-")):
         SamplingParams(**params)
 
 

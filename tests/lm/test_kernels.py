@@ -16,10 +16,10 @@ import torch
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.cpu import build
 from roclab.lm.engine.cpu.build import available_paths, load_library
-from roclab.lm.engine.cpu.runner import MAX_ROWS, FastRocLM, Trial
+from roclab.lm.engine.cpu.runner import MAX_ROWS, CPURunner, Trial
 from roclab.lm.engine.prompt_lookup import Costs, Lookup, common_length
 from roclab.lm.engine.sampling import SamplingParams
-from roclab.lm.engine.scheduler import complete, stream
+from roclab.lm.generate import complete, stream
 from roclab.lm.load import open_model
 from roclab.lm.model import RocLMForCausalLM
 from roclab.lm.weights.checkpoint import open_checkpoint
@@ -48,7 +48,7 @@ def off(logits: torch.Tensor, expected: torch.Tensor) -> float:
     return ((logits - expected).pow(2).mean().sqrt() / expected.std()).item()
 
 
-def read(model: FastRocLM, ids: list[int]) -> torch.Tensor:
+def read(model: CPURunner, ids: list[int]) -> torch.Tensor:
     return model(torch.tensor([ids]))[0]
 
 
@@ -61,8 +61,8 @@ def test_every_block_type_on_every_path(path, block_type, tmp_path):
     with torch.no_grad():
         expected = checkpoint.load_model()(torch.tensor([IDS]))[0]
     rounded = 0.05 if block_type in ("Q5_1", "Q5_K", "Q6_K") else 0.002  # weights that are rounded to int8 once more
-    assert off(read(FastRocLM(checkpoint, path=path, exact=True, threads=1), IDS), expected) < rounded
-    assert off(read(FastRocLM(checkpoint, path=path, threads=1), IDS), expected) < 0.1
+    assert off(read(CPURunner(checkpoint, path=path, float_activations=True, threads=1), IDS), expected) < rounded
+    assert off(read(CPURunner(checkpoint, path=path, threads=1), IDS), expected) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_every_architecture_on_every_path(path, kind, changes, tmp_path):
     checkpoint = checkpoint_of(tmp_path, kind, "Q8_0", **changes)
     with torch.no_grad():
         expected = checkpoint.load_model()(torch.tensor([IDS]))[0]
-    assert off(read(FastRocLM(checkpoint, path=path, exact=True, threads=1), IDS), expected) < 0.002
-    assert off(read(FastRocLM(checkpoint, path=path, threads=1), IDS), expected) < 0.1
+    assert off(read(CPURunner(checkpoint, path=path, float_activations=True, threads=1), IDS), expected) < 0.002
+    assert off(read(CPURunner(checkpoint, path=path, threads=1), IDS), expected) < 0.1
 
 
 def test_the_real_weights(path, smollm, smollm_path):
@@ -86,7 +86,9 @@ def test_the_real_weights(path, smollm, smollm_path):
     with torch.no_grad():
         expected = model(torch.tensor([ids]))[0].log_softmax(-1)
     for exact, most in ((True, 1e-5), (False, 0.02)):
-        logits = read(FastRocLM(open_checkpoint(smollm_path), path=path, exact=exact, threads=1), ids).log_softmax(-1)
+        logits = read(
+            CPURunner(open_checkpoint(smollm_path), path=path, float_activations=exact, threads=1), ids
+        ).log_softmax(-1)
         divergence = (expected.exp() * (expected - logits)).sum(-1).mean()
         assert divergence < most, (exact, divergence)
 
@@ -96,7 +98,7 @@ def test_the_likeliest_text_is_the_readable_models_on_every_path(path, smollm, s
     model, tokenizer = smollm
     prompt = tokenizer.encode_chat([{"role": "user", "content": "What is gravity? Explain in two sentences."}])
     params = SamplingParams(max_new_tokens=30)
-    fast = FastRocLM(open_checkpoint(smollm_path), path=path, exact=True, threads=1)
+    fast = CPURunner(open_checkpoint(smollm_path), path=path, float_activations=True, threads=1)
     expected = complete(model, tokenizer, [prompt], params)[0].token_ids
     assert complete(fast, tokenizer, [prompt], params)[0].token_ids == expected
 
@@ -106,7 +108,7 @@ def test_float_weights_rounded_to_int8_and_int4(path, tmp_path):
     with torch.no_grad():
         expected = checkpoint.load_model()(torch.tensor([IDS]))[0]
     losses = {
-        q: off(read(FastRocLM(checkpoint, quantize=q, exact=True, path=path, threads=1), IDS), expected)
+        q: off(read(CPURunner(checkpoint, quantize=q, float_activations=True, path=path, threads=1), IDS), expected)
         for q in ("int8", "int4")
     }
     assert losses["int8"] < 0.05 < losses["int4"] < 0.5
@@ -143,7 +145,7 @@ def test_quantizing_is_as_near_as_the_gguf_package(kind):
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("block_type", ["Q4_0", "Q4_1", "Q8_0"])
 def test_pieces_batches_and_threads_change_no_bit(path, block_type, exact, tmp_path):
-    model = FastRocLM(checkpoint_of(tmp_path, block_type=block_type), path=path, exact=exact, threads=1)
+    model = CPURunner(checkpoint_of(tmp_path, block_type=block_type), path=path, float_activations=exact, threads=1)
     ids = (IDS * 9)[:123]
     whole = read(model, ids)
     pieces, one = [], model.new_sequence(128)
@@ -170,10 +172,10 @@ def test_chunks_of_a_long_text_change_no_bit(path, kv_heads, tmp_path):
     ids = (IDS * 80)[:1100]
     with torch.no_grad():
         expected = checkpoint.load_model()(torch.tensor([ids]))[0]
-    model = FastRocLM(checkpoint, path=path, threads=1)
+    model = CPURunner(checkpoint, path=path, threads=1)
     whole = read(model, ids)
     assert off(whole, expected) < 0.1
-    assert off(read(FastRocLM(checkpoint, path=path, exact=True, threads=1), ids), expected) < 0.002
+    assert off(read(CPURunner(checkpoint, path=path, float_activations=True, threads=1), ids), expected) < 0.002
     for threads in ((1, 1), (2, 2), (1, 3)):
         model._set_threads(*threads)
         sequence = model.new_sequence(1200)
@@ -185,14 +187,14 @@ def test_chunks_of_a_long_text_change_no_bit(path, kv_heads, tmp_path):
 
 def test_more_rows_than_one_call_takes(tmp_path):
     checkpoint = checkpoint_of(tmp_path, max_position_embeddings=2 * MAX_ROWS + 64)
-    model = FastRocLM(checkpoint, threads=1)
+    model = CPURunner(checkpoint, threads=1)
     ids = (IDS * 40)[: 2 * MAX_ROWS + 5]
     sequence = model.new_sequence(400)
     assert torch.equal(model.forward([(sequence, ids, 7)]), read(model, ids)[-7:])
 
 
 def test_what_was_cut_off_leaves_no_trace(tmp_path):
-    model = FastRocLM(checkpoint_of(tmp_path), threads=1)
+    model = CPURunner(checkpoint_of(tmp_path), threads=1)
     sequence = model.new_sequence(64)
     model.forward([(sequence, IDS, 0)])
     sequence.cut(4)
@@ -207,7 +209,7 @@ def test_what_was_cut_off_leaves_no_trace(tmp_path):
 @pytest.fixture(scope="module")
 def fast(smollm_path):
     checkpoint = open_checkpoint(smollm_path)
-    return FastRocLM(checkpoint, threads=1), checkpoint.load_tokenizer()
+    return CPURunner(checkpoint, threads=1), checkpoint.load_tokenizer()
 
 
 REWRITE = "Repeat this text word for word: The cat sat on the mat. The dog sat on the log. The cat sat on the mat."
@@ -348,7 +350,7 @@ def test_a_thread_held_up_at_a_barrier_does_not_disturb_the_next_job(tmp_path):
 def test_the_first_steps_try_each_number_of_threads(tmp_path, monkeypatch):
     monkeypatch.setattr("roclab.lm.engine.cpu.runner._cores", lambda: 3)
     checkpoint = checkpoint_of(tmp_path)
-    model, one = FastRocLM(checkpoint), FastRocLM(checkpoint, threads=1)
+    model, one = CPURunner(checkpoint), CPURunner(checkpoint, threads=1)
     trial = model._trial
     sequence, alone = model.new_sequence(64), one.new_sequence(64)
     for sq, m in ((sequence, model), (alone, one)):
@@ -388,12 +390,12 @@ def test_common_length():
 
 def test_auto_takes_the_kernels_where_they_fit(tmp_path, smollm_path, monkeypatch):
     real = open_checkpoint(smollm_path)
-    assert isinstance(open_model(real, threads=1), FastRocLM)
+    assert isinstance(open_model(real, threads=1), CPURunner)
     assert isinstance(open_model(real, dtype=torch.bfloat16), RocLMForCausalLM)
     assert isinstance(open_model(real, "torch"), RocLMForCausalLM)
     floats = open_checkpoint(write_folder(tmp_path / "f", peer("qwen3", **WIDE)))
     assert isinstance(open_model(floats), RocLMForCausalLM)
-    assert isinstance(open_model(floats, quantize="int8", threads=1), FastRocLM)
+    assert isinstance(open_model(floats, quantize="int8", threads=1), CPURunner)
     narrow = open_checkpoint(write_gguf(tmp_path / "n.gguf", peer("llama", head_dim=24), block_type="Q8_0"))
     assert isinstance(open_model(narrow), RocLMForCausalLM)
     with pytest.raises(RocLabError, match="head_dim is 24"):
@@ -463,8 +465,8 @@ def test_zig_compiles_the_same_kernels(chosen, tmp_path, smollm_path):
         pytest.skip("pip install ziglang")
     code = (
         "import torch\nfrom roclab.lm.weights.checkpoint import open_checkpoint\n"
-        "from roclab.lm.engine.cpu.runner import FastRocLM\n"
-        f"model = FastRocLM(open_checkpoint({str(smollm_path)!r}), path={chosen!r}, threads=2)\n"
+        "from roclab.lm.engine.cpu.runner import CPURunner\n"
+        f"model = CPURunner(open_checkpoint({str(smollm_path)!r}), path={chosen!r}, threads=2)\n"
         f"torch.save(model(torch.tensor([{list(range(100, 140))}]))[0], {str(tmp_path / 'logits.pt')!r})\n"
     )
     environment = {"ROCLAB_CC": f"{sys.executable} -m ziglang cc", "ROCLAB_CACHE": str(tmp_path)}
@@ -475,5 +477,5 @@ def test_zig_compiles_the_same_kernels(chosen, tmp_path, smollm_path):
     )
     assert done.returncode == 0, done.stderr
     zig = torch.load(tmp_path / "logits.pt", weights_only=True)
-    ours = read(FastRocLM(open_checkpoint(smollm_path), path=chosen, threads=1), list(range(100, 140)))
+    ours = read(CPURunner(open_checkpoint(smollm_path), path=chosen, threads=1), list(range(100, 140)))
     assert off(zig, ours) < 0.03

@@ -27,7 +27,7 @@ from roclab.core.runs import Run
 from roclab.course.study.scoring import score, validate_checks
 
 if TYPE_CHECKING:
-    from roclab.lm.engine.scheduler import LanguageModel
+    from roclab.lm.engine.runner import Runner
     from roclab.lm.text.tokenizer import Tokenizer
 
 TRANSCRIPTS = "transcripts.jsonl"
@@ -104,22 +104,21 @@ def load_questions(path: str | os.PathLike | None = None) -> list[dict[str, Any]
 
 
 def run_study(
-    model: LanguageModel, tokenizer: Tokenizer, study: Study, out: str | os.PathLike, **hashes: Any
+    model: Runner, tokenizer: Tokenizer, study: Study, out: str | os.PathLike, **hashes: Any
 ) -> dict[str, Any]:
     """Ask what is not answered yet, then write study.json, study.md and transcripts.md; returns study.json's content.
 
     `hashes` (of the weights) go into the run's provenance. Raises RocLabError if `out` holds a study with other
     settings or anything else."""
     from roclab.course.study.report import summarize, write_report
-    from roclab.lm.engine.cpu.runner import FastRocLM
-    from roclab.lm.engine.scheduler import device_of
+    from roclab.lm.engine.cpu.runner import CPURunner
 
     modes = [True, False] if tokenizer.has_thinking else [None]
-    dtype = "quantized" if isinstance(model, FastRocLM) else str(next(model.parameters()).dtype)
+    dtype = "quantized" if isinstance(model, CPURunner) else str(model.dtype)
     config = {
         **asdict(study), "kind": "lm study", "seed": 0, "asked": study.asked, "modes": [MODES[m] for m in modes],
         "questions": Path(study.questions or "study_questions.json").name, "dtype": dtype,
-        "device": device_of(model).type,
+        "device": model.device.type,
     }  # fmt: skip
     run = _open_run(Path(out), config, hashes)
     done = _read_transcripts(run.path / TRANSCRIPTS)
@@ -184,7 +183,7 @@ def _read_transcripts(path: Path) -> list[dict[str, Any]]:
 
 
 def _answers(
-    model: LanguageModel, tokenizer: Tokenizer, study: Study, modes: Sequence[bool | None], done: set[Any]
+    model: Runner, tokenizer: Tokenizer, study: Study, modes: Sequence[bool | None], done: set[Any]
 ) -> Iterator[dict[str, Any]]:
     """A transcript for every question, run and mode that is not in `done`, each as soon as it is finished."""
     size = study.batch_size
@@ -200,12 +199,12 @@ def _answers(
 
 
 def _ask(
-    model: LanguageModel, tokenizer: Tokenizer, study: Study, batch: Sequence[dict[str, Any]], run: str,
+    model: Runner, tokenizer: Tokenizer, study: Study, batch: Sequence[dict[str, Any]], run: str,
     mode: bool | None, first: int,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One batch, turn by turn: each round asks the next message of every conversation that has one."""
     from roclab.lm.engine.sampling import SamplingParams
-    from roclab.lm.engine.scheduler import Completion, stream
+    from roclab.lm.generate import Completion, stream
 
     tokens = study.max_new_tokens + (study.thinking_tokens if mode else 0)
     greedy = run == "greedy"
@@ -217,12 +216,15 @@ def _ask(
         for i in open_:
             histories[i].append({"role": "user", "content": batch[i]["turns"][turn]})
         prompts = [tokenizer.encode_chat(histories[i], enable_thinking=mode) for i in open_]
-        # The engine adds a row's place in the batch, so every turn of every conversation draws from a seed of its own.
+        # Every turn of every conversation draws from a seed of its own.
         seed = (number * 1000 + turn) * 100_000 + first
-        params = SamplingParams(
-            temperature=0 if greedy else study.temperature, top_p=1 if greedy else study.top_p,
-            max_new_tokens=tokens, seed=seed,
-        )  # fmt: skip
+        params = [
+            SamplingParams(
+                temperature=0 if greedy else study.temperature, top_p=1 if greedy else study.top_p,
+                max_new_tokens=tokens, seed=seed + place,
+            )
+            for place in range(len(prompts))
+        ]  # fmt: skip
         results = [Completion(len(prompt)) for prompt in prompts]
         for event in stream(model, tokenizer, prompts, params):
             result, i = results[event.row], open_[event.row]

@@ -1,318 +1,340 @@
-"""Prompts in, tokens out: batches of unequal prompts, streaming, stop strings, log-probabilities.
+"""Requests in, tokens out: what goes into each call of a runner, and what is chosen from its logits.
 
-    for event in stream(model, tokenizer, [tokenizer.encode("Once upon a time")], SamplingParams(max_new_tokens=20)):
-        print(event.text, end="")
+    engine = Engine(runner)
+    request = engine.submit(prompt_ids, SamplingParams(max_new_tokens=20), end_token_ids=[2])
+    while not request.done:
+        for token in engine.step():
+            print(token.request, token.token_id)
 
-    prompts → left-padded batch → one pass fills the cache → choose a token per row → one step for all rows → …
+Every step takes one token of each running request (decode) and, beside it, pieces of prompts that are not computed yet
+(prefill). Requests come and go at any step. All that concerns a request belongs to it: sampling, seed, budget,
+processors, timings; a request that fails ends alone.
 
-A prompt's greedy output is the same alone and in any batch (float32). A batch adds the same numbers in another order,
-which moves logits in their last digits; where the two best tokens lie closer than NEAR_TIE that could decide, so such
-a step is settled by a pass over that row's tokens alone, which does not know its batch-mates.
-
-What computes the logits is a `Batch`: the readable model on torch (`TorchBatch`), on any device; the same with its
-steps compiled by torch (`compiled_runner`); or the C kernels (`cpu.runner`), whose rows never depend on their
-batch-mates.
+On a batch-invariant runner an answer is the same, bit for bit, whoever else is asking. On torch in float32 a greedy
+answer is: a choice between two logits closer than NEAR_TIE, where the order of additions could decide, is made from
+logits computed alone. In bfloat16 and float16 neighbours may change an answer, as may they a drawn one on torch.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections import deque
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from roclab.core.exceptions import RocLabError
-from roclab.lm.engine.sampling import SamplingParams, draw, penalize_repetition
-from roclab.lm.model import KVCache, RocLMForCausalLM
-from roclab.lm.text.detokenizer import TextStream, ThinkingSplit
-from roclab.lm.text.tokenizer import Tokenizer
+from roclab.lm.engine.prefix_cache import SHARE_FROM, PrefixCache, common_length
+from roclab.lm.engine.prompt_lookup import Costs, Lookup
+from roclab.lm.engine.runner import Runner, Sequence
+from roclab.lm.engine.sampling import SamplingParams, penalize_repetition, sample
 
-if TYPE_CHECKING:
-    from roclab.lm.engine.compiled_runner import CompiledRocLM
-    from roclab.lm.engine.cpu.runner import FastRocLM
-
-LanguageModel: TypeAlias = "RocLMForCausalLM | CompiledRocLM | FastRocLM"
-
-# Logits; more than ten times the largest difference seen between a batch and a row alone (docs/log.md).
+# Logits; more than ten times the largest difference seen between a row in a batch and alone (docs/log.md).
 NEAR_TIE = 1e-3
+PREFILL = 512  # prompt tokens a step while nothing is decoded
+
+LogitsProcessor = Callable[[Items[int], Tensor], Tensor]
+"""(prompt and answer so far, logits (V,)) → logits (V,), before temperature and filters."""
+
+
+@dataclass
+class RequestTimes:
+    """When a request came, was taken up, had its first token and ended; time.perf_counter(), None: not yet."""
+
+    submitted: float
+    started: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+    @property
+    def queue_seconds(self) -> float:
+        return (self.started or time.perf_counter()) - self.submitted
+
+    @property
+    def seconds_to_first_token(self) -> float | None:
+        return None if self.first_token is None else self.first_token - self.submitted
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt on its way. `ids` are the prompt and the answer so far; `finish_reason` is "stop", "length",
+    "cancelled" or, with `error` in words, "error"."""
+
+    prompt: list[int]
+    params: SamplingParams
+    end_token_ids: frozenset[int]
+    processors: tuple[LogitsProcessor, ...]
+    times: RequestTimes
+    ids: list[int]
+    finish_reason: str | None = None
+    error: str = ""
+    tokens: deque[Token] = field(default_factory=deque)  # chosen and not yet fetched by whoever submitted it
+    sequence: Sequence | None = None  # while it runs
+    lookup: Lookup | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    seen: Tensor | None = None  # (1, V) bool, for the repetition penalty
+
+    @property
+    def done(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.ids) - len(self.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose keys and values are not computed yet: 1 while it is decoding."""
+        return len(self.ids) - len(self.sequence.ids) if self.sequence else len(self.ids)
 
 
 @dataclass(frozen=True)
-class TokenEvent:
-    """One new token of one row. `text` is what the answer and `thinking` what the thought before it gains for the
-    reader: whole characters only, so they can lag behind."""
+class Token:
+    """One chosen token. `logprob` is a natural logarithm; `top_logprobs` are (token id, logprob)."""
 
-    row: int
+    request: Request
     token_id: int
-    text: str
-    thinking: str = ""
-    finish_reason: str | None = None  # "stop": end token or stop string; "length": max_new_tokens
-    logprob: float | None = None  # natural logarithm
+    finish_reason: str | None = None
+    logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass
-class Timings:
-    """Seconds and tokens of reading the prompts (prefill) and of writing (decode), the caller's own time left out."""
+@dataclass(frozen=True)
+class Step:
+    """What the last step computed, and in how many seconds."""
 
-    prefill_seconds: float = 0.0
     prefill_tokens: int = 0
-    decode_seconds: float = 0.0
     decode_tokens: int = 0
-
-    @property
-    def prefill_tokens_per_second(self) -> float:
-        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
-
-    @property
-    def decode_tokens_per_second(self) -> float:
-        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+    seconds: float = 0.0
 
 
-@dataclass
-class Completion:
-    """What one prompt became. `token_ids` are the new ones, an end token included; `text` holds neither the end token
-    nor anything from a stop string on, nor the `thinking` before it."""
+class Engine:
+    """Continuous batching over a runner. Safe to use from several threads.
 
-    prompt_tokens: int
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    thinking: str = ""
-    finish_reason: str = "length"
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    `max_running`: requests decoded together; more wait. `prefill_tokens`: prompt tokens computed in a step beside
+    others' decoding; few keep the gaps between their tokens short, None takes all at once and is done soonest.
+    `cache_bytes`: KV caches of finished requests kept for prompts that begin alike.
+    """
 
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        max_running: int = 64,
+        prefill_tokens: int | None = 32,
+        cache_bytes: int = 1 << 29,
+        prompt_lookup: bool = True,
+    ):
+        self.runner, self.max_running, self.prefill_tokens = runner, max_running, prefill_tokens
+        self.prompt_lookup = prompt_lookup and runner.batch_invariant
+        self.cache = PrefixCache(runner, cache_bytes)
+        self.costs = Costs()
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.last_step = Step()
+        self._lock = threading.RLock()
 
-class Batch(Protocol):
-    """Texts being continued together: what the engine asks of a model."""
-
-    exact: bool  # a row's logits are the same bits whatever stands beside it
-
-    def begin(self) -> Tensor:
-        """Read the prompts; logits (B, V) of each one's next token."""
-
-    def step(self, token_ids: list[int]) -> Tensor:
-        """Append a token to each row; logits (B, V) of the next."""
-
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
-
-    def alone(self, ids: Sequence[int]) -> Tensor:
-        """Logits (1, V) after one text computed by itself."""
-
-    def end(self) -> None:
-        """Nothing more is wanted."""
-
-
-class TorchBatch:
-    """The readable model: left-padded prompts, one KV cache for all rows."""
-
-    exact = False
-
-    def __init__(self, model: RocLMForCausalLM, prompts: Sequence[Sequence[int]], new_tokens: int):
-        self.model, weight = model, model.model.embed_tokens.weight
-        self.input_ids, self.mask = left_pad(prompts, weight.device)
-        capacity = self.input_ids.shape[1] + new_tokens
-        self.cache = KVCache(model.config, len(prompts), capacity, weight.device, weight.dtype)
-
-    def begin(self) -> Tensor:
-        return self.model(self.input_ids, self.mask, self.cache, logits_to_keep=1)[:, -1]
-
-    def step(self, token_ids: list[int]) -> Tensor:
-        return self.model(torch.tensor(token_ids, device=self.input_ids.device)[:, None], cache=self.cache)[:, -1]
-
-    def keep(self, rows: list[int]) -> None:
-        cache = self.cache
-        for buffers in (cache.keys, cache.values):
-            for i, old in enumerate(buffers):  # only the slots in use: the rest was never touched and costs no memory
-                buffers[i] = old.new_empty(len(rows), *old.shape[1:])
-                buffers[i][:, :, : cache.length] = old[rows, :, : cache.length]
-        cache.real = cache.real[rows]
-
-    def alone(self, ids: Sequence[int]) -> Tensor:
-        return self.model(torch.tensor([list(ids)], device=self.input_ids.device), logits_to_keep=1)[:, -1]
-
-    def end(self) -> None:
-        pass
-
-
-def device_of(model: LanguageModel) -> torch.device:
-    return model.model.embed_tokens.weight.device if isinstance(model, RocLMForCausalLM) else model.device
-
-
-def open_batch(model: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> Batch:
-    """The batch of a model's kind, with room for `new_tokens` behind the longest prompt."""
-    if isinstance(model, RocLMForCausalLM):
-        return TorchBatch(model, prompts, new_tokens)
-    return model.open_batch(prompts, new_tokens)
-
-
-def complete(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    params: SamplingParams,
-    timings: Timings | None = None,
-    progress: Callable[[Iterator[TokenEvent]], Iterable[TokenEvent]] = iter,
-) -> list[Completion]:
-    """`stream`, collected: a Completion per prompt, in their order. `progress` wraps the events, to be seen passing."""
-    results = [Completion(len(prompt)) for prompt in prompts]
-    for event in progress(stream(model, tokenizer, prompts, params, timings)):
-        result = results[event.row]
-        result.token_ids.append(event.token_id)
-        result.text += event.text
-        result.thinking += event.thinking
-        if event.logprob is not None:
-            result.logprobs.append(event.logprob)
-            result.top_logprobs.append(event.top_logprobs)
-        if event.finish_reason:
-            result.finish_reason = event.finish_reason
-    for result in results:
-        if result.thinking:  # the blank lines around a thought belong to neither part
-            result.thinking, result.text = result.thinking.strip(), result.text.strip()
-    return results
-
-
-class _Row:
-    """One prompt on its way: its ids so far, its text, its own random numbers."""
-
-    def __init__(self, index: int, prompt: Sequence[int], params: SamplingParams, tokenizer: Tokenizer):
-        self.index = index
-        self.split = ThinkingSplit(tokenizer, prompt)
-        self.ids = list(prompt)
-        self.new_tokens = 0
-        self.text, self.thinking = TextStream(params.stop), TextStream()  # stop strings end answers, not thoughts
-        self.generator = torch.Generator().manual_seed(params.seed + index)
-
-
-@torch.inference_mode()
-def stream(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    params: SamplingParams,
-    timings: Timings | None = None,
-) -> Iterator[TokenEvent]:
-    """Continue each prompt (token ids); events of all rows interleave. Raises RocLabError for an empty prompt or one
-    that, with `max_new_tokens`, does not fit the model's context."""
-    timings = timings if timings is not None else Timings()
-    max_new_tokens = _room(model.config.max_position_embeddings, prompts, params)
-    end_tokens = set() if params.ignore_eos else {*model.config.eos_token_ids, *tokenizer.eos_token_ids}
-    rows = [_Row(i, prompt, params, tokenizer) for i, prompt in enumerate(prompts)]
-
-    batch = open_batch(model, prompts, max_new_tokens)
-    try:
-        yield from _stream(batch, rows, tokenizer, params, end_tokens, max_new_tokens, timings)
-    finally:
-        batch.end()
-
-
-def _stream(
-    batch: Batch,
-    rows: list[_Row],
-    tokenizer: Tokenizer,
-    params: SamplingParams,
-    end_tokens: set[int],
-    max_new_tokens: int,
-    timings: Timings,
-) -> Iterator[TokenEvent]:
-    started = time.perf_counter()
-    logits = batch.begin()
-    timings.prefill_seconds += time.perf_counter() - started
-    timings.prefill_tokens += sum(len(row.ids) for row in rows)
-
-    while True:
-        started = time.perf_counter()
-        chosen = _choose(batch, rows, logits, params)
-        distribution = logits.float().log_softmax(-1) if params.logprobs is not None else None
-        timings.decode_seconds += time.perf_counter() - started
-
-        going_on = []
-        for at, (row, token_id) in enumerate(zip(rows, chosen, strict=True)):
-            row.ids.append(token_id)
-            row.new_tokens += 1
-            ended = token_id in end_tokens
-            data = b"" if ended else tokenizer.token_bytes(token_id)
-            in_thought = row.split.feed(token_id) == "thinking"
-            thinking = row.thinking.feed(data if in_thought else b"", final=not in_thought)
-            text = row.text.feed(b"" if in_thought else data)
-            reason = "stop" if ended or row.text.stopped else "length" if row.new_tokens == max_new_tokens else None
-            if reason:
-                text, thinking = text + row.text.finish(), thinking + row.thinking.finish()
-            else:
-                going_on.append(at)
-            logprobs = _logprobs(distribution, at, token_id, params)
-            yield TokenEvent(row.index, token_id, text, thinking, reason, *logprobs)
-        if not going_on:
-            return
-
-        started = time.perf_counter()
-        if len(going_on) < len(rows):  # rows that have ended cost nothing more
-            rows = [rows[at] for at in going_on]
-            batch.keep(going_on)
-        logits = batch.step([row.ids[-1] for row in rows])
-        timings.decode_seconds += time.perf_counter() - started
-        timings.decode_tokens += len(rows)
-
-
-def _room(context: int, prompts: Sequence[Sequence[int]], params: SamplingParams) -> int:
-    """How many new tokens are wanted, checked against the context."""
-    if not prompts or not all(prompts):
-        raise RocLabError("the prompt is empty; give at least one token of text")
-    longest = max(map(len, prompts))
-    wanted = params.max_new_tokens or max(context - longest, 1)
-    if longest + wanted > context:
-        raise RocLabError(
-            f"a prompt of {longest} tokens and {wanted} new ones need {longest + wanted} positions, but the model's "
-            f"context has {context}; shorten the prompt or ask for fewer new tokens"
+    def submit(
+        self,
+        prompt: Items[int],
+        params: SamplingParams,
+        *,
+        end_token_ids: Collection[int] = (),
+        processors: Items[LogitsProcessor] = (),
+    ) -> Request:
+        """Queue a prompt (token ids). Raises RocLabError for an empty one, or one that does not fit the context."""
+        context = self.runner.config.max_position_embeddings
+        if not prompt:
+            raise RocLabError("the prompt is empty; give at least one token of text")
+        wanted = params.max_new_tokens or max(context - len(prompt), 1)
+        if len(prompt) + wanted > context:
+            raise RocLabError(
+                f"a prompt of {len(prompt)} tokens and {wanted} new ones need {len(prompt) + wanted} positions, but "
+                f"the model's context has {context}; shorten the prompt or ask for fewer new tokens"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < self.runner.config.vocab_size:
+            raise RocLabError(f"token ids must lie between 0 and {self.runner.config.vocab_size - 1}")
+        ends = frozenset() if params.ignore_eos else frozenset(end_token_ids)
+        params = replace(params, max_new_tokens=wanted)
+        request = Request(
+            list(prompt), params, ends, tuple(processors), RequestTimes(time.perf_counter()), list(prompt)
         )
-    return wanted
+        request.generator.manual_seed(params.seed)
+        with self._lock:
+            self.waiting.append(request)
+        return request
 
+    def cancel(self, request: Request, finish_reason: str = "cancelled") -> None:
+        """End a request now. One that has ended stays as it is."""
+        with self._lock:
+            if request in self.waiting:
+                self.waiting.remove(request)
+            if not request.done:
+                self._finish(request, finish_reason)
 
-def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Ids (B, T) with the shorter prompts moved right, and the mask of what is real; no mask if nothing is padded."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    if all(len(p) == longest for p in prompts):
-        return ids, None
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
+    @torch.inference_mode()
+    def step(self) -> list[Token]:
+        """Compute once and choose: the new tokens, which also stand in their requests' `tokens`."""
+        with self._lock:
+            started = time.perf_counter()
+            self._admit()
+            decoding = [r for r in self.running if r.pending == 1 and r.new_tokens]
+            drafts = self._drafts(decoding)
+            work = [(r, [r.ids[-1], *draft], 1 + len(draft)) for r, draft in zip(decoding, drafts, strict=True)]
+            work += self._prefill(bool(decoding))
+            if not work:
+                self.last_step = Step()
+                return []
+            logits = self.runner.forward([(r.sequence, ids, n) for r, ids, n in work if r.sequence], scratch=True)
+            if len(work) == len(decoding) == 1:
+                self.costs.add(len(logits), time.perf_counter() - started)
+            rows, at = [], 0
+            for request, ids, n in work:
+                if n:
+                    rows.append((request, ids[len(ids) - n + 1 :], at))
+                at += n
+            tokens = self._choose(rows, logits)
+            prefilled, decoded = sum(len(ids) for _, ids, _ in work[len(decoding) :]), set(decoding)
+            self.last_step = Step(prefilled, sum(t.request in decoded for t in tokens), time.perf_counter() - started)
+            return tokens
 
+    def _admit(self) -> None:
+        """Take up waiting requests, in their order, each with what others have computed of its prompt."""
+        while self.waiting and len(self.running) < self.max_running:
+            request = self.waiting[0]
+            others = [r for r in self.running if r.sequence]
+            if any(self._will_share_more(r, request) for r in others):
+                return  # a running request is computing the same beginning right now
+            capacity = len(request.prompt) + (request.params.max_new_tokens or 0)
+            request.sequence = self.cache.take(request.prompt, capacity, [r.sequence for r in others if r.sequence])
+            request.times.started = time.perf_counter()
+            self.running.append(self.waiting.popleft())
 
-def _choose(batch: Batch, rows: list[_Row], logits: Tensor, params: SamplingParams) -> list[int]:
-    """A token per row from logits (B, V)."""
+    def _will_share_more(self, running: Request, request: Request) -> bool:
+        if running.pending <= 1 or running.sequence is None:
+            return False
+        block, known = self.runner.block, self.cache.shared(running.sequence, request.prompt)
+        shared = min(common_length(running.prompt, request.prompt), len(request.prompt) - 1) // block * block
+        return shared >= known + SHARE_FROM
 
-    def penalized(logits: Tensor, rows: list[_Row]) -> Tensor:
-        if params.repetition_penalty == 1.0:
-            return logits
-        seen = torch.zeros_like(logits, dtype=torch.bool)
-        for at, row in enumerate(rows):
-            seen[at, row.ids] = True
-        return penalize_repetition(logits, seen, params.repetition_penalty)
+    def _drafts(self, decoding: list[Request]) -> list[list[int]]:
+        """Draft tokens for each request: only where one runs alone, since rows beside others gain less and cost more."""
+        if not self.prompt_lookup or len(self.running) != 1 or not decoding:
+            return [[] for _ in decoding]
+        (request,) = decoding
+        if request.lookup is None:
+            request.lookup = Lookup(request.prompt)
+        for token_id in request.ids[len(request.lookup.ids) :]:
+            request.lookup.append(token_id)
+        room = (request.params.max_new_tokens or 0) - request.new_tokens - 1
+        return [request.lookup.draft(room, self.costs) if room > 0 else []]
 
-    scores = penalized(logits, rows)
-    best = scores.max(dim=-1)
-    if not torch.isfinite(best.values).all():  # a NaN counts as the largest
-        raise RocLabError("the model's output is not a number: damaged weights, or a --dtype too narrow for them")
-    if params.temperature > 0:
-        return [draw(scores[at].cpu(), params, row.generator) for at, row in enumerate(rows)]
-    chosen = best.indices.tolist()
-    if not batch.exact and scores.dtype == torch.float32:
-        two = scores.topk(2, dim=-1).values
-        for at in (two[:, 0] - two[:, 1] < NEAR_TIE).nonzero()[:, 0].tolist():
-            alone = batch.alone(rows[at].ids)
-            chosen[at] = int(penalized(alone, [rows[at]]).argmax())
-    return chosen
+    def _prefill(self, beside: bool) -> list[tuple[Request, list[int], int]]:
+        """Pieces of the prompts, first come first served, that end at multiples of the runner's block."""
+        left = self.prefill_tokens if beside and self.prefill_tokens is not None else PREFILL
+        pieces = []
+        for request in self.running:
+            if left <= 0:
+                break
+            if request.new_tokens or request.sequence is None:
+                continue
+            past, block = len(request.sequence.ids), self.runner.block
+            end = min(len(request.prompt), max(past + left, past // block * block + block))
+            if end < len(request.prompt):
+                end = end // block * block
+            pieces.append((request, request.prompt[past:end], int(end == len(request.prompt))))
+            left -= end - past
+        return pieces
 
+    def _choose(self, rows: list[tuple[Request, list[int], int]], logits: Tensor) -> list[Token]:
+        """Tokens from logits (Σ n, V): `rows` are (request, its draft, its first row). Where a choice agrees with the
+        draft, the next row is a choice as well."""
+        tokens, depth = [], 0
+        while rows:
+            going_on = []
+            chosen = self._choose_row([r for r, _, _ in rows], logits, [first + depth for _, _, first in rows])
+            for (request, draft, first), token in zip(rows, chosen, strict=True):
+                if token is None:
+                    continue
+                tokens.append(token)
+                request.tokens.append(token)
+                if token.finish_reason:
+                    self._finish(request, token.finish_reason)
+                elif depth < len(draft) and token.token_id == draft[depth]:
+                    going_on.append((request, draft, first))
+                elif request.sequence:
+                    request.sequence.cut(len(request.ids) - 1)  # the rest of the draft was computed for nothing
+            rows, depth = going_on, depth + 1
+        return tokens
 
-def _logprobs(
-    distribution: Tensor | None, at: int, token_id: int, params: SamplingParams
-) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-    if distribution is None:
-        return None, ()
-    top = distribution[at].topk(params.logprobs or 0)
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return distribution[at, token_id].item(), tuple(pairs)
+    def _choose_row(self, requests: list[Request], logits: Tensor, at: list[int]) -> list[Token | None]:
+        """A token for each request from its row of the logits; None for one that fails."""
+        neighbours = at == list(range(at[0], at[0] + len(at)))
+        own = logits[at[0] : at[0] + len(at)] if neighbours else logits[torch.tensor(at, device=logits.device)]
+        scores = own.float()
+        if any(r.processors or r.params.repetition_penalty != 1.0 for r in requests):
+            scores = torch.cat([self._scores(r, row[None]) for r, row in zip(requests, scores, strict=True)])
+        best = scores.max(dim=-1)
+        fine = best.values.isfinite().tolist()  # a NaN counts as the largest
+        ids = best.indices.tolist()
+        if not self.runner.batch_invariant and logits.dtype == torch.float32:
+            two = scores.topk(2, dim=-1).values
+            near = ((two[:, 0] - two[:, 1]) < NEAR_TIE).tolist()
+            for i, request in enumerate(requests):
+                if near[i] and fine[i] and request.params.temperature == 0 and request.sequence:
+                    ids[i] = int(self._scores(request, self.runner.settle(request.sequence)).argmax())
+        drawn = [i for i, r in enumerate(requests) if fine[i] and r.params.temperature > 0]
+        if drawn:
+            params, generators = [requests[i].params for i in drawn], [requests[i].generator for i in drawn]
+            for i, token_id in zip(drawn, sample(scores[drawn], params, generators), strict=True):
+                ids[i] = token_id
+        chosen: list[Token | None] = []
+        for i, request in enumerate(requests):
+            if fine[i]:
+                chosen.append(self._append(request, ids[i], own[i]))
+                continue
+            request.error = "the model's output is not a number: damaged weights, or a --dtype too narrow for them"
+            self._finish(request, "error")
+            chosen.append(None)
+        return chosen
+
+    def _scores(self, request: Request, logits: Tensor) -> Tensor:
+        """Logits (1, V) after the request's own penalty and processors."""
+        if request.params.repetition_penalty != 1.0:
+            if request.seen is None:
+                request.seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+                request.seen[0, request.ids] = True
+            logits = penalize_repetition(logits, request.seen, request.params.repetition_penalty)
+        for processor in request.processors:
+            logits = processor(request.ids, logits[0])[None]
+        return logits
+
+    def _append(self, request: Request, token_id: int, logits: Tensor) -> Token:
+        """The request goes on with this token; logits (V,) are the model's own."""
+        request.ids.append(token_id)
+        if request.seen is not None:
+            request.seen[0, token_id] = True
+        if request.times.first_token is None:
+            request.times.first_token = time.perf_counter()
+        ended = token_id in request.end_token_ids
+        reason = "stop" if ended else "length" if request.new_tokens == request.params.max_new_tokens else None
+        if request.params.logprobs is None:
+            return Token(request, token_id, reason)
+        distribution = logits.float().log_softmax(-1)
+        top = distribution.topk(min(request.params.logprobs, len(distribution)))
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return Token(request, token_id, reason, distribution[token_id].item(), tuple(pairs))
+
+    def _finish(self, request: Request, reason: str) -> None:
+        request.finish_reason, request.times.finished = reason, time.perf_counter()
+        if request in self.running:
+            self.running.remove(request)
+        if request.sequence is not None:
+            request.sequence.cut(min(len(request.sequence.ids), len(request.ids) - 1))
+            if reason != "error":
+                self.cache.put(request.sequence)
+        request.sequence = request.lookup = request.seen = None

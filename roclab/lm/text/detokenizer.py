@@ -67,3 +67,28 @@ class TextStream:
         """How many characters at the end of what is held begin the stop string."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+class Detokenizer:
+    """Tokens of one answer in, text for the reader out: the thought and the answer apart. Stop strings end answers,
+    not thoughts."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str] = ()):
+        self._tokenizer, self._split = tokenizer, ThinkingSplit(tokenizer, prompt)
+        self._thinking, self._text = TextStream(), TextStream(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self._text.stopped
+
+    def feed(self, token_id: int, ended: bool = False) -> tuple[str, str]:
+        """What the thought and the answer gain; nothing of a token that ends the text."""
+        data = b"" if ended else self._tokenizer.token_bytes(token_id)
+        if self._split.feed(token_id) == "thinking":
+            return self._thinking.feed(data), ""
+        return self._thinking.finish(), self._text.feed(data)
+
+    def finish(self) -> tuple[str, str]:
+        """What was still held back."""
+        return self._thinking.finish(), self._text.finish()

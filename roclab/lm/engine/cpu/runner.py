@@ -1,13 +1,13 @@
 """RocLM over quantized weights: the whole forward pass in one C call (roclm.c), for any tokens of any sequences.
 
-    model = FastRocLM(open_checkpoint("smollm2-135m"))
-    sequence = model.new_sequence(capacity=256)
-    logits = model.forward([(sequence, prompt_ids, 1)])      # (1, V): the last position's
-    logits = model.forward([(sequence, [token_id], 1)])
+    runner = CPURunner(open_checkpoint("smollm2-135m"))
+    sequence = runner.new_sequence(capacity=256)
+    logits = runner.forward([(sequence, prompt_ids, 1)])      # (1, V): the last position's
+    logits = runner.forward([(sequence, [token_id], 1)])
 
-The readable model (roclab/lm/model.py) is the truth this is tested against. A token's result does not depend, not in
-a single bit, on the other rows of a call: so a batch, a prompt read in pieces and a guessed continuation that is
-checked give exactly the tokens of one step after the other.
+It is tested against the readable model (roclab/lm/model.py). A row's result does not depend, not in a single bit, on
+the other rows of a call: a batch, a prompt in pieces and draft tokens give exactly the tokens of one step after the
+other.
 """
 
 from __future__ import annotations
@@ -32,13 +32,10 @@ from torch import Tensor
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.cpu.build import Shape, load_library, why_no_library
 from roclab.lm.engine.cpu.pack import GROUP, KINDS, TILE, Packing, blocks_of, lies_ready, why_not
-from roclab.lm.engine.prompt_lookup import Costs, FastBatch, common_length
 from roclab.lm.model import rope_frequencies
 from roclab.lm.weights.checkpoint import Checkpoint
 
 MAX_ROWS = 128  # tokens a call: enough to compute rather than to wait for weights, few enough for the caches
-KEPT = 4  # finished texts whose caches are kept for the next ones
-REUSE_FROM = 8  # tokens in common
 ARENA = 32 << 20  # bytes of memory asked for at a time, for weights
 LAID_OUT_TOGETHER = 16 << 20  # weights
 TRIED_BELOW = 512  # positions: longer texts get all threads (roclm_forward)
@@ -49,57 +46,62 @@ _MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_a
 _NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 
 
-class Sequence:
-    """The keys and values of one text: `ids` are the tokens it holds, `capacity` how many fit."""
+class CPUSequence:
+    """The KV cache of one request: `ids` are the tokens it holds, `capacity` how many fit."""
 
-    def __init__(self, model: FastRocLM, capacity: int):
+    def __init__(self, runner: CPURunner, capacity: int):
         self.capacity = -(-capacity // SPAN) * SPAN
         self.ids: list[int] = []
+        size = runner.library.roclm_cache_bytes(runner.handle, self.capacity)
         # Zeros that the system hands out page by page when first touched: a large capacity costs nothing until it is
         # used. In huge pages, which numpy asks for, the first few tokens would touch nearly all of it.
-        pages = mmap.mmap(-1, model.library.roclm_cache_bytes(model._handle, self.capacity))
+        pages = mmap.mmap(-1, size)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             with contextlib.suppress(OSError):  # a system without huge pages
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
         self._buffer = np.frombuffer(pages, np.uint8)
         self.address = self._buffer.ctypes.data
+        self._bytes_per_token = size / self.capacity
+        self._touched = 0
+
+    @property
+    def shareable(self) -> int:
+        return len(self.ids)
+
+    @property
+    def bytes(self) -> int:
+        return int(self._bytes_per_token * max(self._touched, len(self.ids)))
 
     def cut(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        self._touched = max(self._touched, len(self.ids))
         del self.ids[length:]
 
-    def grown(self, model: FastRocLM, capacity: int) -> Sequence:
-        """A copy with more room."""
-        larger = Sequence(model, capacity)
-        sizes = (self.address, self.capacity, larger.address, larger.capacity, len(self.ids))
-        model.library.roclm_copy_cache(model._handle, *sizes)
-        larger.ids = list(self.ids)
-        return larger
 
-
-class FastRocLM:
+class CPURunner:
     """A checkpoint's model on the kernels.
 
-    `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already. `exact`: activations
-    stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest to the dequantized model.
-    `int8_cache`: keys and values are kept in int8 (never where `exact`), which halves what a long text has to read.
-    `threads`: None finds out while writing how many write fastest; long texts, prompts and batches get all cores,
-    unless these slow each other down. `guessing`: prompt lookup (batch.py); it changes no token.
+    `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already.
+    `float_activations`: activations stay float32 instead of being rounded to int8 in groups of 32; slower, and nearest
+    to the dequantized model. `int8_cache`: keys and values are kept in int8 (never with `float_activations`), which
+    halves the bytes attention reads. `threads`: None measures during decode how many are fastest; long contexts,
+    prefill and batches get all cores, unless these slow each other down.
 
     Raises RocLabError if the kernels cannot take the checkpoint or cannot be compiled, or where memory does not
     suffice, CheckpointError as `Checkpoint.load_model` does.
     """
+
+    batch_invariant = True
+    block = 1
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         *,
         quantize: str | None = None,
-        exact: bool = False,
+        float_activations: bool = False,
         int8_cache: bool = True,
         path: str | None = None,
         threads: int | None = None,
-        guessing: bool = True,
     ):
         library = load_library(path)
         if library is None:
@@ -108,25 +110,23 @@ class FastRocLM:
             raise RocLabError(f"{checkpoint.path}: not for the fast kernels: {reason}")
         self.library, self.path = library, library.path
         self.config = config = checkpoint.config
-        self.device = torch.device("cpu")
+        self.device, self.engine = torch.device("cpu"), None
         self.weight_bytes = 0  # read for every token; known after `wait`
-        self.guessing, self.costs = guessing, Costs()
         self._lock = threading.RLock()  # one call at a time: the working space is one
-        self._idle: list[Sequence] = []  # what was said last, oldest first
         self._kept: list[Tensor] = []  # vectors the C side points at
         shape = Shape(
             config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
-            config.num_attention_heads, config.num_key_value_heads, config.head_dim, MAX_ROWS, int(exact),
-            int(int8_cache and not exact), config.rms_norm_eps,
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim, MAX_ROWS, int(float_activations),
+            int(int8_cache and not float_activations), config.rms_norm_eps,
         )  # fmt: skip
         stored = checkpoint.checked()
-        self._handle = library.roclm_new(ctypes.byref(shape))
-        if not self._handle:
+        self.handle = library.roclm_new(ctypes.byref(shape))
+        if not self.handle:
             raise RocLabError("not enough memory for the model's working space")
         self._memory: list[int] = []
         self._free = (0, 0)  # what is left of the last piece of it
         self._memory_lock = threading.Lock()
-        weakref.finalize(self, _free_all, library, self._handle, self._memory)
+        weakref.finalize(self, _free_all, library, self.handle, self._memory)
 
         for layer in range(config.num_hidden_layers):
             for which, name in enumerate(_NORMS):
@@ -135,6 +135,7 @@ class FastRocLM:
         self._set_vector(-1, 0, checkpoint.tensor(stored["model.norm.weight"], torch.float32))
         self._set_vector(-1, 1, rope_frequencies(config))
         self._logits_width = library.roclm_stride(config.vocab_size)
+        self._scratch = torch.empty(0, self._logits_width)
         self._trial = None if threads else Trial(_cores())
         self._set_threads(threads or _cores(), threads or _cores())
         matrices = [
@@ -181,13 +182,13 @@ class FastRocLM:
 
     def _set_threads(self, few: int, many: int) -> None:
         """`threads` for a row or a few, `most_threads` for more rows and long texts."""
-        self.most_threads = int(self.library.roclm_threads(self._handle, few, many))
+        self.most_threads = int(self.library.roclm_threads(self.handle, few, many))
         self.threads = min(few, self.most_threads)
 
     def _set_vector(self, layer: int, which: int, vector: Tensor) -> None:
         vector = vector.contiguous()
         self._kept.append(vector)
-        self.library.roclm_set_vector(self._handle, layer, which, vector.data_ptr())
+        self.library.roclm_set_vector(self.handle, layer, which, vector.data_ptr())
 
     def _room(self, size: int) -> int:
         """Where so many bytes of weights may go. Matrices lie close together: each in a piece of memory of its own, on
@@ -223,9 +224,9 @@ class FastRocLM:
                 self._kept.append(vector)
                 bias = vector.data_ptr()
             arguments = (kind, rows, columns, tiles, bias)
-            self.library.roclm_set_matrix(self._handle, layer, which, *arguments)
+            self.library.roclm_set_matrix(self.handle, layer, which, *arguments)
             if layer < 0 and self.config.tie_word_embeddings:
-                self.library.roclm_set_matrix(self._handle, -1, 1, *arguments)
+                self.library.roclm_set_matrix(self.handle, -1, 1, *arguments)
             if layer >= 0 or which == 1 or self.config.tie_word_embeddings:
                 read += size
         with self._memory_lock:
@@ -239,18 +240,21 @@ class FastRocLM:
     def _prepare_and_lay_out(self, *arguments: Any) -> None:
         self._lay_out(self._prepare(*arguments))
 
-    def new_sequence(self, capacity: int | None = None) -> Sequence:
-        """An empty text with room for `capacity` tokens; None: the model's context."""
-        return Sequence(self, capacity or self.config.max_position_embeddings)
+    def new_sequence(self, capacity: int) -> CPUSequence:
+        # Room for more than is asked: the next turn of a chat goes on in it. Untouched memory costs nothing.
+        ample = min(max(2 * capacity, 1024), self.config.max_position_embeddings)
+        return CPUSequence(self, max(capacity, ample))
 
-    def new_logits(self, rows: int) -> Tensor:
-        """Memory for the logits of so many tokens, for `forward`."""
-        return torch.empty(rows, self._logits_width)
+    def copy(self, sequence: CPUSequence, length: int, capacity: int) -> CPUSequence:
+        copied = self.new_sequence(max(capacity, length))
+        sizes = (sequence.address, sequence.capacity, copied.address, copied.capacity, length)
+        self.library.roclm_copy_cache(self.handle, *sizes)
+        copied.ids = sequence.ids[:length]
+        return copied
 
-    def forward(self, work: Items[tuple[Sequence, Items[int], int]], out: Tensor | None = None) -> Tensor:
-        """Append tokens to sequences: (sequence, ids, n) asks for the logits of the last n of these ids. Returns the
-        logits of all that was asked for, in order, (Σ n, V) float32, in `out` where it is given (from `new_logits`:
-        fresh pages for every token of a batch cost a fifth of its time). Raises RocLabError for ids that do not fit."""
+    def forward(self, work: Items[tuple[CPUSequence, Items[int], int]], *, scratch: bool = False) -> Tensor:
+        """As `Runner.forward`, in float32. Fresh pages for the logits of every step would cost a fifth of its time, so
+        `scratch` uses the same ones again."""
         self.wait()
         tokens: list[int] = []
         positions: list[int] = []
@@ -268,7 +272,9 @@ class FastRocLM:
             outputs += range(len(tokens) - wanted, len(tokens))
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
             raise RocLabError(f"token ids must lie between 0 and {self.config.vocab_size - 1}")
-        logits = self.new_logits(len(outputs)) if out is None else out[: len(outputs)]
+        if scratch and len(outputs) > len(self._scratch):
+            self._scratch = torch.empty(len(outputs), self._logits_width)
+        logits = self._scratch[: len(outputs)] if scratch else torch.empty(len(outputs), self._logits_width)
         token_array, position_array = np.array(tokens, np.int32), np.array(positions, np.int32)
         address_array, capacity_array = np.array(addresses, np.uint64), np.array(capacities, np.int64)
         done = 0
@@ -282,7 +288,7 @@ class FastRocLM:
                     self._set_threads(tried, _cores())
                 started = time.perf_counter()
                 failed = self.library.roclm_forward(
-                    self._handle, end - start, token_array[start:].ctypes.data, position_array[start:].ctypes.data,
+                    self.handle, end - start, token_array[start:].ctypes.data, position_array[start:].ctypes.data,
                     address_array[start:].ctypes.data, capacity_array[start:].ctypes.data, len(rows),
                     rows.ctypes.data, logits[done:].data_ptr(),
                 )  # fmt: skip
@@ -295,40 +301,6 @@ class FastRocLM:
             sequence.ids += ids
         return logits[:, : self.config.vocab_size]
 
-    def __call__(self, input_ids: Tensor, logits_to_keep: int = 0) -> Tensor:
-        """Logits (B, n, V) of whole texts (B, T), as of the readable model; n = T where `logits_to_keep` is 0."""
-        kept = logits_to_keep or input_ids.shape[1]
-        work = [(self.new_sequence(len(ids)), ids, kept) for ids in input_ids.tolist()]
-        return self.forward(work).view(len(work), kept, -1)
-
-    def open_batch(self, prompts: Items[Items[int]], new_tokens: int) -> FastBatch:
-        """For `roclab.lm.engine.scheduler`."""
-        return FastBatch(self, prompts, new_tokens)
-
-    def take_sequence(self, prompt: Items[int], capacity: int) -> Sequence:
-        """A sequence with room for `capacity` tokens that holds as much of the prompt as an earlier text has left; at
-        least the prompt's last token remains to be read, for its logits."""
-        with self._lock:
-            shared = [min(common_length(s.ids, prompt), len(prompt) - 1) for s in self._idle]
-            if not shared or max(shared) < REUSE_FROM:
-                # Room for more than is asked: the next turn of a chat goes on in it. Untouched memory costs nothing.
-                ample = min(max(2 * capacity, 1024), self.config.max_position_embeddings)
-                return self.new_sequence(max(capacity, ample))
-            best = max(range(len(shared)), key=shared.__getitem__)
-            sequence = self._idle.pop(best)
-        sequence.cut(shared[best])
-        return sequence if sequence.capacity >= capacity else sequence.grown(self, 2 * capacity)
-
-    def put_back(self, sequence: Sequence) -> None:
-        """The text is finished; another may begin like it."""
-        with self._lock:
-            self._idle = [*self._idle, sequence][-KEPT:]
-
-    def forget(self) -> None:
-        """Drop what earlier texts left in their caches."""
-        with self._lock:
-            self._idle.clear()
-
     def machine(self, megabytes: int = 256, repeats: int = 5) -> dict[str, float]:
         """The most that this machine reads and computes, best of `repeats` with one thread and with all cores:
         bytes a second from memory (`bandwidth`), float32 operations a second (`flops`)."""
@@ -337,12 +309,12 @@ class FastRocLM:
         with self._lock:
             try:
                 for threads in {1, _cores()}:
-                    self.library.roclm_threads(self._handle, threads, threads)
+                    self.library.roclm_threads(self.handle, threads, threads)
                     for _ in range(repeats):
                         started = time.perf_counter()
-                        self.library.roclm_read(self._handle, memory.data_ptr(), memory.numel())
+                        self.library.roclm_read(self.handle, memory.data_ptr(), memory.numel())
                         read = time.perf_counter()
-                        operations = self.library.roclm_multiply(self._handle, 1_000_000)
+                        operations = self.library.roclm_multiply(self.handle, 1_000_000)
                         done = time.perf_counter()
                         best["bandwidth"] = max(best["bandwidth"], 4 * memory.numel() / (read - started))
                         best["flops"] = max(best["flops"], operations / (done - read))

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
+from roclab.lm.engine.runner import Runner
 from roclab.lm.engine.sampling import SamplingParams
-from roclab.lm.engine.scheduler import LanguageModel, Timings, stream
+from roclab.lm.generate import Timings, stream
 from roclab.lm.text.tokenizer import Tokenizer
 
 
@@ -38,7 +39,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Runner,
         tokenizer: Tokenizer,
         params: SamplingParams | None = None,
         *,

@@ -1,0 +1,67 @@
+"""What the scheduler asks of a model: logits for any tokens of any sequences in one call.
+
+Two runners exist: `torch_runner.TorchRunner`, the readable model on any device, and `cpu.runner.CPURunner`, the C
+kernels. A third has to offer the methods below, nothing else; text, sampling and stop strings are not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from roclab.lm.model import RocLMConfig
+
+
+class Sequence(Protocol):
+    """The KV cache of one request."""
+
+    ids: list[int]  # the tokens whose keys and values it holds
+    capacity: int  # how many fit
+
+    @property
+    def shareable(self) -> int:
+        """How many of its first tokens another request may take over."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory in use."""
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+
+
+# (sequence, ids to append, n): the logits of the last n of these ids are wanted
+Work: TypeAlias = "tuple[Sequence, Items[int], int]"
+
+
+class Runner(Protocol):
+    config: RocLMConfig
+    device: torch.device
+    engine: Any  # the scheduler over it, where `roclab.lm.generate` has made one
+    batch_invariant: bool  # a row's logits are the same bits, whatever else is in the call
+    block: int  # a prompt is computed in pieces that end at multiples of this, and shared in such pieces
+
+    def new_sequence(self, capacity: int) -> Sequence:
+        """An empty sequence; about `capacity` tokens are expected."""
+
+    def copy(self, sequence: Sequence, length: int, capacity: int) -> Sequence:
+        """A new sequence that holds the first `length` tokens of another."""
+
+    def forward(self, work: Items[Work], *, scratch: bool = False) -> Tensor:
+        """Append the ids of each entry to its sequence; returns the logits wanted, in order, (Σ n, V) float.
+
+        With `scratch` they lie in memory that the next such call overwrites. Raises RocLabError for ids that do not
+        fit.
+        """
+
+    def settle(self, sequence: Sequence) -> Tensor:
+        """Logits (1, V) after the sequence's last token, as computed without any other sequence. Only asked of a
+        runner that is not batch-invariant."""
+
+
+def score(runner: Runner, ids: Items[int], last: int) -> Tensor:
+    """Logits (last, V) of the last positions of one text, computed from nothing."""
+    return runner.forward([(runner.new_sequence(len(ids)), ids, last)])
