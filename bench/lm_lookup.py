@@ -14,13 +14,14 @@ import argparse
 import json
 import statistics
 import sys
-import time
+from collections.abc import Sequence
 
 import torch
 
 from roclab.lm.engine.cpu.runner import CPURunner
 from roclab.lm.engine.sampling import SamplingParams
-from roclab.lm.generate import Timings, complete
+from roclab.lm.generate import Timings, complete, engine_of, stream
+from roclab.lm.text.tokenizer import Tokenizer
 from roclab.lm.weights.checkpoint import open_checkpoint
 
 LETTER = (
@@ -60,16 +61,16 @@ REQUESTS = {
 EDITED = {"letter": CORRECTED, "code": f"```python\n{CODE.replace('total', 'sum_so_far')}```"}
 
 
-def rate_edited(model: CPURunner, prompt: list[int], answer: list[int]) -> float:
+def rate_edited(runner: CPURunner, tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> float:
     """Tokens per second where each next token is given."""
-    batch = model.open_batch([prompt], len(answer))
-    batch.begin()
-    started = time.perf_counter()
-    for token_id in answer:
-        batch.step([token_id])
-    seconds = time.perf_counter() - started
-    batch.end()
-    return len(answer) / seconds
+
+    def given(ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(logits).index_fill_(0, torch.tensor(answer[len(ids) - len(prompt)]), 1.0)
+
+    timings, params = Timings(), SamplingParams(max_new_tokens=len(answer), ignore_eos=True)
+    for _ in stream(runner, tokenizer, [prompt], params, timings, processors=[given]):
+        pass
+    return timings.decode_tokens_per_second
 
 
 def main() -> None:
@@ -83,6 +84,7 @@ def main() -> None:
     checkpoint = open_checkpoint(options.model)
     tokenizer = checkpoint.load_tokenizer()
     model = CPURunner(checkpoint, float_activations=options.float_activations)
+    engine = engine_of(model)
     gains = {}
     with torch.inference_mode():
         for kind, name, temperature in (
@@ -93,20 +95,21 @@ def main() -> None:
             rates: dict[bool, list[float]] = {False: [], True: []}
             texts = set()
             for _ in range(options.runs):
-                for model.guessing in (False, True):
-                    model.forget()
+                for engine.prompt_lookup in (False, True):
+                    engine.cache.clear()
                     if temperature is None:
-                        rates[model.guessing].append(rate_edited(model, prompt, tokenizer.encode(EDITED[name])))
+                        answer = tokenizer.encode(EDITED[name])
+                        rates[engine.prompt_lookup].append(rate_edited(model, tokenizer, prompt, answer))
                         continue
                     timings, params = Timings(), SamplingParams(temperature=temperature, max_new_tokens=options.tokens)
                     texts.add(tuple(complete(model, tokenizer, [prompt], params, timings)[0].token_ids))
-                    rates[model.guessing].append(timings.decode_tokens_per_second)
+                    rates[engine.prompt_lookup].append(timings.decode_tokens_per_second)
             if len(texts) > 1:
-                sys.exit(f"{name}: the text differs with guesses")
-            plain, guessing = (statistics.median(rates[way]) for way in (False, True))
+                sys.exit(f"{name}: the text differs with drafts")
+            plain, drafted = (statistics.median(rates[way]) for way in (False, True))
             label = f"{kind} {name}" + ("" if temperature is None else f" {temperature:g}")
-            gains[label] = round(guessing / plain, 3)
-            print(f"{label:20} {plain:7.1f} → {guessing:7.1f} tokens/s  {guessing / plain:.2f}×", flush=True)
+            gains[label] = round(drafted / plain, 3)
+            print(f"{label:20} {plain:7.1f} → {drafted:7.1f} tokens/s  {drafted / plain:.2f}×", flush=True)
     print(json.dumps(gains))
 
 

@@ -28,7 +28,9 @@ from typing import Any
 import torch
 
 from roclab.lm.engine.cpu.runner import CPURunner
+from roclab.lm.engine.runner import score
 from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.evaluate import evaluate_text
 from roclab.lm.generate import complete
 from roclab.lm.quantize import calibration_texts, quantize, written_texts
@@ -111,7 +113,7 @@ def kl(path: Path, models: dict[str, Any], reference: Any, ids: list[int], posit
 
     def all_logits(model: Any) -> torch.Tensor:
         with torch.inference_mode():
-            return torch.cat([model(torch.tensor([w]))[0] for w in windows])
+            return torch.cat([score(model, w, len(w)) for w in windows])
 
     expected = all_logits(reference)
     found = {name: divergence(expected, all_logits(model)) for name, model in models.items()}
@@ -142,8 +144,7 @@ def greedy(fast: CPURunner, reference: Any, tokenizer: Any, ids: list[int], prom
     for prompt, a, b in zip(texts, ours, theirs, strict=True):
         if a != b:
             same = next(i for i in range(64) if a[i] != b[i])
-            with torch.inference_mode():
-                logits = reference(torch.tensor([prompt + b[:same]]), logits_to_keep=1)[0, -1]
+            logits = score(reference, prompt + b[:same], 1)[0]
             gaps.append(round((logits[b[same]] - logits[a[same]]).item(), 5))
     return {"prompts": prompts, "alike": prompts - len(gaps), "gaps": gaps}
 
@@ -164,7 +165,7 @@ def main() -> None:
     options = parser.parse_args()
 
     checkpoint = open_checkpoint(options.model)
-    tokenizer, reference = checkpoint.load_tokenizer(), checkpoint.load_model()
+    tokenizer, reference = checkpoint.load_tokenizer(), TorchRunner(checkpoint.load_model())
     text = options.text.read_text(encoding="utf-8")
     ids = tokenizer.encode(text[:400_000])
     floats = FloatWeights(checkpoint)

@@ -27,9 +27,8 @@ class RocLM:
         checkpoint = open_checkpoint(path)
         self.kernels = CPURunner
         self.model = open_model(
-            checkpoint, options["engine"], quantize=options.get("quantize"), threads=options.get("threads"),
-            lookup=False,
-        )  # fmt: skip
+            checkpoint, options["engine"], quantize=options.get("quantize"), threads=options.get("threads")
+        )
         self.tokenizer = checkpoint.load_tokenizer()
         self.notes: dict[str, Any] = {"engine": "torch" if options["engine"] == "auto" else options["engine"]}
         if isinstance(self.model, CPURunner):
@@ -41,10 +40,11 @@ class RocLM:
 
     def _run(self, prompts: list[list[int]], n: int) -> tuple[float, float]:
         from roclab.lm.engine.sampling import SamplingParams
-        from roclab.lm.generate import Timings, complete
+        from roclab.lm.generate import Timings, complete, engine_of
 
-        if isinstance(self.model, self.kernels):
-            self.model.forget()  # no prompt is half read already
+        engine = engine_of(self.model)
+        engine.prompt_lookup = False
+        engine.cache.clear()  # no prompt is half computed already
         timings = Timings()
         complete(self.model, self.tokenizer, prompts, SamplingParams(max_new_tokens=n, ignore_eos=True), timings)
         return timings.prefill_seconds, timings.decode_seconds

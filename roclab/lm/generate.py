@@ -139,10 +139,10 @@ def stream(
         while rows or failed:
             for row in [r for r, (request, _) in rows.items() if request.error]:
                 failed[row] = rows.pop(row)[0].error
-            for row, error in failed.items():
+            for row, reason in failed.items():
                 if len(prompts) == 1:
-                    raise RocLabError(error)
-                yield TokenEvent(row, -1, "", finish_reason="error", error=error)
+                    raise RocLabError(reason)
+                yield TokenEvent(row, -1, "", finish_reason="error", error=reason)
             failed = {}
             for row, (request, detokenizer) in list(rows.items()):
                 while request.tokens and row in rows:

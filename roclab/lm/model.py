@@ -247,7 +247,7 @@ class RocLMAttention(nn.Module):
         eager = self.config.attn_implementation == "eager"
         if mask is None and (eager or 1 < T < S):  # else SDPA's is_causal, or one query that sees everything
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-        if not eager:
+        if mask is None or not eager:
             causal = mask is None and T > 1
             return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, enable_gqa=True)
         k, v = repeat_kv(k, q.shape[1] // k.shape[1]), repeat_kv(v, q.shape[1] // v.shape[1])
@@ -351,7 +351,7 @@ def init_weights(model: RocLMForCausalLM, std: float = 0.02) -> RocLMForCausalLM
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=std)
-        if getattr(module, "bias", None) is not None:
+        if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     return model
 

@@ -33,6 +33,7 @@ from roclab.lm.engine.cpu.pack import GROUP, blocks_of, is_quantized, stays_int8
 from roclab.lm.engine.cpu.runner import CPURunner
 from roclab.lm.engine.runner import Runner
 from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.generate import complete
 from roclab.lm.model import RocLMForCausalLM
 from roclab.lm.text.tokenizer import Tokenizer
@@ -138,7 +139,7 @@ def written_texts(
     if torch.device(device).type == "cpu":
         model = CPURunner(checkpoint, quantize=None if is_quantized(checkpoint) else "int8")
     else:
-        model = checkpoint.load_model(device=device)
+        model = TorchRunner(checkpoint.load_model(device=device))
     window = _window(checkpoint)
     ordinary = [i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i)]
     draw = torch.Generator().manual_seed(seed)
@@ -147,7 +148,10 @@ def written_texts(
     texts: list[list[int]] = []
     for at in progress(range(0, len(starts), TEXTS_AT_ONCE)):
         some = starts[at : at + TEXTS_AT_ONCE]
-        params = SamplingParams(temperature=1.0, seed=seed + at, max_new_tokens=window - 1, ignore_eos=True)
+        params = [
+            SamplingParams(temperature=1.0, seed=seed + at + i, max_new_tokens=window - 1, ignore_eos=True)
+            for i in range(len(some))
+        ]
         texts += [start + c.token_ids for start, c in zip(some, complete(model, tokenizer, some, params), strict=True)]
     return torch.tensor(texts)
 

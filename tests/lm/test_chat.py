@@ -20,6 +20,7 @@ from safetensors.torch import save_model
 from roclab.core.exceptions import RocLabError
 from roclab.lm.conversation import Conversation
 from roclab.lm.engine.sampling import SamplingParams
+from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.generate import complete
 from roclab.lm.model import create_roclm_model
 from roclab.lm.text.detokenizer import ThinkingSplit
@@ -55,7 +56,7 @@ def thinker(qwen_tokenizer):
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         | {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "rope_theta": 10000.0}
     )
-    return learn_by_heart(model, texts, lr=2e-2, steps=100)
+    return TorchRunner(learn_by_heart(model, texts, lr=2e-2, steps=100))
 
 
 def collect(conversation, text):
@@ -197,7 +198,7 @@ def thinker_folder(thinker, shared_data, tmp_path_factory):
         k: v for k, v in vars(thinker.config).items() if k not in ("qk_norm", "o_proj_bias", "attn_implementation")
     }
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", **config}))
-    save_model(thinker, folder / "model.safetensors")
+    save_model(thinker.model, folder / "model.safetensors")
     return folder
 
 

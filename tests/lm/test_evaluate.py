@@ -44,7 +44,7 @@ def test_perplexity_is_its_definition(smollm):
     model, tokenizer = smollm
     text = "The quick brown fox jumps over the lazy dog. " * 3 + "Grüße aus Köln, 12345!"
     score = evaluate_text(model, tokenizer, text, window=16, stride=5)
-    mean, count = reference(model, tokenizer.encode(text), 16, 5)
+    mean, count = reference(model.model, tokenizer.encode(text), 16, 5)
     assert score.tokens == count == len(tokenizer.encode(text)) - 1
     assert score.perplexity == pytest.approx(math.exp(mean), rel=1e-4)
     assert score.bytes == len(text.encode())

@@ -17,11 +17,13 @@ from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.cpu import build
 from roclab.lm.engine.cpu.build import available_paths, load_library
 from roclab.lm.engine.cpu.runner import MAX_ROWS, CPURunner, Trial
-from roclab.lm.engine.prompt_lookup import Costs, Lookup, common_length
+from roclab.lm.engine.prefix_cache import common_length
+from roclab.lm.engine.prompt_lookup import Costs, Lookup
+from roclab.lm.engine.runner import score
 from roclab.lm.engine.sampling import SamplingParams
-from roclab.lm.generate import complete, stream
+from roclab.lm.engine.torch_runner import TorchRunner
+from roclab.lm.generate import complete, engine_of, stream
 from roclab.lm.load import open_model
-from roclab.lm.model import RocLMForCausalLM
 from roclab.lm.weights.checkpoint import open_checkpoint
 
 from .build import assert_one_line, peer, roclab, write_folder, write_gguf
@@ -49,7 +51,7 @@ def off(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def read(model: CPURunner, ids: list[int]) -> torch.Tensor:
-    return model(torch.tensor([ids]))[0]
+    return score(model, ids, len(ids))
 
 
 # ── The same logits as the readable model ───────────────────────────────────────────────────────────────────────
@@ -84,7 +86,7 @@ def test_the_real_weights(path, smollm, smollm_path):
     model, tokenizer = smollm
     ids = tokenizer.encode("Gravity is a fundamental concept in physics that describes the curvature of spacetime.")
     with torch.no_grad():
-        expected = model(torch.tensor([ids]))[0].log_softmax(-1)
+        expected = model.model(torch.tensor([ids]))[0].log_softmax(-1)
     for exact, most in ((True, 1e-5), (False, 0.02)):
         logits = read(
             CPURunner(open_checkpoint(smollm_path), path=path, float_activations=exact, threads=1), ids
@@ -199,7 +201,7 @@ def test_what_was_cut_off_leaves_no_trace(tmp_path):
     model.forward([(sequence, IDS, 0)])
     sequence.cut(4)
     assert torch.equal(model.forward([(sequence, [9, 8], 2)]), read(model, [*IDS[:4], 9, 8])[-2:])
-    grown = sequence.grown(model, 200)
+    grown = model.copy(sequence, 6, 200)
     assert torch.equal(model.forward([(grown, [5], 1)]), read(model, [*IDS[:4], 9, 8, 5])[-1:])
 
 
@@ -218,20 +220,21 @@ REWRITE = "Repeat this text word for word: The cat sat on the mat. The dog sat o
 @pytest.mark.parametrize("params", [SamplingParams(max_new_tokens=40, ignore_eos=True),
                                     SamplingParams(max_new_tokens=40, temperature=0.7, top_p=0.9, seed=4, logprobs=2),
                                     SamplingParams(max_new_tokens=40, repetition_penalty=1.2)])  # fmt: skip
-def test_guessing_changes_no_token(fast, smollm_path, params, monkeypatch):
+def test_draft_tokens_change_no_token(fast, smollm_path, params, monkeypatch):
     model, tokenizer = fast
+    engine = engine_of(model)
     prompt = tokenizer.encode_chat([{"role": "user", "content": REWRITE}])
-    monkeypatch.setattr(model, "guessing", False)
+    monkeypatch.setattr(engine, "prompt_lookup", False)
     plain = complete(model, tokenizer, [prompt], params)
-    monkeypatch.setattr(model, "guessing", True)
-    monkeypatch.setattr(Costs, "of", lambda self, rows: 1.0)  # guess whenever there is anything to guess
+    monkeypatch.setattr(engine, "prompt_lookup", True)
+    monkeypatch.setattr(Costs, "of", lambda self, rows: 1.0)  # a draft whenever there is anything to draft
     calls = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda work, out=None: calls.append(work) or forward(work, out))
+    monkeypatch.setattr(model, "forward", lambda work, **kw: calls.append(work) or forward(work, **kw))
     assert complete(model, tokenizer, [prompt], params) == plain
     assert max(len(work[0][1]) for work in calls[1:]) > 1
     if params.ignore_eos:
-        assert len(calls) < 30  # of 40 tokens, many were guessed
+        assert len(calls) < 30  # of 40 tokens, many were drafts
 
 
 def test_a_batch_gives_the_rows_alone(fast):
@@ -249,45 +252,45 @@ def test_the_next_turn_reads_only_what_is_new(fast, monkeypatch):
     rows = []
     forward = model.forward
     monkeypatch.setattr(
-        model, "forward", lambda work, out=None: rows.append([len(ids) for _, ids, _ in work]) or forward(work, out)
+        model, "forward", lambda work, **kw: rows.append([len(ids) for _, ids, _ in work]) or forward(work, **kw)
     )
     again = complete(model, tokenizer, [longer], SamplingParams(max_new_tokens=5))[0].token_ids
-    assert rows[0] == [len(longer) - len(prompt) - len(answer) + 1]  # the last token was chosen, never read
-    model._idle.clear()
+    assert rows[0] == [len(longer) - len(prompt) - len(answer) + 1]  # the last token was chosen, never computed
+    engine_of(model).cache.clear()
     assert complete(model, tokenizer, [longer], SamplingParams(max_new_tokens=5))[0].token_ids == again
     assert rows[-5:] != rows[:5]
 
 
 def test_a_reader_who_leaves_gives_the_cache_back(fast):
     model, tokenizer = fast
-    model._idle.clear()
+    engine_of(model).cache.clear()
     events = stream(model, tokenizer, [tokenizer.encode("The sea")], SamplingParams(max_new_tokens=50))
     next(events), next(events)
     events.close()
-    assert [len(s.ids) for s in model._idle] == [3]
+    assert [len(s.ids) for s in engine_of(model).cache.idle] == [3]
 
 
 def test_lookup_guesses_what_followed_before_and_learns_when_not_to():
     lookup = Lookup([1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3])
-    assert lookup.guess(10, Costs())[:1] == [4]
-    assert len(lookup.guess(2, Costs())) <= 2
+    assert lookup.draft(10, Costs())[:1] == [4]
+    assert len(lookup.draft(2, Costs())) <= 2
     lookup.append(4)
-    assert lookup.guess(10, Costs())[:2] == [5, 6]
+    assert lookup.draft(10, Costs())[:2] == [5, 6]
     wrong = Lookup([1, 2, 3] * 2)
     for i in range(40):  # the same three tokens, never followed by the same
         for token in (1, 2, 3, 100 + i):
             wrong.append(token)
     wrong.append(1), wrong.append(2), wrong.append(3)
-    assert wrong.guess(10, Costs()) == []
+    assert wrong.draft(10, Costs()) == []
     costs = Costs()
     for _ in range(10):
         costs.add(1, 1.0), costs.add(2, 5.0)
-    assert Lookup([1, 2, 3, 4, 1, 2, 3]).guess(10, costs) == []
+    assert Lookup([1, 2, 3, 4, 1, 2, 3]).draft(10, costs) == []
     repeating = [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2, 3]
-    assert Lookup(repeating).guess(10, costs) == []
+    assert Lookup(repeating).draft(10, costs) == []
     for _ in range(300):  # … but not for good: while nothing is guessed, passes over one row are all there is
         costs.add(1, 1.0)
-    assert Lookup(repeating).guess(10, costs) != []
+    assert Lookup(repeating).draft(10, costs) != []
 
 
 LATE = """
@@ -391,17 +394,17 @@ def test_common_length():
 def test_auto_takes_the_kernels_where_they_fit(tmp_path, smollm_path, monkeypatch):
     real = open_checkpoint(smollm_path)
     assert isinstance(open_model(real, threads=1), CPURunner)
-    assert isinstance(open_model(real, dtype=torch.bfloat16), RocLMForCausalLM)
-    assert isinstance(open_model(real, "torch"), RocLMForCausalLM)
+    assert isinstance(open_model(real, dtype=torch.bfloat16), TorchRunner)
+    assert isinstance(open_model(real, "torch"), TorchRunner)
     floats = open_checkpoint(write_folder(tmp_path / "f", peer("qwen3", **WIDE)))
-    assert isinstance(open_model(floats), RocLMForCausalLM)
+    assert isinstance(open_model(floats), TorchRunner)
     assert isinstance(open_model(floats, quantize="int8", threads=1), CPURunner)
     narrow = open_checkpoint(write_gguf(tmp_path / "n.gguf", peer("llama", head_dim=24), block_type="Q8_0"))
-    assert isinstance(open_model(narrow), RocLMForCausalLM)
+    assert isinstance(open_model(narrow), TorchRunner)
     with pytest.raises(RocLabError, match="head_dim is 24"):
         open_model(narrow, "fast")
     for engine, options, words in (
-        ("quick", {}, "choose auto, fast, torch or compiled"),
+        ("quick", {}, "choose auto, fast or torch"),
         ("fast", {"device": "cuda"}, "on the CPU"),
         ("torch", {"quantize": "int8"}, "belong to the fast engine"),
         ("torch", {"exact": False}, "--int8-activations"),
@@ -411,7 +414,7 @@ def test_auto_takes_the_kernels_where_they_fit(tmp_path, smollm_path, monkeypatc
             open_model(real, engine, **options)
     with pytest.raises(RocLabError, match="--quantize int8 or int4"):
         open_model(floats, "fast")
-    assert isinstance(open_model(real, "torch", exact=True), RocLMForCausalLM)  # its activations are floats anyway
+    assert isinstance(open_model(real, "torch", exact=True), TorchRunner)  # its activations are floats anyway
 
 
 def test_greedy_generation_keeps_floats_unless_told(smollm_path):
@@ -430,7 +433,7 @@ def test_without_a_working_compiler_torch_does_the_work(compiler, tmp_path, smol
     load_library.cache_clear()
     try:
         assert load_library() is None
-        assert isinstance(open_model(open_checkpoint(smollm_path)), RocLMForCausalLM)
+        assert isinstance(open_model(open_checkpoint(smollm_path)), TorchRunner)
         with pytest.raises(RocLabError, match="kernels 'portable'"):
             load_library("portable")
         assert not list(tmp_path.rglob("*.so"))
@@ -467,7 +470,8 @@ def test_zig_compiles_the_same_kernels(chosen, tmp_path, smollm_path):
         "import torch\nfrom roclab.lm.weights.checkpoint import open_checkpoint\n"
         "from roclab.lm.engine.cpu.runner import CPURunner\n"
         f"model = CPURunner(open_checkpoint({str(smollm_path)!r}), path={chosen!r}, threads=2)\n"
-        f"torch.save(model(torch.tensor([{list(range(100, 140))}]))[0], {str(tmp_path / 'logits.pt')!r})\n"
+        f"ids = {list(range(100, 140))}\n"
+        f"torch.save(model.forward([(model.new_sequence(64), ids, len(ids))]), {str(tmp_path / 'logits.pt')!r})\n"
     )
     environment = {"ROCLAB_CC": f"{sys.executable} -m ziglang cc", "ROCLAB_CACHE": str(tmp_path)}
     import os

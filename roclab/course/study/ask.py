@@ -111,10 +111,9 @@ def run_study(
     `hashes` (of the weights) go into the run's provenance. Raises RocLabError if `out` holds a study with other
     settings or anything else."""
     from roclab.course.study.report import summarize, write_report
-    from roclab.lm.engine.cpu.runner import CPURunner
 
     modes = [True, False] if tokenizer.has_thinking else [None]
-    dtype = "quantized" if isinstance(model, CPURunner) else str(model.dtype)
+    dtype = str(model.dtype or "quantized")
     config = {
         **asdict(study), "kind": "lm study", "seed": 0, "asked": study.asked, "modes": [MODES[m] for m in modes],
         "questions": Path(study.questions or "study_questions.json").name, "dtype": dtype,

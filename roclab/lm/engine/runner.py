@@ -6,6 +6,7 @@ kernels. A third has to offer the methods below, nothing else; text, sampling an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as Items
 from typing import Any, Protocol, TypeAlias
 
@@ -34,22 +35,28 @@ class Sequence(Protocol):
 
 
 # (sequence, ids to append, n): the logits of the last n of these ids are wanted
-Work: TypeAlias = "tuple[Sequence, Items[int], int]"
+Work: TypeAlias = "tuple[Any, Items[int], int]"
 
 
-class Runner(Protocol):
+class Runner(ABC):
+    """A model behind the scheduler. Sequences are of the runner's own kind."""
+
     config: RocLMConfig
     device: torch.device
-    engine: Any  # the scheduler over it, where `roclab.lm.generate` has made one
+    dtype: torch.dtype | None  # of the weights; None: quantized
     batch_invariant: bool  # a row's logits are the same bits, whatever else is in the call
     block: int  # a prompt is computed in pieces that end at multiples of this, and shared in such pieces
+    engine: Any = None  # the scheduler over it, where `roclab.lm.generate` has made one
 
-    def new_sequence(self, capacity: int) -> Sequence:
+    @abstractmethod
+    def new_sequence(self, capacity: int) -> Any:
         """An empty sequence; about `capacity` tokens are expected."""
 
-    def copy(self, sequence: Sequence, length: int, capacity: int) -> Sequence:
+    @abstractmethod
+    def copy(self, sequence: Any, length: int, capacity: int) -> Any:
         """A new sequence that holds the first `length` tokens of another."""
 
+    @abstractmethod
     def forward(self, work: Items[Work], *, scratch: bool = False) -> Tensor:
         """Append the ids of each entry to its sequence; returns the logits wanted, in order, (Σ n, V) float.
 
@@ -57,9 +64,11 @@ class Runner(Protocol):
         fit.
         """
 
-    def settle(self, sequence: Sequence) -> Tensor:
-        """Logits (1, V) after the sequence's last token, as computed without any other sequence. Only asked of a
-        runner that is not batch-invariant."""
+    def settle(self, sequence: Any) -> Tensor:
+        """Logits (1, V) after the sequence's last token, as computed without any other sequence."""
+        last = sequence.ids[-1]
+        sequence.cut(len(sequence.ids) - 1)
+        return self.forward([(sequence, [last], 1)])
 
 
 def score(runner: Runner, ids: Items[int], last: int) -> Tensor:

@@ -222,7 +222,7 @@ class Engine:
         return shared >= known + SHARE_FROM
 
     def _drafts(self, decoding: list[Request]) -> list[list[int]]:
-        """Draft tokens for each request: only where one runs alone, since rows beside others gain less and cost more."""
+        """Draft tokens for each request: only where one runs alone, as rows beside others gain less and cost more."""
         if not self.prompt_lookup or len(self.running) != 1 or not decoding:
             return [[] for _ in decoding]
         (request,) = decoding

@@ -12,13 +12,12 @@ function of the tokens only: whole blocks are always computed in calls of their 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from roclab.core.exceptions import RocLabError
-from roclab.lm.engine.runner import Work
+from roclab.lm.engine.runner import Runner, Work
 from roclab.lm.model import KVCache, RocLMAttention, RocLMConfig, RocLMForCausalLM
 
 BLOCK = 256  # tokens
@@ -74,16 +73,16 @@ class RaggedCache(KVCache):
         return out
 
 
-class TorchRunner:
+class TorchRunner(Runner):
     """A RocLMForCausalLM as a `Runner`."""
 
-    engine: Any = None
     batch_invariant = False
     block = BLOCK
 
     def __init__(self, model: RocLMForCausalLM):
         self.model, self.config = model, model.config
-        self.device, self.dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+        self.device = model.lm_head.weight.device
+        self.dtype: torch.dtype = model.lm_head.weight.dtype
 
     def new_sequence(self, capacity: int) -> TorchSequence:
         return TorchSequence(self.config, max(1, min(capacity, BLOCK)), self.device, self.dtype)
@@ -127,7 +126,8 @@ class TorchRunner:
 
     def _hidden(self, pieces: Items[tuple[TorchSequence, Items[int]]]) -> Tensor:
         """Append the tokens of each piece; their last hidden states (N, D)."""
-        tokens, positions = [], []
+        tokens: list[int] = []
+        positions: list[int] = []
         for sequence, ids in pieces:
             past = len(sequence.ids)
             if past + len(ids) > self.config.max_position_embeddings:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from roclab.core.exceptions import RocLabError
-from roclab.lm.model import RocLMConfig, rope_frequencies, rope_scaling_constants
+from roclab.lm.model import ROPE_SCALING, RocLMConfig, rope_frequencies
 from roclab.lm.text.tokenizer import CONTROL, END_TOKENS, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, Tokenizer
 from roclab.lm.weights.gguf_names import LAYER_NAMES, WHOLE_NAMES, llama3_scaling, row_order
 
@@ -54,7 +54,7 @@ def _package() -> Any:
 
 def _divisors(config: RocLMConfig) -> torch.Tensor | None:
     """What each angle is divided by in Llama 3's scaling, (C/2,), as GGUF stores it; None without it."""
-    if rope_scaling_constants(config.rope_scaling)[0] != "llama3":
+    if config.rope_type != "llama3":
         return None
     divisors = rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)
     if llama3_scaling(config, divisors) is None:
@@ -79,7 +79,8 @@ def new_writer(path: Path, config: RocLMConfig) -> Any:
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    kind, constants = rope_scaling_constants(config.rope_scaling)
+    kind = config.rope_type
+    constants = [(config.rope_scaling or {})[name] for name in ROPE_SCALING[kind]]
     if kind == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(constants[0])

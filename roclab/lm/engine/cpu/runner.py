@@ -32,6 +32,7 @@ from torch import Tensor
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.cpu.build import Shape, load_library, why_no_library
 from roclab.lm.engine.cpu.pack import GROUP, KINDS, TILE, Packing, blocks_of, lies_ready, why_not
+from roclab.lm.engine.runner import Runner
 from roclab.lm.model import rope_frequencies
 from roclab.lm.weights.checkpoint import Checkpoint
 
@@ -77,7 +78,7 @@ class CPUSequence:
         del self.ids[length:]
 
 
-class CPURunner:
+class CPURunner(Runner):
     """A checkpoint's model on the kernels.
 
     `quantize`: "int8" or "int4" for float weights, None for weights that are quantized already.
@@ -90,6 +91,7 @@ class CPURunner:
     suffice, CheckpointError as `Checkpoint.load_model` does.
     """
 
+    dtype = None
     batch_invariant = True
     block = 1
 
@@ -110,7 +112,7 @@ class CPURunner:
             raise RocLabError(f"{checkpoint.path}: not for the fast kernels: {reason}")
         self.library, self.path = library, library.path
         self.config = config = checkpoint.config
-        self.device, self.engine = torch.device("cpu"), None
+        self.device = torch.device("cpu")
         self.weight_bytes = 0  # read for every token; known after `wait`
         self._lock = threading.RLock()  # one call at a time: the working space is one
         self._kept: list[Tensor] = []  # vectors the C side points at
