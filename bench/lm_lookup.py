@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import torch
 
 from roclab.lm.engine.cpu.runner import CPURunner
-from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.generate import Timings, complete, engine_of, stream
+from roclab.lm.settings import SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.lm.weights.checkpoint import open_checkpoint
 

@@ -29,11 +29,11 @@ import torch
 
 from roclab.lm.engine.cpu.runner import CPURunner
 from roclab.lm.engine.runner import score
-from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.evaluate import evaluate_text
 from roclab.lm.generate import complete
 from roclab.lm.quantize import calibration_texts, quantize, written_texts
+from roclab.lm.settings import SamplingParams
 from roclab.lm.weights.checkpoint import Checkpoint, open_checkpoint
 
 WINDOW = 512

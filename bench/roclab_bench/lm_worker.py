@@ -39,8 +39,8 @@ class RocLM:
             }
 
     def _run(self, prompts: list[list[int]], n: int) -> tuple[float, float]:
-        from roclab.lm.engine.sampling import SamplingParams
         from roclab.lm.generate import Timings, complete, engine_of
+        from roclab.lm.settings import SamplingParams
 
         engine = engine_of(self.model)
         engine.prompt_lookup = False

@@ -110,8 +110,8 @@ def generate(
     from dataclasses import replace
 
     from roclab.core.progress import track
-    from roclab.lm.engine.sampling import SamplingParams
     from roclab.lm.generate import Timings, complete, stream
+    from roclab.lm.settings import SamplingParams
 
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
@@ -211,7 +211,7 @@ def chat(
     """
     from roclab.cli.chat import ChatLoop
     from roclab.lm.conversation import Conversation
-    from roclab.lm.engine.sampling import SamplingParams
+    from roclab.lm.settings import SamplingParams
 
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,

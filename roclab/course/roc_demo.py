@@ -24,8 +24,8 @@ except ImportError:  # a hand-in carries the package one folder up, or beside th
 from roclab.core.exceptions import RocLabError
 from roclab.lm.conversation import Conversation
 from roclab.lm.engine.runner import Runner
-from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.generate import stream
+from roclab.lm.settings import SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.lm.weights.checkpoint import open_checkpoint
 

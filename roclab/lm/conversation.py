@@ -16,8 +16,8 @@ from typing import Any
 
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.runner import Runner
-from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.generate import Timings, stream
+from roclab.lm.settings import SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
 
 

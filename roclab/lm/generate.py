@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.runner import Runner
-from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.engine.scheduler import Engine, LogitsProcessor, Request
+from roclab.lm.settings import SamplingParams
 from roclab.lm.text.detokenizer import Detokenizer
 from roclab.lm.text.tokenizer import Tokenizer
 

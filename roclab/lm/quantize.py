@@ -32,10 +32,10 @@ from roclab.lm.engine.cpu.build import load_library, why_no_library
 from roclab.lm.engine.cpu.pack import GROUP, blocks_of, is_quantized, stays_int8, why_not
 from roclab.lm.engine.cpu.runner import CPURunner
 from roclab.lm.engine.runner import Runner
-from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.generate import complete
 from roclab.lm.model import RocLMForCausalLM
+from roclab.lm.settings import SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.lm.weights.checkpoint import Checkpoint
 from roclab.lm.weights.gguf_writer import check, write_gguf

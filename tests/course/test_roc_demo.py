@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from roclab.course import roc_demo
-from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.model import create_roclm_model
+from roclab.lm.settings import SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
 
 from ..lm.build import CHAT_TEMPLATE, CHILD_ENVIRONMENT, learn_by_heart, tokenizer_definition

@@ -19,10 +19,10 @@ from safetensors.torch import save_model
 
 from roclab.core.exceptions import RocLabError
 from roclab.lm.conversation import Conversation
-from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.generate import complete
 from roclab.lm.model import create_roclm_model
+from roclab.lm.settings import SamplingParams
 from roclab.lm.text.detokenizer import ThinkingSplit
 from roclab.lm.text.tokenizer import Tokenizer
 

@@ -12,17 +12,11 @@ from hypothesis import strategies as st
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine import scheduler
 from roclab.lm.engine.runner import score
-from roclab.lm.engine.sampling import (
-    SamplingParams,
-    filter_all,
-    filter_largest,
-    filter_min_p,
-    penalize_repetition,
-    sample,
-)
+from roclab.lm.engine.sampling import filter_all, filter_largest, filter_min_p, penalize_repetition, sample
 from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.generate import Timings, complete, stream
 from roclab.lm.model import create_roclm_model
+from roclab.lm.settings import SamplingParams
 
 GRAVITY = "What is gravity? Explain in two sentences."
 ANSWER = (

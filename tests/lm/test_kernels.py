@@ -20,10 +20,10 @@ from roclab.lm.engine.cpu.runner import MAX_ROWS, CPURunner, Trial
 from roclab.lm.engine.prefix_cache import common_length
 from roclab.lm.engine.prompt_lookup import Costs, Lookup
 from roclab.lm.engine.runner import score
-from roclab.lm.engine.sampling import SamplingParams
 from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.generate import complete, engine_of, stream
 from roclab.lm.load import open_model
+from roclab.lm.settings import SamplingParams
 from roclab.lm.weights.checkpoint import open_checkpoint
 
 from .build import assert_one_line, peer, roclab, write_folder, write_gguf

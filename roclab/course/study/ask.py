@@ -202,8 +202,8 @@ def _ask(
     mode: bool | None, first: int,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One batch, turn by turn: each round asks the next message of every conversation that has one."""
-    from roclab.lm.engine.sampling import SamplingParams
     from roclab.lm.generate import Completion, stream
+    from roclab.lm.settings import SamplingParams
 
     tokens = study.max_new_tokens + (study.thinking_tokens if mode else 0)
     greedy = run == "greedy"

@@ -31,7 +31,8 @@ from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.prefix_cache import SHARE_FROM, PrefixCache, common_length
 from roclab.lm.engine.prompt_lookup import Costs, Lookup
 from roclab.lm.engine.runner import Runner, Sequence
-from roclab.lm.engine.sampling import SamplingParams, penalize_repetition, sample
+from roclab.lm.engine.sampling import penalize_repetition, sample
+from roclab.lm.settings import SamplingParams
 
 # Logits; more than ten times the largest difference seen between a row in a batch and alone (docs/log.md).
 NEAR_TIE = 1e-3
