@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from roclab.lm.model import KVCache
+from roclab.lm.model import KVCache, pack_documents
 from tests.golden.common import assert_near, assert_same, bits_of, machine_key, read_record, sha256
 from tests.golden.small import MODELS, SHAPE, roclm
 
@@ -27,7 +27,7 @@ def logits_of(kind: str) -> dict[str, torch.Tensor]:
         return {
             "at once": model(ids),
             "with a cache": torch.cat([model(part, cache=cache) for part in ids.split([9, 6, *[1] * 9], dim=1)], dim=1),
-            "padded": model(padded, attention_mask=real)[:, 3:],
+            "padded": model(padded, *pack_documents(real))[:, 3:],
             "written out": roclm(kind, attn_implementation="eager")(ids),
         }
     finally:

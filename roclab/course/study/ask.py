@@ -25,6 +25,8 @@ from roclab.core.files import atomic_write, read_json
 from roclab.core.progress import track
 from roclab.core.runs import Run
 from roclab.course.study.scoring import score, validate_checks
+from roclab.lm.generate import Completion, stream
+from roclab.lm.settings import SamplingParams
 
 if TYPE_CHECKING:
     from roclab.lm.engine.runner import Runner
@@ -202,8 +204,6 @@ def _ask(
     mode: bool | None, first: int,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One batch, turn by turn: each round asks the next message of every conversation that has one."""
-    from roclab.lm.generate import Completion, stream
-    from roclab.lm.settings import SamplingParams
 
     tokens = study.max_new_tokens + (study.thinking_tokens if mode else 0)
     greedy = run == "greedy"
