@@ -25,11 +25,6 @@ EXCEPTIONS: dict[str, set[str]] = {
         "roclab.course.verify.mistakes > roclab.course.verify.mistakes.positions > roclab.course.verify.mistakes",
     },
     "imports inside functions": {
-        "roclab.course.study.ask.run_study imports roclab.course.study.report",
-        "roclab.course.tokenizer_lab.analysis.open_tokenizer imports roclab.lm.weights.checkpoint",
-        "roclab.course.tokenizer_lab.analysis.open_tokenizer imports roclab.lm.weights.sources",
-        "roclab.course.tokenizer_lab.analysis.open_tokenizers imports roclab.lm.weights.checkpoint",
-        "roclab.course.tokenizer_lab.lab._draw imports roclab.course.tokenizer_lab.figures",
         "roclab.course.verify._result imports roclab.course.verify.judge",
         "roclab.course.verify.cases.write_stored imports roclab.core.files",
         "roclab.course.verify.cases.write_stored imports roclab.course.verify.reference",

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import typer
 
-from roclab.cli.lm import say
 from roclab.cli.output import print_json
 
 app = typer.Typer(help="Tokenizers, looked into.", no_args_is_help=True)
@@ -32,7 +31,7 @@ def lab(
     """
     from roclab.course.tokenizer_lab.lab import write_lab
 
-    content = write_lab(student_id, out, qwen3, say)
+    content = write_lab(student_id, out, qwen3)
     if as_json:
         print_json(content)
         return

@@ -1,4 +1,4 @@
-"""Intervals that both parts report."""
+"""Intervals and tests that both parts report."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def wilson(successes: float, n: float) -> list[float]:
     centre = (p + spread / 2) / (1 + spread)
     half = Z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
     return [0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half]
+
+
+def sign_test(better: int, worse: int) -> float:
+    """p-value of the two-sided exact sign test: how likely is a split at least this uneven if both ways are equally
+    likely?"""
+    n = better + worse
+    tail = sum(math.comb(n, k) for k in range(min(better, worse) + 1)) / 2**n
+    return min(1.0, 2 * tail)

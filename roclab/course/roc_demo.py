@@ -25,6 +25,7 @@ from roclab.core.exceptions import RocLabError
 from roclab.lm.conversation import Conversation
 from roclab.lm.engine.runner import Runner
 from roclab.lm.generate import stream
+from roclab.lm.load import open_model
 from roclab.lm.settings import SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.lm.weights.checkpoint import open_checkpoint
@@ -119,7 +120,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         params = SamplingParams(temperature=given.temperature, seed=given.seed, max_new_tokens=given.max_new_tokens)
         checkpoint = open_checkpoint(given.model, lambda message: print(message, file=sys.stderr))
-        _run(given.demo, given.prompt, checkpoint.load_model(), checkpoint.load_tokenizer(), params)
+        # At temperature 0 the words are those of the exact engine: activations stay floats.
+        model = open_model(checkpoint, exact=True if given.temperature == 0 else None)
+        _run(given.demo, given.prompt, model, checkpoint.load_tokenizer(), params)
     except RocLabError as error:
         print(f"roc_demo: {error}", file=sys.stderr)
         sys.exit(2)

@@ -51,8 +51,10 @@ def escape(text: Any) -> Markup:
     """Any text as Markdown that shows just that text, on one line."""
     if isinstance(text, Markup):
         return text
+    if isinstance(text, (int, float)):
+        return Markup(text)
     flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    flat = re.sub(r"([\\`*_{}\[\]<>#|~^$@&\"'!])", r"\\\1", flat)
+    flat = re.sub(r"([\\`*_{}\[\]<>#|~^$@&!])", r"\\\1", flat)
     return Markup(re.sub(r"^([-+:%=]|\d+(?=[.)]))", lambda m: m[1] + "\\" if m[1].isdigit() else "\\" + m[1], flat))
 
 

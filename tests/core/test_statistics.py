@@ -2,7 +2,7 @@
 
 import pytest
 
-from roclab.core.statistics import wilson
+from roclab.core.statistics import sign_test, wilson
 
 
 @pytest.mark.parametrize(("passed", "n"), [(0, 1), (1, 1), (0, 8), (3, 8), (8, 8), (90, 248)])
@@ -19,7 +19,15 @@ def test_wilson_interval_of_a_textbook_case():
     assert wilson(10, 10)[1] == 1.0
 
 
-def test_a_kind_of_question_without_a_score_has_no_interval():
-    from roclab.course.study.report import _row
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (6, 15), (10, 0), (7, 7)])
+def test_the_sign_test_is_the_binomial_one(better, worse):
+    from scipy.stats import binomtest
 
-    assert _row([])["ci95"] is None
+    expected = binomtest(better, better + worse).pvalue if better + worse else 1.0
+    assert sign_test(better, worse) == pytest.approx(expected)
+
+
+def test_a_kind_of_question_without_a_score_has_no_interval():
+    from roclab.course.study.report import row
+
+    assert row([])["ci95"] is None

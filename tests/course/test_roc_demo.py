@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from roclab.course import roc_demo
+from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.model import create_roclm_model
 from roclab.lm.settings import SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ def thinker(tokenizer):
         | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rope_theta": 10000.0}
         | {"eos_token_id": end[0]}
     )
-    return learn_by_heart(model, texts, lr=5e-3, steps=150)
+    return TorchRunner(learn_by_heart(model, texts, lr=5e-3, steps=150))
 
 
 def run(*arguments: str, stdin: str = "", script: Path | None = None, cwd: Path | None = None):

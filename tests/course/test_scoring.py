@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from roclab.core.exceptions import DataError
-from roclab.course.study.scoring import BEGINNING, score, sign_test, validate_checks
+from roclab.course.study.scoring import BEGINNING, score, validate_checks
 
 PYTHON = {"python": {"defines": ["f"], "uses": ["Return", "If|IfExp"]}}
 CASES = [
@@ -75,11 +75,3 @@ def test_code_is_parsed_and_never_run(tmp_path):
 def test_a_mistake_in_the_checks_is_named(checks):
     with pytest.raises(DataError, match="question 7"):
         validate_checks(checks, "question 7")
-
-
-@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (6, 15), (10, 0), (7, 7)])
-def test_the_sign_test_is_the_binomial_one(better, worse):
-    from scipy.stats import binomtest
-
-    expected = binomtest(better, better + worse).pvalue if better + worse else 1.0
-    assert sign_test(better, worse) == pytest.approx(expected)

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from roclab.core.exceptions import RocLabError
-from roclab.course.study.ask import Study, load_questions, run_study
+from roclab.course.study.ask import run_study as run_named_study
 from roclab.course.study.report import summarize, table, write_report
+from roclab.course.study.settings import Study, load_questions
+from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.model import create_roclm_model
 from roclab.lm.text.tokenizer import Tokenizer
 
@@ -31,10 +33,11 @@ FILES = {"study.json", "study.md", "transcripts.jsonl", "transcripts.md", "confi
 def model():
     """A model of no sense: what it says does not matter here, only that it says the same again."""
     torch.manual_seed(0)
-    return create_roclm_model(
+    model = create_roclm_model(
         {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
         | {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512, "eos_token_id": 2}
-    ).eval()
+    )
+    return TorchRunner(model.eval())
 
 
 def tokenizer(template: str = CHAT_TEMPLATE) -> Tokenizer:
@@ -49,8 +52,12 @@ def questions(tmp_path):
 
 
 def study(questions, **changes) -> Study:
-    settings = {"model": "tiny", "questions": str(questions), "seeds": 2, "max_new_tokens": 6, "batch_size": 2}
+    settings = {"questions": str(questions), "seeds": 2, "max_new_tokens": 6, "batch_size": 2}
     return Study(**{**settings, **changes})
+
+
+def run_study(model, tokenizer, *given, **hashes):
+    return run_named_study("tiny", model, tokenizer, *given, **hashes)
 
 
 # ── Questions ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -217,7 +224,7 @@ def test_the_write_up_is_markdown_that_nothing_in_it_can_break(tmp_path):
     summary = summarize(config, ["greedy"], rows)
     write_report(tmp_path, config, summary, rows)
     page = (tmp_path / "transcripts.md").read_text()
-    assert page.count("````text\n```\n<b>a</b>\n````") == 2
+    assert page.count("````\n```\n<b>a</b>\n````") == 2
     for line in table(summary).splitlines():
         assert len(re.findall(r"(?<!\\)\|", line)) == 6
     assert "a \\| b" in (tmp_path / "study.md").read_text()

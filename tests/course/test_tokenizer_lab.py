@@ -7,6 +7,7 @@ import json
 import pytest
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.sentences import Sentence, lookup
 from roclab.course.tokenizer_lab import figures, notebook
 from roclab.course.tokenizer_lab.analysis import (
     QWEN,
@@ -16,10 +17,9 @@ from roclab.course.tokenizer_lab.analysis import (
     open_tokenizer,
     open_tokenizers,
     readable,
-    sentences,
 )
 from roclab.course.tokenizer_lab.bpe_trace import Tracer
-from roclab.course.tokenizer_lab.lab import FILES
+from roclab.course.tokenizer_lab.sentences import sentences
 
 from ..lm.build import assert_one_line, roclab, write_tokenizer
 
@@ -39,7 +39,7 @@ IDS = [
 
 @pytest.fixture(scope="module")
 def tracers(smollm_path) -> dict[str, Tracer]:
-    return {name: Tracer(tokenizer) for name, tokenizer in open_tokenizers().found.items()}
+    return {name: Tracer(tokenizer) for name, tokenizer in open_tokenizers()[0].items()}
 
 
 @pytest.mark.parametrize("student_id", IDS)
@@ -61,24 +61,25 @@ def test_facts_sentences_and_pictures_of_odd_ids(tracers, student_id):
         ):
             assert picture.startswith(b"\x89PNG")
     said = sentences(student_id, facts)
-    assert json.loads(json.dumps(said)) == said
-    assert all(sentence["evidence"] for sentence in said)
+    for sentence in said:
+        assert Sentence.read(json.loads(json.dumps(sentence.json()))) == sentence
+        lookup({"tokenizers": facts}, sentence.key)
     topics = {"split", "merges", "variants", "coverage"}
-    assert all(topics <= {s["topic"] for s in said if s["tokenizer"] == name} for name in tracers)
+    assert all(topics <= {s.topic for s in said if s.key.startswith(f"/tokenizers/{name}/")} for name in tracers)
 
 
 def texts(tracers, student_id: str, name: str = SMOLLM) -> str:
-    return "\n".join(s["text"] for s in sentences(student_id, {name: analyse(student_id, tracers[name])}))
+    return "\n".join(s.text for s in sentences(student_id, {name: analyse(student_id, tracers[name])}))
 
 
 def test_digits_are_cut_by_the_pre_tokenizer(tracers):
     text = texts(tracers, "3184")
     assert "the ID, 4 characters (4 bytes), becomes 4 tokens: 3 · 1 · 8 · 4." in text
-    assert "3 of 3 cuts (3 · 1, 1 · 8, 8 · 4) are made before any merging, by step 1" in text
+    assert "3 of 3 cuts (3 · 1, 1 · 8 and 8 · 4) are made before any merging, by step 1" in text
     assert "sets every digit apart" in text
     assert "the vocabulary has no token of two or more digits" in text
     assert "no merge happens inside the ID" in text
-    assert "with “id:” before it: id · : · 3 · 1 · 8 · 4; 2 tokens more, and the ID's own stay as they were." in text
+    assert "with “id:” before it: id · : · 3 · 1 · 8 · 4; 2 more tokens, and the ID's own stay the same." in text
 
 
 def test_letters_are_merged_and_a_space_reaches_in(tracers):
@@ -162,7 +163,9 @@ def lab(smollm_path, tmp_path_factory):
 
 def test_the_command_writes_the_lab(lab):
     out, done = lab
-    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.iterdir()} == {
+        "Tokenizer_Lab.ipynb", "Tokenizer_Lab.html", "lab.md", "lab.json", "figures",
+    }  # fmt: skip
     content = json.loads((out / "lab.json").read_text(encoding="utf-8"))
     assert content["student_id"] == "Jür 42"
     assert set(content["tokenizers"]) == {SMOLLM, QWEN}
@@ -203,8 +206,10 @@ def test_the_lab_can_be_handed_in(lab):
 def test_qwen3_that_is_not_there_is_said_and_an_old_lab_is_replaced_whole(smollm_path, tmp_path):
     out = tmp_path / "lab"
     (out / "figures").mkdir(parents=True)
-    (out / "lab.md").write_text("old")
-    (out / "figures" / "old.png").write_text("old")
+    for name in ("lab.md", "figures/old.png"):
+        (out / name).write_text("old")
+    older = {"student_id": "3", "sentences": [], "files": ["lab.md", "figures/old.png"]}
+    (out / "lab.json").write_text(json.dumps(older))
     nothing = {"ROCLAB_SHARED_DATA": str(tmp_path / "none"), "HF_HOME": str(tmp_path / "hub"), "ROCLAB_QWEN3": ""}
     done = roclab("tokenizer", "lab", "--student-id", "31", "--out", str(out), "--json", **nothing)
     content = json.loads(done.stdout)
@@ -221,6 +226,7 @@ def test_a_lab_that_fails_leaves_nothing_and_the_old_one_stays(smollm_path, tmp_
     out = tmp_path / "lab"
     out.mkdir()
     (out / "lab.md").write_text("old")
+    (out / "lab.json").write_text('{"student_id": "3", "sentences": []}')
     startup = tmp_path / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "00.py").write_text("import os; os._exit(1)")  # a user's own start-up file that ends the kernel
@@ -244,8 +250,8 @@ def test_mistakes_at_the_terminal_are_one_line(tmp_path):
     for arguments, word in (
         (("--student-id", "", "--out", "x"), "empty"),
         (("--student-id", "x" * 10_000, "--out", "x"), "at most"),
-        (("--student-id", "31", "--out", str(tmp_path / "full")), "letter.txt"),
-        (("--student-id", "31", "--out", str(tmp_path / "full" / "letter.txt")), "is a file"),
+        (("--student-id", "31", "--out", str(tmp_path / "full")), "is not a lab"),
+        (("--student-id", "31", "--out", str(tmp_path / "full" / "letter.txt")), "is not a lab"),
         (("--student-id", "31", "--out", str(tmp_path / "x"), "--qwen3", str(tmp_path / "none")), "no such file"),
     ):
         assert_one_line(roclab("tokenizer", "lab", *arguments), word)

@@ -20,7 +20,7 @@ ODD = '<b>"*_|`$\\ & \n# x'
 def test_markdown_and_html_templates_escape_what_they_are_given(tmp_path):
     (tmp_path / "page.md").write_text("{{ x }} {{ [x, x]|listed }} {{ table([x], 'l', [[x]]) }}{{ code(x) }}", "utf-8")
     text = render(tmp_path / "page.md", x=ODD)
-    shown = r"\<b\>\"\*\_\|\`\$\\ \& \# x"
+    shown = r'\<b\>"\*\_\|\`\$\\ \& \# x'
     assert text.startswith(f"{shown} {shown} and {shown} | {shown} |\n|:---")
     assert text.endswith(f"```\n{ODD}\n```")
     (tmp_path / "page.html").write_text("<p>{{ x }}</p>", "utf-8")

@@ -1,23 +1,26 @@
 """From transcripts to a table and to sentences that say no more than it does.
 
-The answers to one question hang together: a model that knows a fact knows it under every seed. So an interval counts
-questions, not answers: Wilson's interval for the mean of the questions' pass rates, as if each had been asked once.
-More seeds make a question's rate steadier and the interval no narrower.
+The answers to one question depend on each other: a model that knows a fact knows it under every seed. So an interval
+counts questions, not answers: Wilson's interval for the mean of the questions' pass rates, as if each had been asked
+once. More seeds make a question's rate steadier and the interval no narrower.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from roclab.core.files import atomic_write, write_json
-from roclab.core.statistics import wilson
-from roclab.course.study.scoring import sign_test
+from roclab.core.sentences import Evidence, Sentence, about, counted, listed, percent, pointer, strength
+from roclab.core.statistics import sign_test, wilson
+from roclab.report import kit
 
 Transcripts = Sequence[Mapping[str, Any]]
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def summarize(config: Mapping[str, Any], runs: Sequence[str], transcripts: Transcripts) -> dict[str, Any]:
@@ -27,36 +30,32 @@ def summarize(config: Mapping[str, Any], runs: Sequence[str], transcripts: Trans
     `ci95`, its interval."""
     modes = config["modes"]
     kinds = list(dict.fromkeys(question["kind"] for question in config["asked"]))
-    table = {kind: _row([t for t in transcripts if t["kind"] == kind]) for kind in kinds}
-    by_mode = {
-        mode: {"overall": _row(of_mode), "kinds": {k: _row([t for t in of_mode if t["kind"] == k]) for k in kinds}}
-        for mode in modes
-        if (of_mode := [t for t in transcripts if t["thinking"] == mode])
-    }
-    by_run = {run: _row([t for t in transcripts if t["run"] == run]) for run in runs}
     turns = [turn for t in transcripts for turn in t["turns"]]
+
+    def rows(**chosen: str) -> dict[str, Any]:
+        some = [t for t in transcripts if chosen.items() <= t.items()]
+        return {"overall": row(some), "kinds": {kind: row([t for t in some if t["kind"] == kind]) for kind in kinds}}
+
     summary = {
         "model": config["model"],
         "questions": len(config["asked"]),
         "seeds": list(runs),
         "quick": config["quick"],
-        "kinds": table,
-        "overall": _row(transcripts),
-        "runs": by_run,
-        "thinking": {"available": modes != ["auto"], "modes": by_mode},
+        **rows(),
+        "runs": {run: rows(run=run)["overall"] for run in runs},
+        "thinking": {"available": modes != ["auto"], "modes": {mode: rows(thinking=mode) for mode in modes}},
         "replies": {
             "n": len(turns),
             "cut_by_length": sum(turn["finish_reason"] == "length" for turn in turns),
             "mean_new_tokens": round(sum(turn["new_tokens"] for turn in turns) / max(len(turns), 1), 1),
         },
-        "by_question": _question_rates(transcripts),
+        "by_question": question_rates(transcripts),
         "transcripts": "transcripts.jsonl",
     }
-    summary["sentences"] = _sentences(summary, transcripts, config["max_new_tokens"])
-    return summary
+    return summary | {"sentences": [sentence.json() for sentence in _sentences(summary, transcripts)]}
 
 
-def _question_rates(transcripts: Transcripts) -> dict[str, float]:
+def question_rates(transcripts: Transcripts) -> dict[str, float]:
     """Question → the share of its answers that passed; questions without checks are left out."""
     answers = defaultdict(list)
     for transcript in transcripts:
@@ -65,8 +64,8 @@ def _question_rates(transcripts: Transcripts) -> dict[str, float]:
     return {question: sum(passed) / len(passed) for question, passed in answers.items()}
 
 
-def _row(transcripts: Transcripts) -> dict[str, Any]:
-    rates = _question_rates(transcripts)
+def row(transcripts: Transcripts) -> dict[str, Any]:
+    rates = question_rates(transcripts)
     return {
         "n": len(transcripts),
         "scored": sum(t["passed"] is not None for t in transcripts),
@@ -77,174 +76,102 @@ def _row(transcripts: Transcripts) -> dict[str, Any]:
     }
 
 
-def _of(row: Mapping[str, Any]) -> str:
-    low, high = row["ci95"]
-    return (
-        f"{row['passed']} of {row['scored']} answers to {row['questions']} questions pass "
-        f"({100 * row['rate']:.0f} %, 95 % interval {100 * low:.0f}–{100 * high:.0f} %)"
-    )
-
-
-def _sentences(summary: Mapping[str, Any], transcripts: Transcripts, max_new_tokens: int) -> list[dict[str, Any]]:
-    said: list[dict[str, Any]] = []
-
-    def say(text: str, **evidence: Any) -> None:
-        said.append({"text": text, "evidence": evidence})
-
-    overall = summary["overall"]
-    if overall["questions"]:
-        say(f"Over all kinds {_of(overall)}.", overall=overall)
-    rows = [(kind, row) for kind, row in summary["kinds"].items() if row["questions"]]
-    for kind, row in sorted(rows, key=lambda pair: -pair[1]["rate"]):
-        low, high = row["ci95"]
+def _sentences(summary: Mapping[str, Any], transcripts: Transcripts) -> Iterator[Sentence]:
+    if summary["overall"]["questions"]:
+        yield about(summary, "/overall", f"Over all kinds {_passes(summary['overall'])}.")
+    rows = {kind: found for kind, found in summary["kinds"].items() if found["questions"]}
+    for kind, found in sorted(rows.items(), key=lambda item: -item[1]["rate"]):
+        low, high = found["ci95"]
         if low > 0.5:
-            say(f"It is good at “{kind}”: {_of(row)}; the interval lies above one half.", kind=kind, **row)
+            text = f"It is good at “{kind}”: {_passes(found)}; the interval lies above one half."
         elif high < 0.5:
-            say(f"It is not good at “{kind}”: {_of(row)}; the interval lies below one half.", kind=kind, **row)
+            text = f"It is not good at “{kind}”: {_passes(found)}; the interval lies below one half."
         else:
-            say(
-                f"Whether it is good at “{kind}” is open, for the interval holds one half: {_of(row)}.",
-                kind=kind,
-                **row,
-            )
-    apart = [(a, b) for a, x in rows for b, y in rows if x["ci95"][0] > y["ci95"][1]]
-    for better in dict.fromkeys(a for a, _ in apart):
-        worse = [b for a, b in apart if a == better]
-        others = " and ".join(f"“{kind}”" for kind in worse)
-        say(
-            f"It is better at “{better}” than at {others}: the intervals do not meet.",
-            better={better: summary["kinds"][better]},
-            worse={kind: summary["kinds"][kind] for kind in worse},
-        )
-    for kind, row in summary["kinds"].items():
-        if unscored := row["n"] - row["scored"]:
-            say(
-                f"{unscored} answers of the kind “{kind}” have no rule and are kept for reading.", kind=kind, n=unscored
-            )
+            text = f"Whether it is good at “{kind}” is open, for the interval holds one half: {_passes(found)}."
+        yield about(summary, pointer("kinds", kind), text)
+    for kind, found in rows.items():
+        worse = [other for other, of_other in rows.items() if found["ci95"][0] > of_other["ci95"][1]]
+        if worse:
+            others = listed(f"“{other}”" for other in worse)
+            intervals = {f"{name} ci95": rows[name]["ci95"] for name in (kind, *worse)}
+            text = f"It is better at “{kind}” than at {others}: the intervals do not meet."
+            yield Sentence(text, Evidence("measured", intervals), pointer("kinds", kind))
+    for kind, found in summary["kinds"].items():
+        if unscored := found["n"] - found["scored"]:
+            text = f"{unscored} answers of the kind “{kind}” have no rule and are kept for reading."
+            yield about(summary, pointer("kinds", kind), text, "computed")
     if len(summary["seeds"]) > 1:
         greedy = [t for t in transcripts if t["run"] == "greedy"]
         sampled = [t for t in transcripts if t["run"] != "greedy"]
-        _compare("Sampling against greedy choice", "sampled", sampled, "greedy", greedy, say)
+        yield from _comparison("Sampling against greedy choice", {"sampled": sampled, "greedy": greedy}, "/runs")
         rates = summary["by_question"].values()
         mixed = sum(0 < rate < 1 for rate in rates)
-        say(
-            f"On {mixed} of {len(rates)} scored questions some answers pass and others do not: one answer alone would "
-            "not tell.",
-            mixed=mixed,
-            questions=len(rates),
+        text = f"On {mixed} of {counted(len(rates), 'scored question')} some answers pass and others do not"
+        yield Sentence(
+            f"{text}: one answer alone would not tell.",
+            Evidence("computed", {"mixed": mixed}, len(rates)),
+            "/by_question",
         )
     replies = summary["replies"]
-    say(
-        f"{replies['cut_by_length']} of {replies['n']} replies were cut by their token limit; the mean reply has "
-        f"{replies['mean_new_tokens']:.0f} tokens.",
-        **replies,
-    )
+    text = f"{replies['cut_by_length']} of {replies['n']} replies were cut by their token limit; the mean reply has "
+    yield about(summary, "/replies", f"{text}{replies['mean_new_tokens']:.0f} tokens.")
     if summary["thinking"]["available"]:
         on, off = ([t for t in transcripts if t["thinking"] == mode] for mode in ("on", "off"))
-        _compare("Thinking", "with thinking", on, "without", off, say)
+        yield from _comparison("Thinking", {"with thinking": on, "without": off}, "/thinking/modes")
     else:
-        say("The model's chat template has no thinking mode, so there is nothing to compare.", available=False)
-    return said
+        text = "The model's chat template has no thinking mode, so there is nothing to compare."
+        yield Sentence(text, key="/thinking/available")
 
 
-def _compare(what: str, name: str, some: Transcripts, other_name: str, others: Transcripts, say: Any) -> None:
+def _passes(found: Mapping[str, Any]) -> str:
+    return (
+        f"{found['passed']} of {found['scored']} answers to {counted(found['questions'], 'question')} pass "
+        f"({percent(found['rate'], 0)} %, 95 % interval {_span(found['ci95'])} %)"
+    )
+
+
+def _span(ci95: Sequence[float]) -> str:
+    return "–".join(percent(end, 0) for end in ci95)
+
+
+def _comparison(what: str, two: Mapping[str, Transcripts], key: str) -> Iterator[Sentence]:
     """A paired comparison over the questions both answered, by the exact sign test."""
-    a, b = _question_rates(some), _question_rates(others)
+    (name, a), (other, b) = ((name, question_rates(transcripts)) for name, transcripts in two.items())
     both = [question for question in a if question in b]
     if not both:
         return
-    better = sum(a[q] > b[q] for q in both)
-    worse = sum(a[q] < b[q] for q in both)
+    better, worse = sum(a[q] > b[q] for q in both), sum(a[q] < b[q] for q in both)
     p = sign_test(better, worse)
-    mean_a, mean_b = (sum(x[q] for q in both) / len(both) for x in (a, b))
-    verdict = "a difference" if p < 0.05 else "no difference can be claimed"
-    say(
-        f"{what}: {100 * mean_a:.0f} % {name}, {100 * mean_b:.0f} % {other_name}, on the same {len(both)} questions; "
-        f"better on {better}, worse on {worse} (exact sign test, p = {p:.2g}): {verdict}.",
-        better=better, worse=worse, p=p, rates={name: mean_a, other_name: mean_b}, questions=len(both),
-    )  # fmt: skip
+    rates = {arm: sum(of_arm[q] for q in both) / len(both) for arm, of_arm in ((name, a), (other, b))}
+    yield Sentence(
+        f"{what}: {percent(rates[name], 0)} % {name}, {percent(rates[other], 0)} % {other}, on the same "
+        f"{counted(len(both), 'question')}; better on {better}, worse on {worse} (exact sign test, p = {p:.2g}): "
+        f"{'a difference' if p < 0.05 else 'no difference can be claimed'}.",
+        Evidence(strength(p), {"better": better, "worse": worse, "p": p, **rates}, len(both)),
+        key,
+    )
 
 
-# ── Written out ─────────────────────────────────────────────────────────────────────────────────────────────────
+def table(summary: Mapping[str, Any]) -> Markup:
+    """The Markdown table of kinds."""
+    rows = [*summary["kinds"].items(), (Markup("**all**"), summary["overall"])]
+    cells = [
+        (
+            kind, found["questions"], f"{found['passed']} of {found['scored']}",
+            *((f"{percent(found['rate'], 0)} %", f"{_span(found['ci95'])} %") if found["questions"] else "––"),
+        )
+        for kind, found in rows
+    ]  # fmt: skip
+    return kit.table(("kind", "questions scored", "answers passed", "rate", "95 % interval"), "lrrrr", cells)
 
 
 def write_report(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any], transcripts: Transcripts) -> None:
-    """study.json, study.md and transcripts.md, each whole or not at all."""
-    atomic_write(folder / "transcripts.md", _transcripts_page(summary, transcripts))
-    atomic_write(folder / "study.md", _page(config, summary))
+    """study.json, study.md and transcripts.md."""
+    pages = {"kinds": table(summary), "config": config, "summary": summary}
+    by_question: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for transcript in transcripts:
+        by_question[transcript["question"]].append(transcript)
+    for name in ("study.md", "transcripts.md"):
+        text = kit.render(TEMPLATES / name, **pages, by_question=by_question, literal=kit.literal)
+        atomic_write(folder / name, text)
     write_json(folder / "study.json", summary)
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """The Markdown table of kinds."""
-    lines = ["| kind | questions scored | answers passed | rate | 95 % interval |", "|---|---|---|---|---|"]
-    for kind, row in [*summary["kinds"].items(), ("**all**", summary["overall"])]:
-        cells = "– | –"
-        if row["questions"]:
-            low, high = row["ci95"]
-            cells = f"{100 * row['rate']:.0f} % | {100 * low:.0f}–{100 * high:.0f} %"
-        lines.append(f"| {_cell(kind)} | {row['questions']} | {row['passed']} of {row['scored']} | {cells} |")
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _page(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    rates = summary["by_question"]
-    questions = {question["id"]: question for question in config["asked"]}
-    sampled = len(summary["seeds"]) - 1
-    modes = ", ".join(config["modes"]) if summary["thinking"]["available"] else "none in this model's template"
-    parts = [
-        f"# What {_cell(config['model'])} is good at",
-        f"{summary['questions']} questions; one greedy run and {sampled} sampled "
-        f"(temperature {config['temperature']}, top-p {config['top_p']}); at most {config['max_new_tokens']} tokens a "
-        f"reply; thinking modes: {modes}. Scored by rule; an interval counts questions, not answers.",
-        table(summary),
-        "\n".join(f"- {sentence['text']}" for sentence in summary["sentences"]),
-        "## Question by question",
-        "| question | asked | passed |\n|---|---|---|\n"
-        + "\n".join(
-            f"| {_cell(name)} | {_cell(' / '.join(question['turns']))} | "
-            f"{f'{100 * rates[name]:.0f} %' if name in rates else 'not scored'} |"
-            for name, question in questions.items()
-        ),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _transcripts_page(summary: Mapping[str, Any], transcripts: Transcripts) -> str:
-    parts = [f"# Transcripts: {_cell(summary['model'])}"]
-    before = None
-    for transcript in sorted(transcripts, key=lambda t: t["question"]):
-        if transcript["question"] != before:
-            before = transcript["question"]
-            parts.append(f"## {_cell(before)}")
-        verdict = {True: "passed", False: "failed", None: "not scored"}[transcript["passed"]]
-        mode = "" if transcript["thinking"] == "auto" else f", thinking {transcript['thinking']}"
-        parts.append(f"**{transcript['run']}{mode}: {verdict}**")
-        parts += [f"{_literal(reason)}" for reason in transcript["reasons"]]
-        for turn in transcript["turns"]:
-            parts.append("User:\n\n" + _fenced(turn["user"]))
-            if turn["thinking"]:
-                parts.append("Thinking:\n\n" + _fenced(turn["thinking"]))
-            cut = " (cut by the token limit)" if turn["finish_reason"] == "length" else ""
-            parts.append(f"Answer{cut}:\n\n" + _fenced(turn["answer"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _ticks(text: str, least: int) -> str:
-    """A run of backticks longer than any in the text, so that nothing in it can close what it opens."""
-    return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-
-
-def _fenced(text: str) -> str:
-    ticks = _ticks(text, 3)
-    return f"{ticks}text\n{text}\n{ticks}"
-
-
-def _literal(text: str) -> str:
-    text = " ".join(text.split())
-    ticks = _ticks(text, 1)
-    return f"{ticks} {text} {ticks}"

@@ -1,15 +1,15 @@
-"""Rules that score an answer, and how sure a count of passes is.
+"""Rules that score an answer.
 
-A question's `checks` is a list of objects, all of which must hold; none means that the answer is kept, not scored:
+A question's `checks` is a list of objects, all of which must hold; an empty list: the answer is kept, not scored.
 
     {"regex": P}, {"absent": P}        the pattern is found, is not found (case counts unless (?i) stands in it)
     {"number": X}                      the last number of the answer is X
     {"choice": [A, B, …], "answer": A} of the choices, as whole words in any case, A is named and no other
-    {"lines": [low, high]}             lines that are not blank; likewise "words" and "sentences"
+    {"lines": [low, high]}             the number of lines that are not blank; likewise "words" and "sentences"
     {"json": {key: value, …}}          a JSON object with exactly these keys and values
-    {"python": {"defines": […], "uses": […]}}   Python by `ast`: functions or classes of these names, syntax of these
-                                       kinds (ListComp, "If|For": one of them). The code is parsed, never run: a pass
-                                       says that it is Python of the right form, not that it is right.
+    {"python": {"defines": […], "uses": […]}}   Python with functions or classes of these names and syntax of these
+                                       kinds (names of `ast`; "If|For": one of them). The code is parsed, never run: a
+                                       pass says that it is Python of the right form, not that it is right.
     {"declines": true}                 the answer's beginning says that it does not know, or asks for what is missing
 
 A rule reads form and key words. It passes some wrong answers and fails some right ones; the transcripts show which.
@@ -41,7 +41,7 @@ _DECLINES = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-BEGINNING = 250  # characters in which an answer declines; far down a ramble the words mean little
+BEGINNING = 250  # characters in which an answer declines; later in a long answer the words mean little
 _ARGUMENT: dict[str, Any] = {
     "regex": str, "absent": str, "number": (int, float), "choice": list, "lines": list, "words": list,
     "sentences": list, "json": dict, "python": dict, "declines": bool,
@@ -64,7 +64,7 @@ def validate_checks(checks: Any, where: str) -> None:
                 re.compile(argument)
             except re.error as error:
                 raise DataError(f"{where}: {argument!r} is no regular expression: {error}") from None
-        if kind in ("lines", "words", "sentences") and not (
+        if kind in COUNTS and not (
             len(argument) == 2 and all(type(n) is int for n in argument) and argument[0] <= argument[1]
         ):
             raise DataError(f"{where}: {kind} takes [least, most]: got {argument}")
@@ -79,11 +79,11 @@ def validate_checks(checks: Any, where: str) -> None:
 
 def score(checks: Sequence[Mapping[str, Any]], answer: str) -> tuple[bool | None, list[str]]:
     """Whether the answer passes every check (None if there are none), and what each failed check found wrong."""
-    reasons = [reason for check in checks if (reason := _complaint(check, answer.strip()))]
+    reasons = [reason for check in checks if (reason := _fault(check, answer.strip()))]
     return (not reasons if checks else None), reasons
 
 
-def _complaint(check: Mapping[str, Any], answer: str) -> str | None:
+def _fault(check: Mapping[str, Any], answer: str) -> str | None:
     kind = next(key for key in check if key != "answer")
     argument = check[kind]
     if kind in ("regex", "absent"):
@@ -100,25 +100,17 @@ def _complaint(check: Mapping[str, Any], answer: str) -> str | None:
     if kind == "choice":
         named = [word for word in argument if re.search(rf"(?i)\b{re.escape(word)}\b", answer)]
         return None if named == [check["answer"]] else f"names {', '.join(named) or 'none'}; {check['answer']} is right"
-    if kind in ("lines", "words", "sentences"):
-        count = {"lines": _lines, "words": _words, "sentences": _sentences}[kind](answer)
+    if kind in COUNTS:
+        count = COUNTS[kind](answer)
         least, most = argument
         wanted = str(least) if least == most else f"{least}–{most}"
         return None if least <= count <= most else f"{kind}: {count}, asked are {wanted}"
     if kind == "json":
-        return _json_complaint(argument, answer)
+        return _json_fault(argument, answer)
     if kind == "python":
-        return _python_complaint(argument, answer)
+        return _python_fault(argument, answer)
     declines = bool(_DECLINES.search(answer[:BEGINNING]))
     return None if declines == argument else "declines" if declines else "claims to know"
-
-
-def _lines(text: str) -> int:
-    return sum(1 for line in text.splitlines() if line.strip())
-
-
-def _words(text: str) -> int:
-    return len(re.findall(r"\w+(?:['’-]\w+)*", text))
 
 
 def _sentences(text: str) -> int:
@@ -127,25 +119,32 @@ def _sentences(text: str) -> int:
     return ends + bool(text and not re.search(r"[.!?]+[\"'”’)]*\s*$", text))
 
 
-def code_block(answer: str) -> str:
+COUNTS = {
+    "lines": lambda text: sum(1 for line in text.splitlines() if line.strip()),
+    "words": lambda text: len(re.findall(r"\w+(?:['’-]\w+)*", text)),
+    "sentences": _sentences,
+}
+
+
+def _code_block(answer: str) -> str:
     """The first fenced block of an answer, or all of it."""
     found = _FENCE.search(answer)
     return found.group(1) if found else answer
 
 
-def _json_complaint(wanted: Mapping[str, Any], answer: str) -> str | None:
+def _json_fault(wanted: Mapping[str, Any], answer: str) -> str | None:
     try:
-        value = json.loads(code_block(answer))
+        value = json.loads(_code_block(answer))
     except (ValueError, RecursionError):
         return "not valid JSON"
     return None if value == wanted else f"JSON with other content than {json.dumps(wanted, ensure_ascii=False)}"
 
 
-def _python_complaint(wanted: Mapping[str, Sequence[str]], answer: str) -> str | None:
+def _python_fault(wanted: Mapping[str, Sequence[str]], answer: str) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a model's code: "invalid escape sequence" and the like
-            nodes = list(ast.walk(ast.parse(code_block(answer))))
+            nodes = list(ast.walk(ast.parse(_code_block(answer))))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return f"not valid Python ({getattr(error, 'msg', None) or type(error).__name__})"
     defined = {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
@@ -155,10 +154,3 @@ def _python_complaint(wanted: Mapping[str, Sequence[str]], answer: str) -> str |
     if missing := [names for names in wanted.get("uses", ()) if used.isdisjoint(names.split("|"))]:
         return f"holds no {', '.join(missing)}"
     return None
-
-
-def sign_test(better: int, worse: int) -> float:
-    """Two-sided exact sign test: how likely is a split at least this uneven if either way were a coin's toss?"""
-    n = better + worse
-    tail = sum(math.comb(n, k) for k in range(min(better, worse) + 1)) / 2**n
-    return min(1.0, 2 * tail)

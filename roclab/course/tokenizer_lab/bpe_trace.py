@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer as LibraryTokenizer
@@ -44,17 +45,16 @@ class Merge:
 
 @dataclass(frozen=True)
 class Piece:
-    """What the pre-tokenizer cut out: `text` is [start, end) of the normalized text. `symbols` are its bytes as the
-    vocabulary writes them, without those it lacks (`lost`)."""
+    """What the pre-tokenizer cut out. `symbols` are its bytes as the vocabulary writes them, without those that it
+    lacks (`lost`). `cause` and `stage` are those of the cut before it (see `Boundary`)."""
 
     text: str
-    start: int
-    end: int
     symbols: tuple[str, ...]
     lost: tuple[str, ...]
     merges: tuple[Merge, ...]
     tokens: tuple[str, ...]
-    whole: bool = False  # taken from the vocabulary as it stands (ignore_merges, or an added token)
+    cause: str
+    stage: int | None
 
     def states(self) -> Iterator[list[str]]:
         """The symbols before the first merge, after it, and so on to the tokens. Quadratic: for short pieces."""
@@ -88,6 +88,10 @@ class Trace:
     tokens: tuple[str, ...]
     ids: tuple[int, ...]
     boundaries: tuple[Boundary, ...]
+
+    @property
+    def lost(self) -> list[str]:
+        return [symbol for piece in self.pieces for symbol in piece.lost]
 
 
 @dataclass(frozen=True)
@@ -196,25 +200,35 @@ class Tracer:
         text = NOT_TEXT.sub("\ufffd", text)
         normalized = ""
         pieces: list[Piece] = []
-        first_cut_by: dict[int, int] = {}  # a cut's place → the first step that makes it
-        for part in self._split_added.split(text):
+        for part in filter(None, self._split_added.split(text)):
             if part in self._added:
-                at = len(normalized)
                 normalized += part
-                pieces.append(Piece(part, at, len(normalized), (part,), (), (), (part,), True))
+                pieces.append(Piece(part, (part,), (), (), (part,), ADDED, None))
                 continue
-            if not part:
-                continue
-            at, part = len(normalized), self._normalize(part)
+            part = self._normalize(part)
             normalized += part
-            for number, cutter in enumerate(self._cutters):
+            first_cut_by: dict[int, int] = {}  # a cut's place → the first stage that makes it
+            for stage, cutter in enumerate(self._cutters):
                 for _, (start, _) in cutter.pre_tokenize_str(part):
-                    first_cut_by.setdefault(at + start, number)
-            for symbols, (start, end) in self._cutters[-1].pre_tokenize_str(part):
-                pieces.append(self._merge(part[start:end], at + start, at + end, symbols))
-        tokens, boundaries = self._tokens(pieces, first_cut_by)
-        ids = [self._added[token] if token in self._added else self.vocab[token] for token in tokens]
-        return Trace(text, normalized, tuple(pieces), tuple(tokens), tuple(ids), tuple(boundaries))
+                    first_cut_by.setdefault(start, stage)
+            for spelled, (start, end) in self._cutters[-1].pre_tokenize_str(part):
+                known = tuple(symbol for symbol in spelled if symbol in self.vocab)
+                lost = tuple(symbol for symbol in spelled if symbol not in self.vocab)
+                whole = self._whole_words and spelled in self.vocab
+                merges, left = ([], [spelled]) if whole else apply_merges(known, self.ranks)
+                cut = (PRE_TOKENIZER, first_cut_by[start]) if start else (ADDED, None)
+                pieces.append(Piece(part[start:end], known, lost, tuple(merges), tuple(left), *cut))
+        cuts = [
+            (token, (NO_RULE, None) if place else (piece.cause, piece.stage))
+            for piece in pieces
+            for place, token in enumerate(piece.tokens)
+        ]
+        boundaries = tuple(
+            Boundary(left, right, *cut, self.vocab.get(left + right)) for (left, _), (right, cut) in pairwise(cuts)
+        )
+        tokens = tuple(token for token, _ in cuts)
+        ids = tuple(self._added[token] if token in self._added else self.vocab[token] for token in tokens)
+        return Trace(text, normalized, tuple(pieces), tokens, ids, boundaries)
 
     def without_pre_tokenizer(self, text: str) -> list[str]:
         """What the merges alone would make of a text: its bytes in one piece."""
@@ -231,29 +245,3 @@ class Tracer:
 
     def _normalize(self, text: str) -> str:
         return self._normalizer.normalize_str(text) if self._normalizer else text
-
-    def _merge(self, text: str, start: int, end: int, spelled: str) -> Piece:
-        known = tuple(symbol for symbol in spelled if symbol in self.vocab)
-        lost = tuple(symbol for symbol in spelled if symbol not in self.vocab)
-        if self._whole_words and spelled in self.vocab:
-            return Piece(text, start, end, known, lost, (), (spelled,), True)
-        merges, tokens = apply_merges(known, self.ranks)
-        return Piece(text, start, end, known, lost, tuple(merges), tuple(tokens))
-
-    def _tokens(self, pieces: Sequence[Piece], first_cut_by: Mapping[int, int]) -> tuple[list[str], list[Boundary]]:
-        tokens: list[str] = []
-        boundaries = []
-        before: Piece | None = None
-        for piece in pieces:
-            for place, token in enumerate(piece.tokens):
-                if tokens:
-                    joined = self.vocab.get(tokens[-1] + token)
-                    if place:
-                        boundaries.append(Boundary(tokens[-1], token, NO_RULE, None, joined))
-                    elif piece.start not in first_cut_by or (before and before.text in self._added):
-                        boundaries.append(Boundary(tokens[-1], token, ADDED, None, joined))
-                    else:
-                        boundaries.append(Boundary(tokens[-1], token, PRE_TOKENIZER, first_cut_by[piece.start], joined))
-                tokens.append(token)
-            before = piece
-        return tokens, boundaries

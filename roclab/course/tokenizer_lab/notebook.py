@@ -6,7 +6,6 @@ cell, each ```python block a code cell. The block that begins with "# Parameters
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +13,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from roclab.core.exceptions import RocLabError
+from roclab.report import kit
 
 _FENCE = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 CELL_SECONDS = 300
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def require() -> None:
@@ -37,19 +40,14 @@ def build(student_id: str) -> Any:
 
     source = resources.files("roclab.course.tokenizer_lab").joinpath("Tokenizer_Lab.md").read_text("utf-8")
     cells = []
-    at = 0
-    for block in _FENCE.finditer(source):
-        if prose := source[at : block.start()].strip():
-            cells.append(v4.new_markdown_cell(prose))
-        code = block.group(1).rstrip("\n")
-        if code.startswith("# Parameters"):
-            lines = code.split("\n")
-            lines = [f"STUDENT_ID = {student_id!r}" if line.startswith("STUDENT_ID = ") else line for line in lines]
-            code = "\n".join(lines)
-            cells.append(v4.new_code_cell(code, metadata={"tags": ["parameters"]}))
+    for number, part in enumerate(_FENCE.split(source)):  # prose, code, prose, code, …
+        if number % 2 == 0:
+            cells += [v4.new_markdown_cell(part.strip())] if part.strip() else []
+        elif part.startswith("# Parameters"):
+            code = re.sub("^STUDENT_ID = .*", lambda _: f"STUDENT_ID = {student_id!r}", part, flags=re.MULTILINE)
+            cells.append(v4.new_code_cell(code.rstrip("\n"), metadata={"tags": ["parameters"]}))
         else:
-            cells.append(v4.new_code_cell(code))
-        at = block.end()
+            cells.append(v4.new_code_cell(part.rstrip("\n")))
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"  # the library's own are random: the same notebook, the same bytes
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -94,8 +92,15 @@ def execute(
         cell.metadata.pop("execution", None)
 
 
+def to_json(notebook: Any) -> str:
+    """The .ipynb file's content."""
+    import nbformat
+
+    return nbformat.writes(notebook) + "\n"
+
+
 def to_html(notebook: Any, title: str) -> str:
-    """The executed notebook as one page that needs nothing from elsewhere. What cells printed is escaped."""
+    """The executed notebook as one page that loads nothing. What cells printed is escaped."""
     from markdown_it import MarkdownIt
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
@@ -103,29 +108,8 @@ def to_html(notebook: Any, title: str) -> str:
 
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     code = HtmlFormatter(cssclass="code")
-    parts = []
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            parts.append(markdown.render(cell.source))
-            continue
-        parts.append(highlight(cell.source, PythonLexer(), code))
-        for output in cell.outputs:
-            if output.output_type == "stream":
-                parts.append(f"<pre>{html.escape(output.text)}</pre>")
-            elif picture := output.get("data", {}).get("image/png"):
-                data = "".join(picture.split())
-                parts.append(f'<img alt="figure" src="data:image/png;base64,{html.escape(data)}">')
-            elif text := output.get("data", {}).get("text/plain"):
-                parts.append(f"<pre>{html.escape(text)}</pre>")
-    style = (
-        "body{max-width:60rem;margin:2rem auto;padding:0 1rem;font:16px/1.55 system-ui,sans-serif;color:#222}"
-        "pre{overflow-x:auto;padding:.6rem .8rem;font-size:13px;line-height:1.45;border-left:3px solid #9fc5e8}"
-        ".code pre{background:#f6f6f6;border-left:3px solid #ccc}img{max-width:100%;display:block;margin:.8rem 0}"
-        "h1,h2{line-height:1.2}h2{margin-top:2.2rem}code{font-size:.92em}" + code.get_style_defs(".code")
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>\n<body>\n'
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return kit.render(
+        TEMPLATES / "notebook.html", title=title, cells=notebook.cells, code_style=Markup(code.get_style_defs(".code")),
+        markdown=lambda text: Markup(markdown.render(text)),
+        highlighted=lambda source: Markup(highlight(source, PythonLexer(), code)),
+    )  # fmt: skip
