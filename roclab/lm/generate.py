@@ -24,7 +24,7 @@ from roclab.lm.text.tokenizer import Tokenizer
 def engine_of(runner: Runner) -> Engine:
     """The engine that `stream` and `complete` use for this runner: one, so that later calls find its prefix cache."""
     if runner.engine is None:  # a proxy: the runner owns the engine, and both are freed with the last reference to it
-        runner.engine = Engine(weakref.proxy(runner), prefill_tokens=None)
+        runner.engine = Engine(weakref.proxy(runner), max_slowdown=None)
     return runner.engine
 
 

@@ -36,7 +36,8 @@ from roclab.lm.settings import SamplingParams
 
 # Logits; more than ten times the largest difference seen between a row in a batch and alone (docs/log.md).
 NEAR_TIE = 1e-3
-PREFILL = 512  # prompt tokens a step while nothing is decoded
+PREFILL = 512  # prompt tokens a step at most
+FIRST_PREFILL = 8  # beside decoding, before it is known what they cost
 
 LogitsProcessor = Callable[[Items[int], Tensor], Tensor]
 """(prompt and answer so far, logits (V,)) → logits (V,), before temperature and filters."""
@@ -116,9 +117,9 @@ class Step:
 class Engine:
     """Continuous batching over a runner. Safe to use from several threads.
 
-    `max_running`: requests decoded together; more wait. `prefill_tokens`: prompt tokens computed in a step beside
-    others' decoding; few keep the gaps between their tokens short, None takes all at once and is done soonest.
-    `cache_bytes`: KV caches of finished requests kept for prompts that begin alike.
+    `max_running`: requests decoded together; more wait. `max_slowdown`: how many times as long a step may take because
+    it computes pieces of prompts too, so that a long prompt does not hold up the others; None computes prompts as fast
+    as possible. `cache_bytes`: KV caches of finished requests kept for prompts that begin alike.
     """
 
     def __init__(
@@ -126,17 +127,19 @@ class Engine:
         runner: Runner,
         *,
         max_running: int = 64,
-        prefill_tokens: int | None = 32,
+        max_slowdown: float | None = 2.0,
         cache_bytes: int = 1 << 29,
         prompt_lookup: bool = True,
     ):
-        self.runner, self.max_running, self.prefill_tokens = runner, max_running, prefill_tokens
+        self.runner, self.max_running, self.max_slowdown = runner, max_running, max_slowdown
         self.prompt_lookup = prompt_lookup and runner.batch_invariant
         self.cache = PrefixCache(runner, cache_bytes)
         self.costs = Costs()
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.last_step = Step()
+        self._decode_seconds = 0.0  # of a step without prefill, and of a prompt token beside it: running means
+        self._prefill_seconds = 0.0
         self._lock = threading.RLock()
 
     def submit(
@@ -201,7 +204,24 @@ class Engine:
             tokens = self._choose(rows, logits)
             prefilled, decoded = sum(len(ids) for _, ids, _ in work[len(decoding) :]), set(decoding)
             self.last_step = Step(prefilled, sum(t.request in decoded for t in tokens), time.perf_counter() - started)
+            self._learn(prefilled, bool(decoding), self.last_step.seconds)
             return tokens
+
+    def _learn(self, prefilled: int, decoded: bool, seconds: float) -> None:
+        """What a step without prefill takes, and a prompt token beside it."""
+        if decoded and not prefilled:
+            self._decode_seconds += 0.2 * (seconds - self._decode_seconds) if self._decode_seconds else seconds
+        elif decoded and self._decode_seconds:
+            each = max(seconds - self._decode_seconds, 0.0) / prefilled
+            self._prefill_seconds += 0.3 * (each - self._prefill_seconds) if self._prefill_seconds else each
+
+    def _prefill_budget(self, decoding: bool) -> int:
+        """How many prompt tokens this step may compute."""
+        if not decoding or self.max_slowdown is None:
+            return PREFILL
+        if not self._prefill_seconds or not self._decode_seconds:
+            return FIRST_PREFILL
+        return min(PREFILL, max(1, int((self.max_slowdown - 1) * self._decode_seconds / self._prefill_seconds)))
 
     def _admit(self) -> None:
         """Take up waiting requests, in their order, each with what others have computed of its prompt."""
@@ -234,9 +254,9 @@ class Engine:
         room = (request.params.max_new_tokens or 0) - request.new_tokens - 1
         return [request.lookup.draft(room, self.costs) if room > 0 else []]
 
-    def _prefill(self, beside: bool) -> list[tuple[Request, list[int], int]]:
+    def _prefill(self, decoding: bool) -> list[tuple[Request, list[int], int]]:
         """Pieces of the prompts, first come first served, that end at multiples of the runner's block."""
-        left = self.prefill_tokens if beside and self.prefill_tokens is not None else PREFILL
+        left = self._prefill_budget(decoding)
         pieces = []
         for request in self.running:
             if left <= 0:
