@@ -13,7 +13,7 @@
 #include "attention.h"
 #include "matmul.h"
 
-enum { CHUNK = 512, TOGETHER = 24 }; /* positions; queries that share the reading of a tile */
+enum { CHUNK = 512, TOGETHER = 24 }; /* positions of a chunk; queries computed per load of a tile */
 
 typedef struct { uint8_t *keys, *values; uint16_t *scales; int C, G; } chunk;
 typedef struct { float top, sum; } chunk_state; /* largest score; Σ exp(score − top) */
@@ -54,7 +54,7 @@ INLINE float round_group(int scales, const float *x, int8_t *p, int32_t *isum) {
             squares = vfma(off, off, squares);
         }
         float error = scales > 1 ? vsum(squares) : 0;
-        int better = error < least; /* no branch: nobody could foretell it */
+        int better = error < least; /* no branch: it could not be predicted */
         least = better ? error : least, inverse = better ? up : inverse, scale = better ? down : scale;
     }
     vi sums = {0};
@@ -103,8 +103,8 @@ static void int8_store(const chunk *c, int position, const float *k, const float
    and of all so far. */
 typedef struct { float *scores, *out; acts weights, rests; float heft[TOGETHER]; chunk_state state[TOGETHER], all[TOGETHER]; } int8_scratch;
 
-/* One weight that outshines its span (the first token's, the latest's) leaves its neighbours few of the 127 steps. Where
-   a step is more than HEAVY of all weights seen, what rounding took away is rounded and added as well. */
+/* One large weight in a span (often the first token's or the latest's) makes the int8 step coarse for its neighbours.
+   Where a step is more than HEAVY of all weights seen, the rounding error is rounded and added as well. */
 #define HEAVY 1e-4f
 static void mix_rests(const chunk *c, int N, int span, int spans, int8_scratch *s) {
     int any = 0;
@@ -136,7 +136,7 @@ static void int8_attend(const chunk *c, const acts *q, int N, const int *lengths
         tile_all(Q8, 0, c->keys + i / TILE * c->G * TILE_BYTES(Q8), c->G, q, N, NULL, s->scores + i, CHUNK);
     for (int n = 0; n < N; n++) {
         float *e = s->scores + n * CHUNK;
-        if (lengths[n] <= 0) { /* sees nothing here, nobody will look */
+        if (lengths[n] <= 0) { /* no position of this chunk is visible: the result is not used */
             memset(e, 0, spans * GROUP * sizeof(float)), s->heft[n] = 0;
         } else {
             s->state[n].sum = soften(e, lengths[n], spans * GROUP, scale, &s->state[n].top);

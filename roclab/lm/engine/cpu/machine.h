@@ -1,4 +1,4 @@
-/* What this machine can do at most: bytes read from memory and float operations, per second of all threads together. */
+/* The machine's limits: bytes read from memory and float operations per second, all threads together. */
 #pragma once
 #include "pool.h"
 #include "vector.h"
@@ -10,7 +10,7 @@ typedef struct {
     float result[MAX_THREADS];
 } machine_job;
 
-static void read_all(void *argument, int thread) { /* each thread its share, four streams of vectors */
+static void read_all(void *argument, int thread) { /* each thread reads its share in four streams */
     machine_job *j = argument;
     long share = j->floats / j->threads->threads / (4 * LANES) * (4 * LANES);
     const float *p = j->memory + share * thread;
@@ -20,7 +20,7 @@ static void read_all(void *argument, int thread) { /* each thread its share, fou
     j->result[thread] = vsum(sum[0] + sum[1] + sum[2] + sum[3]);
 }
 
-static void multiply_all(void *argument, int thread) { /* ten independent chains hide an addition's latency */
+static void multiply_all(void *argument, int thread) { /* ten independent sums hide the latency of an addition */
     machine_job *j = argument;
     vf sum[10], a = vset(0.9999f), b = vset(1e-4f);
     for (int k = 0; k < 10; k++) sum[k] = vset((float)k);

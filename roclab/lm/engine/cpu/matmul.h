@@ -11,7 +11,7 @@
        quants of Q8:    for j = 0…7: for each row the 4 bytes of columns 4j … 4j + 3                       (512 bytes)
        quants of Q4:    for j = 0…3: for each row 4 bytes, low halves columns 4j …, high halves 16 + 4j …  (256 bytes)
    These are exactly a GGUF block's bytes, dealt out four at a time: packing moves bytes and computes nothing, and W
-   takes as much memory as in the file. One vector of 4 bytes × rows meets the 4 matching activations, broadcast. */
+   takes as much memory as in the file. One vector of 4 bytes × rows is multiplied with the 4 matching activations, broadcast. */
 #pragma once
 #include "vector.h"
 
@@ -61,7 +61,7 @@ INLINE int32_t four(const int8_t *p) { int32_t x; memcpy(&x, p, 4); return x; }
 #define IN_ORDER(x) __asm__("" : "+x"(x))
 
 /* dot[t] = Σ q·p of one group for LANES rows, the first of them `row`, and T tokens: token t's 32 activations lie at
-   p[t·step]. A vector of weights meets all tokens before the next one is loaded. */
+   p[t·step]. A vector of weights is used for all tokens before the next one is loaded. */
 #ifdef PATH_AVX2
 INLINE void group_dots(enum kind kind, int T, const uint8_t *quants, int row, const int8_t *p, long step,
                        const int32_t *isum, long isum_step, vi *dot) {
@@ -74,7 +74,7 @@ INLINE void group_dots(enum kind kind, int T, const uint8_t *quants, int row, co
         for (int j = 0; j < 8; j++) {
             __m256i w = load_bytes(quants + 64 * j + 4 * row), size = _mm256_abs_epi8(w);
 #pragma GCC unroll 8
-            for (int t = 0; t < T; t++) { /* 2·127² fits 16 bits, 4· does not */
+            for (int t = 0; t < T; t++) { /* 2·127² fits 16 bits, 4·127² does not */
                 __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(spread(four(p + t * step + 4 * j)), w));
                 sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs, ones));
                 IN_ORDER(sum[t]);
@@ -191,7 +191,7 @@ INLINE void tile_int(enum kind kind, int T, const uint8_t *tile, int G, const ac
 }
 #endif
 
-/* The low four bits of each lane as a float. Looking them up spares cutting them off and converting them. */
+/* The low four bits of each lane as a float, by table lookup: cheaper than masking and converting. */
 INLINE vf nibble(vi v) {
 #ifdef PATH_AVX512
     return vmove(vfloat(LANE_NUMBERS), v);
@@ -201,7 +201,7 @@ INLINE vf nibble(vi v) {
 }
 
 /* The same with float activations: each weight becomes a float in a register, d·Σ q·a + m·Σ a. Two sums for each token,
-   so that one product need not wait for the one before. */
+   so that a product does not wait for the previous one. */
 INLINE void tile_float(enum kind kind, int T, int first, const uint8_t *tile, int G, const acts *a, int t0,
                        const float *bias, float *out, long ld) {
     vf acc[4];

@@ -1,5 +1,5 @@
-/* A few threads that run one function together and meet at barriers. Who waits looks a few hundred times, some
-   microseconds, then sleeps: on a machine whose cores are shared, spinning costs more than it saves (docs/log.md). */
+/* A thread pool: a few threads run one function together and meet at barriers. A waiting thread polls for a few
+   microseconds, then sleeps: where cores are shared, spinning costs more than it saves (docs/log.md). */
 #pragma once
 #include <pthread.h>
 #include <stdatomic.h>
@@ -8,11 +8,11 @@
 enum { MAX_THREADS = 64, LOOKS = 200 };
 
 typedef struct pool {
-    int made, threads; /* how many there are; how many of them run the next job. The caller is thread 0 */
+    int made, threads; /* started; taking part in the next job. The caller is thread 0 */
     pthread_t handle[MAX_THREADS];
     pthread_mutex_t lock;
     pthread_cond_t changed, hired[MAX_THREADS];
-    int jobs[MAX_THREADS]; /* that each was hired for */
+    int jobs[MAX_THREADS]; /* the job each thread runs next */
     atomic_int arrived, round, sleepers, next; /* `next`: the work counter of the current phase */
     void (*job)(void *, int);
     void *argument;
@@ -36,10 +36,10 @@ static void wait_beyond(pool *p, int round) {
     pthread_mutex_unlock(&p->lock);
 }
 
-/* arrive: true for the last thread to come, which may then do what only one shall do, and must call release; the
-   others return false once it has. */
+/* Barrier. arrive returns true to the last thread, which may do work for one thread and must call release; to the
+   others it returns false after that. */
 static int arrive(pool *p) {
-    int threads = p->threads; /* once arrived, the job may end and the next one have another number */
+    int threads = p->threads; /* read first: after the barrier the next job may change it */
     if (threads == 1) { atomic_store_explicit(&p->next, 0, memory_order_relaxed); return 1; }
     int round = atomic_load(&p->round);
     if (atomic_fetch_add(&p->arrived, 1) == threads - 1) {
@@ -78,7 +78,7 @@ static void *worker(void *argument) {
     }
 }
 
-/* Start the workers below `threads` on the pool's job. The others sleep on. */
+/* Start the workers below `threads` on the pool's job. The others keep sleeping. */
 static void hire(pool *p, int threads) {
     if (threads < 2) return;
     pthread_mutex_lock(&p->lock);

@@ -1,6 +1,6 @@
 /* RocLM's forward pass in one call, over quantized weights (the model itself: roclab/lm/model.py, which is the truth
    this is tested against). A call computes any tokens of any sequences: each row is (token id, position, cache), so a
-   prompt, one step of a chat, a step of sixteen chats and the check of a guessed continuation are the same call. */
+   prompt, one step of a chat, a step of sixteen requests and the check of draft tokens are the same call. */
 #include "attention_int8.h"
 #include "machine.h"
 #include "matmul.h"
@@ -46,7 +46,7 @@ typedef struct {
     float *partial; /* out of each (row, head, chunk) then, with its chunk_state behind it */
     long partial_length;
     float *x, *y, *q, *k, *v, *mixed, *gate, *up, *cos, *sin; /* (max_rows, …) each */
-    /* the call at work */
+    /* of the current call */
     int rows, outputs;
     const int32_t *tokens, *positions, *output_rows;
     uint8_t *const *cache;
@@ -66,7 +66,7 @@ static void *zeros(size_t bytes) {
     return memset(p, 0, bytes);
 }
 
-/* ── Rows: what is done to one token's vector ──────────────────────────────────────────────────────────────────── */
+/* ── Rows: operations on one token's vector ──────────────────────────────────────────────────────────────────── */
 
 /* Row t of the activations from x (n floats, a multiple of 32): rounded to int8 by groups, or float in exact mode. */
 static void quantize(const model *m, int t, const float *x, int n) {
@@ -197,7 +197,7 @@ static float *partial_of(model *m, int t, int head, int chunk) {
 static void mixed_row(model *m, int l, int t) {
     (void)l;
     int C = m->s.head_dim, n = m->s.heads * C;
-    for (int h = 0; m->chunks && h < m->s.heads; h++) { /* what the threads found in the chunks of the text */
+    for (int h = 0; m->chunks && h < m->s.heads; h++) { /* merge the chunks' partial results */
         float *all = partial_of(m, t, h, 0), *out = m->mixed + (long)t * n + h * C;
         chunk_state *state = (chunk_state *)(all + C);
         for (int c = 1; c * CHUNK <= m->positions[t]; c++) {
@@ -243,9 +243,9 @@ static void output_row(model *m, int l, int o) {
     quantize(m, o, y, D);
 }
 
-/* ── Phases: what all threads do together. Each ends with a barrier ────────────────────────────────────────────── */
+/* ── Phases: all threads together. Each ends with a barrier ────────────────────────────────────────────── */
 
-/* Few rows are not worth a second barrier: the last thread to arrive does them while the others wait. */
+/* Few rows do not pay for a second barrier: the last thread to arrive does them while the others wait. */
 static void rows(model *m, int thread, row_function *f, int l, int count) {
     pool *p = &m->threads;
     if (count <= 4 || p->threads == 1) {
@@ -262,8 +262,8 @@ static void rows(model *m, int thread, row_function *f, int l, int count) {
 
 typedef struct { const matrix *w; float *out; } product;
 
-/* The next tiles for this thread, `at` to `end` of `total`: long runs first, which stream well, short ones at last, so
-   that all threads are done at about the same time; a thread whose core is busy elsewhere takes fewer. 0: none are left. */
+/* The next tiles for this thread, `at` to `end` of `total`: long runs first, which stream well, short ones at the end,
+   so that all threads finish at about the same time; a thread whose core is busy takes fewer. 0: none are left. */
 static int take_run(pool *p, int total, int *at, int *end) {
     int from = atomic_load(&p->next), run;
     do {
@@ -275,7 +275,7 @@ static int take_run(pool *p, int total, int *at, int *end) {
 }
 
 /* out (tokens, rows), its rows stride(rows) apart, = activations · Wᵀ for matrices that share the activations. The
-   barrier is left to the rows that follow. */
+   phase that follows has the barrier. */
 static void multiply(model *m, const product *list, int n, int tokens) {
     pool *p = &m->threads;
     int total = 0;
@@ -358,8 +358,8 @@ static void attend_int8(model *m, int thread, int l, int t, int end, int h, int 
     }
 }
 
-/* Queries of one sequence that share a key-value head are taken together: each key read serves them all. A piece of
-   work is some rows and a head, or one chunk of these where a call has too few rows to go round. */
+/* Queries of one sequence that share a key-value head are computed together: each key is loaded once for all. A piece of
+   work is some rows and a head, or one chunk of these where a call has fewer rows than threads. */
 static void attention(model *m, int thread, int l) {
     pool *p = &m->threads;
     int share = m->s.heads / m->s.kv_heads, most = m->s.kv_int8 ? TOGETHER : QUERIES, item = 0;
@@ -457,8 +457,8 @@ EXPORT void roclm_set_vector(model *m, int l, int which, const float *v) {
     else m->inv_freq = v;
 }
 
-/* `few` threads for what memory decides, a row or a few, and `many` for what arithmetic decides: more rows, long texts.
-   Returns the larger of what there is. */
+/* `few` threads for one row or a few, which memory bandwidth limits, and `many` for more rows and long contexts, which
+   arithmetic limits. Returns the larger number that could be started. */
 EXPORT int roclm_threads(model *m, int few, int many) {
     m->few = few;
     return pool_resize(&m->threads, few > many ? few : many);
@@ -490,7 +490,7 @@ static int make_room(model *m, long longest) {
         for (size_t j = 0; j < sizeof wanted / sizeof *wanted; j++)
             if (!*wanted[j].to && !(*wanted[j].to = zeros(wanted[j].bytes))) return 1;
     }
-    /* threads share the chunks of a text where there are not rows enough to share */
+    /* threads share the chunks of a context where there are fewer rows than threads */
     int share = m->threads.threads > 1 && longest > CHUNK && m->rows * m->s.kv_heads <= 8 * threads;
     m->chunks = share ? (int)((longest - 1) / CHUNK + 1) : 0;
     long wanted = (long)m->rows * m->s.heads * m->chunks * (C + LANES);
@@ -568,7 +568,7 @@ typedef struct {
     uint8_t *tiles;
 } pack_job;
 
-/* Several threads may call this for the same jobs: `next` is the first that nobody has taken yet. */
+/* Several threads may call this for the same jobs: `next` is the first job not taken yet. */
 EXPORT void roclm_pack(const pack_job *jobs, int n, int *next) {
     for (int i; (i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < n;) {
         const pack_job *j = jobs + i;
