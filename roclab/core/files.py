@@ -70,8 +70,12 @@ def plain_json(value: Any) -> Any:
 
 def file_sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: str | os.PathLike, algorithm: str) -> str:
     with open(path, "rb") as file:
-        digest = hashlib.sha256()
+        digest = hashlib.new(algorithm, usedforsecurity=False)
         while block := file.read(1 << 20):
             digest.update(block)
         return digest.hexdigest()

@@ -7,6 +7,7 @@ import platform
 import random
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -29,8 +30,10 @@ def seed_everything(seed: int) -> None:
 
 def provenance(seed: int, **hashes: Any) -> dict[str, Any]:
     """What a reader needs to judge or repeat a run: versions, git revision, machine, threads, time, seed, hashes."""
-    versions = {"python": platform.python_version(), "roclab": _version("roclab")}
-    versions |= {name: found for name in PACKAGES if (found := _version(name))}
+    versions = {"python": platform.python_version(), "roclab": __version__}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     torch = sys.modules.get("torch")
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -49,13 +52,6 @@ def provenance(seed: int, **hashes: Any) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return __version__ if package == "roclab" else None
-
-
 def _git_revision() -> str | None:
     """Commit of the checkout this code runs from, `-dirty` if it was edited; None outside a checkout."""
     here = Path(__file__).resolve().parent
@@ -70,10 +66,8 @@ def _git_revision() -> str | None:
 
 
 def _cpu_name() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()

@@ -30,23 +30,23 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """One run's folder. `Run.create` begins one, `Run.open` comes back to it.
+    """One run's folder. `Run.create` makes one, `Run.open` opens an existing one.
 
-    From `begin`, `with run:` or the first `log` until `close` the run is active: every message also goes to its
-    log.txt, and progress to its progress.json. Of a process's runs one is active, the last that began.
+    From `with run:`, or the first `log`, until `close` the run is active: every message also goes to its log.txt, and
+    progress to its progress.json. One run of a process is active, the last that began.
     """
 
     _active: ClassVar[Run | None] = None
 
     def __init__(self, path: str | os.PathLike, config: dict[str, Any]):
-        self.path = Path(path)
-        self.config = config
+        self.path, self.config = Path(path), config
+        self.checkpoints = self.path / "checkpoints"
         self._board: Any = None  # TensorBoard's writer; False where TensorBoard is not installed
         self._log: logging.Handler | None = None
 
     @classmethod
     def create(cls, path: str | os.PathLike, config: dict[str, Any], **hashes: Any) -> Run:
-        """Begin a run: makes the folder with config.json and provenance.json (`hashes` go into the latter).
+        """Make the folder with config.json and provenance.json (`hashes` go into the latter).
 
         Raises `RocLabError` if the folder already holds a run.
         """
@@ -59,27 +59,21 @@ class Run:
             write_json(path / "config.json", config)  # last: a folder with a config is a run
         except OSError as error:
             raise RocLabError(f"cannot write the run folder {path}: {error.strerror}") from None
-        return cls(path, json.loads((path / "config.json").read_text(encoding="utf-8")))
+        return cls.open(path)
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> Run:
-        """Come back to a run; raises `RocLabError` saying what is missing."""
+        """Raises `RocLabError` that says what is missing."""
         path = Path(path)
-        if not path.is_dir():
-            raise RocLabError(f"{path} is not a run folder: there is no such folder")
         if not (path / "config.json").exists():
-            raise RocLabError(f"{path} is not a run folder: it has no config.json")
+            missing = "it has no config.json" if path.is_dir() else "there is no such folder"
+            raise RocLabError(f"{path} is not a run folder: {missing}")
         config = read_json(path / "config.json")
         if not isinstance(config, dict):
             raise RocLabError(f"{path / 'config.json'} is damaged: it does not hold a JSON object")
         return cls(path, config)
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def begin(self) -> Run:
-        """Make this the active run."""
+    def __enter__(self) -> Run:
         if Run._active is not self:
             if Run._active:
                 Run._active._end()
@@ -87,54 +81,51 @@ class Run:
             report_to(self.path)
         return self
 
-    def __enter__(self) -> Run:
-        return self.begin()
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def log(self, message: str) -> None:
         """Log a message; it makes the run active, so that log.txt keeps it."""
-        self.begin()
+        self.__enter__()
         logger.info(message)
 
     def log_metrics(self, row: dict[str, Any]) -> None:
-        """Append one epoch's numbers to metrics.jsonl (flushed to the disk) and to TensorBoard.
+        """Append one row to metrics.jsonl (flushed to the disk) and to TensorBoard.
 
-        `row["epoch"]` numbers the row. A number that is not finite is kept as it is: NaN in a log is a finding.
+        `row["step"]`, the optimizer steps so far, numbers the row; `row["epoch"]` does where there are no steps. A
+        number that is not finite is kept as it is: NaN in a log is a finding.
         """
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=plain_json) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if board := self._tensorboard(row.get("epoch")):
+        step = _step(row)
+        if board := self._tensorboard(step):
             for name, value in row.items():
-                if name != "epoch" and isinstance(value, (int, float)):
-                    board.add_scalar(name, value, row.get("epoch"))
+                if name not in ("step", "epoch") and isinstance(value, (int, float)):
+                    board.add_scalar(name, value, step)
             board.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl. A last line cut by a crash does not count; a damaged line elsewhere raises."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         rows = []
-        for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
+        for number, line in enumerate(lines, start=1):
             try:
                 rows.append(json.loads(line))
             except ValueError:
                 raise RocLabError(f"{path} is damaged in line {number}: restore it, or train again") from None
         return rows
 
-    def truncate_metrics(self, epoch: int) -> None:
-        """Keep the rows up to and including `epoch`: what a resumed run does before it goes on."""
-        kept = [row for row in self.metrics() if row["epoch"] <= epoch]
+    def truncate_metrics(self, step: int) -> None:
+        """Keep the rows up to and including `step`: what a resumed run does before it goes on."""
+        kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.metrics() if _step(row) <= step]
         self._close_board()
-        atomic_write(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        atomic_write(self.path / "metrics.jsonl", "".join(kept))
 
     def write_results(self, name: str, obj: Any) -> Path:
-        """Write `obj` into the run as JSON under `name` (`.json` is added), whole or not at all."""
+        """Write `obj` into the run as JSON under `name` (`.json` is added), atomically."""
         path = self.path / (name if name.endswith(".json") else f"{name}.json")
         write_json(path, obj)
         return path
@@ -148,23 +139,26 @@ class Run:
         if self._log:
             ROOT.removeHandler(self._log)
             self._log.close()
-            self._log = None
         if Run._active is self:
             Run._active = None
             report_to(None)
+
+    def _tensorboard(self, step: int) -> Any:
+        if self._board is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                # purge_step hides what an interrupted run had written past the step it resumes from
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+            except ImportError:
+                self._board = False
+        return self._board
 
     def _close_board(self) -> None:
         if self._board:
             self._board.close()
         self._board = None
 
-    def _tensorboard(self, epoch: int | None) -> Any:
-        if self._board is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
 
-                # purge_step hides what an interrupted run had written past the epoch it resumes from
-                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch)
-            except ImportError:
-                self._board = False
-        return self._board
+def _step(row: dict[str, Any]) -> int:
+    return row["step"] if "step" in row else row["epoch"]

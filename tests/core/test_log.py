@@ -56,11 +56,9 @@ def test_short_work_is_not_mentioned(shown):
 
 def test_long_work_without_a_terminal_is_told_in_lines(shown, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("roclab.core.progress.LINE_EVERY", -1)
-    list(track([b"x" * 1_000_000] * 3, "fetching", 4_000_000, size=len, done=1_000_000))
+    list(track("b", "fetching", 2, done=1))
     list(track(iter("a"), "reading"))
-    assert shown().splitlines() == [
-        "fetching: 2 of 4 MB, 0 s left", "fetching: 3 of 4 MB, 0 s left", "fetching: 4 of 4 MB, 0 s left", "reading: 1",
-    ]  # fmt: skip
+    assert shown() == "fetching: 2 of 2, 0 s left\nreading: 1\n"
 
 
 def test_a_loop_that_is_left_early_leaves_nothing_behind(shown, monkeypatch: pytest.MonkeyPatch):

@@ -145,14 +145,14 @@ def test_metrics_reach_tensorboard_and_a_resumed_run_hides_what_it_does_again(tm
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = Run.create(tmp_path / "run", {})
     for epoch, loss in enumerate([3.0, 2.0, 9.0]):
-        run.log_metrics({"epoch": epoch, "loss": loss, "note": "text is no curve"})
-    run.truncate_metrics(1)
-    run.log_metrics({"epoch": 2, "loss": 1.0})
+        run.log_metrics({"step": 10 * epoch, "epoch": epoch, "loss": loss, "note": "text is no curve"})
+    run.truncate_metrics(10)
+    run.log_metrics({"step": 20, "epoch": 2, "loss": 1.0})
     run.close()
     events = accumulator.EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     assert events.Tags()["scalars"] == ["loss"]
-    assert [event.value for event in events.Scalars("loss")] == [3.0, 2.0, 1.0]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(0, 3.0), (10, 2.0), (20, 1.0)]
 
 
 def test_messages_of_a_run_go_to_its_log_until_it_is_closed(tmp_path: Path):

