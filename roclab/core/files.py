@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,34 @@ def read_json(path: str | os.PathLike) -> Any:
         raise RocLabError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise RocLabError(f"{path} is damaged, not valid JSON ({error}): restore it, or run again") from None
+
+
+def write_json_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+    """Write a JSON object a line, atomically."""
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False, default=plain_json) + "\n" for row in rows))
+
+
+def append_json_line(path: str | os.PathLike, obj: Any) -> None:
+    """Append `obj` as one line of JSON, flushed to the disk."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(obj, ensure_ascii=False, default=plain_json) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: str | os.PathLike, remedy: str) -> list[Any]:
+    """What `append_json_line` wrote; [] where there is no file. A last line that was not finished does not count; a
+    damaged line elsewhere raises `RocLabError`, which ends in the `remedy`."""
+    if not Path(path).exists():
+        return []
+    rows = []
+    lines = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise RocLabError(f"{path} is damaged in line {number}: {remedy}") from None
+    return rows
 
 
 def plain_json(value: Any) -> Any:

@@ -14,14 +14,13 @@ Every file but the two logs is written atomically (`atomic_write`).
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import atomic_write, plain_json, read_json, write_json
+from roclab.core.files import append_json_line, read_json, read_json_lines, write_json, write_json_lines
 from roclab.core.log import ROOT, log_file
 from roclab.core.progress import report_to
 from roclab.core.provenance import provenance
@@ -95,10 +94,7 @@ class Run:
         `row["step"]`, the optimizer steps so far, numbers the row; `row["epoch"]` does where there are no steps. A
         number that is not finite is kept as it is: NaN in a log is a finding.
         """
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, default=plain_json) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_line(self.path / "metrics.jsonl", row)
         step = _step(row)
         if board := self._tensorboard(step):
             for name, value in row.items():
@@ -108,21 +104,13 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl. A last line cut by a crash does not count; a damaged line elsewhere raises."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise RocLabError(f"{path} is damaged in line {number}: restore it, or train again") from None
-        return rows
+        return read_json_lines(self.path / "metrics.jsonl", "restore it, or train again")
 
     def truncate_metrics(self, step: int) -> None:
         """Keep the rows up to and including `step`: what a resumed run does before it goes on."""
-        kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.metrics() if _step(row) <= step]
+        kept = [row for row in self.metrics() if _step(row) <= step]
         self._close_board()
-        atomic_write(self.path / "metrics.jsonl", "".join(kept))
+        write_json_lines(self.path / "metrics.jsonl", kept)
 
     def write_results(self, name: str, obj: Any) -> Path:
         """Write `obj` into the run as JSON under `name` (`.json` is added), atomically."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 try:
     import roclab  # noqa: F401
@@ -45,21 +44,14 @@ def generate_text(model: Runner, tokenizer: Tokenizer, prompt: str, params: Samp
 
 
 def chat_completion(
-    model: Runner, tokenizer: Tokenizer, prompt: str, params: SamplingParams,
-    enable_thinking: bool | None = None,
-) -> dict[str, str]:  # fmt: skip
+    model: Runner, tokenizer: Tokenizer, prompt: str, params: SamplingParams, enable_thinking: bool | None = None
+) -> dict[str, str]:
     """Answer one message. Returns `thinking_content` (empty without thinking), `content`, and `full_response`, the
     text as generated with its control tokens. `enable_thinking` None leaves thinking to the template."""
     conversation = Conversation(model, tokenizer, params, thinking=enable_thinking)
     for _ in conversation.reply(prompt):
         pass
-    reply = conversation.last
-    assert reply is not None  # a reply that ended is there
-    return {
-        "thinking_content": reply.thinking_content,
-        "content": reply.content,
-        "full_response": reply.full_response,
-    }
+    return {name: getattr(conversation.last, name) for name in ("thinking_content", "content", "full_response")}
 
 
 def interactive_chat(model: Runner, tokenizer: Tokenizer, params: SamplingParams) -> None:
@@ -104,6 +96,27 @@ def _answer(conversation: Conversation, text: str) -> None:
     print()
 
 
+def run_demos(demos: str, prompt: str | None, model: Runner, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    """Show the demos of these numbers, such as "12"; `prompt` instead of their own."""
+    if "1" in demos:
+        print("── Demo 1: text generation ──")
+        generate_text(model, tokenizer, prompt or "Once upon a time, in a small village by the sea,", params)
+    if "2" in demos:
+        question = prompt or "What is gravity? Explain in two sentences."
+        print(f"── Demo 2: chat completion ──\nQuestion: {question}")
+        if not tokenizer.has_thinking:
+            print(NO_THINKING)
+        for thinking in (True, False) if tokenizer.has_thinking else (None,):
+            answer = chat_completion(model, tokenizer, question, params, thinking)
+            if thinking is not None:
+                print(f"Thinking {'on' if thinking else 'off'}:")
+            for name, text in answer.items():
+                print(f"  {name}: {text or '(empty)'}")
+    if "3" in demos:
+        print("── Demo 3: interactive chat ──")
+        interactive_chat(model, tokenizer, params)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Three demos of RocLM.")
@@ -122,30 +135,10 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoint = open_checkpoint(given.model, lambda message: print(message, file=sys.stderr))
         # At temperature 0 the words are those of the exact engine: activations stay floats.
         model = open_model(checkpoint, exact=True if given.temperature == 0 else None)
-        _run(given.demo, given.prompt, model, checkpoint.load_tokenizer(), params)
+        run_demos(given.demo.replace("all", "123"), given.prompt, model, checkpoint.load_tokenizer(), params)
     except RocLabError as error:
         print(f"roc_demo: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _run(demo: str, prompt: str | None, model: Any, tokenizer: Tokenizer, params: SamplingParams) -> None:
-    if demo in ("1", "all"):
-        print("── Demo 1: text generation ──")
-        generate_text(model, tokenizer, prompt or "Once upon a time, in a small village by the sea,", params)
-    if demo in ("2", "all"):
-        question = prompt or "What is gravity? Explain in two sentences."
-        print(f"── Demo 2: chat completion ──\nQuestion: {question}")
-        if not tokenizer.has_thinking:
-            print(NO_THINKING)
-        for thinking in (True, False) if tokenizer.has_thinking else (None,):
-            answer = chat_completion(model, tokenizer, question, params, thinking)
-            if thinking is not None:
-                print(f"Thinking {'on' if thinking else 'off'}:")
-            for name, text in answer.items():
-                print(f"  {name}: {text or '(empty)'}")
-    if demo in ("3", "all"):
-        print("── Demo 3: interactive chat ──")
-        interactive_chat(model, tokenizer, params)
 
 
 if __name__ == "__main__":

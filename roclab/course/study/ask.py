@@ -11,15 +11,14 @@ that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import atomic_write, read_json
+from roclab.core.files import append_json_line, read_json, read_json_lines, write_json_lines
 from roclab.core.progress import track
 from roclab.core.runs import Run
 from roclab.course.study.report import summarize, write_report
@@ -36,12 +35,12 @@ MODES = {None: "auto", True: "on", False: "off"}
 
 @dataclass
 class Talk:
-    """The conversation about one question in one run and thinking mode. `place` is the question's in the study."""
+    """The conversation about one question in one run and thinking mode."""
 
     question: Mapping[str, Any]
-    place: int
-    run: int
+    run: str
     thinking: bool | None
+    params: SamplingParams
     messages: list[dict[str, str]] = field(default_factory=list)
     turns: list[dict[str, Any]] = field(default_factory=list)
 
@@ -54,25 +53,17 @@ class Talk:
         self.messages.append({"role": "user", "content": self.question["turns"][len(self.turns)]})
         return tokenizer.encode_chat(self.messages, enable_thinking=self.thinking)
 
-    def params(self, study: Study) -> SamplingParams:
-        """Every turn of every conversation has a seed of its own."""
-        tokens = study.max_new_tokens + (study.thinking_tokens if self.thinking else 0)
-        if self.run == 0:
-            return SamplingParams(max_new_tokens=tokens)
-        seed = (self.run * 1000 + len(self.turns)) * 100_000 + self.place
-        return SamplingParams(temperature=study.temperature, top_p=study.top_p, seed=seed, max_new_tokens=tokens)
-
     def add(self, answer: Completion) -> None:
         """The answer to the turn that was asked."""
         text, thought = answer.text.strip(), answer.thinking.strip()
-        message = {"role": "assistant", "content": text}
         turn = {"user": self.messages[-1]["content"], "thinking": thought, "answer": text}
-        self.messages.append(message | {"reasoning_content": thought} if thought else message)
         self.turns.append(turn | {"finish_reason": answer.finish_reason, "new_tokens": len(answer.token_ids)})
+        thinking = {"reasoning_content": thought} if thought else {}
+        self.messages.append({"role": "assistant", "content": text, **thinking})
 
-    def transcript(self, study: Study) -> dict[str, Any]:
+    def transcript(self) -> dict[str, Any]:
         return {
-            "question": self.question["id"], "kind": self.question["kind"], "run": study.runs[self.run],
+            "question": self.question["id"], "kind": self.question["kind"], "run": self.run,
             "thinking": MODES[self.thinking], "turns": self.turns,
         }  # fmt: skip
 
@@ -90,44 +81,48 @@ def run_study(
         "modes": [MODES[mode] for mode in modes], "questions": Path(study.questions or "study_questions.json").name,
         "dtype": str(runner.dtype or "quantized"), "device": runner.device.type,
     }  # fmt: skip
+    talks = {_key(talk.transcript()): talk for talk in _talks(study, modes)}
     with _open_run(Path(out), config, hashes) as run:
-        done = _read_transcripts(run.path / TRANSCRIPTS)
-        talks = [
-            Talk(question, place, number, mode)
-            for mode in modes
-            for number in range(len(study.runs))
-            for place, question in enumerate(study.asked)
-        ]
+        path = run.path / TRANSCRIPTS
+        done = _read_transcripts(path)
         if done:
             run.log(f"{len(done)} of {len(talks)} answers are there already")
-        answered = {_key(transcript) for transcript in done}
-        remaining = [talk for talk in talks if _key(talk.transcript(study)) not in answered]
-        with open(run.path / TRANSCRIPTS, "a", encoding="utf-8") as file:
-            answers = _answers(runner, tokenizer, study, remaining)
-            for transcript in track(answers, "answers", len(talks), done=len(done)):
-                file.write(json.dumps(transcript, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                done.append(transcript)
-        places = {question["id"]: place for place, question in enumerate(study.asked)}
-        done.sort(key=lambda t: (t["thinking"], places[t["question"]], study.runs.index(t["run"])))
-        for transcript in done:  # scored last, so that a rule fixed later holds for answers given before
-            checks = study.asked[places[transcript["question"]]]["checks"]
-            transcript["passed"], transcript["reasons"] = score(checks, transcript["turns"][-1]["answer"])
-        atomic_write(run.path / TRANSCRIPTS, "".join(json.dumps(t, ensure_ascii=False) + "\n" for t in done))
-        summary = summarize(config, study.runs, done)
-        write_report(run.path, config, summary, done)
+        remaining = [talk for key, talk in talks.items() if key not in done]
+        answers = _answers(runner, tokenizer, remaining, study.batch_size)
+        for transcript in track(answers, "answers", len(talks), done=len(done)):
+            append_json_line(path, transcript)
+            done[_key(transcript)] = transcript
+        for key, talk in talks.items():  # scored last, so that a rule fixed later holds for answers given before
+            answer = done[key]["turns"][-1]["answer"]
+            done[key]["passed"], done[key]["reasons"] = score(talk.question["checks"], answer)
+        transcripts = [done[key] for key in talks]
+        write_json_lines(path, transcripts)
+        summary = summarize(config, study.runs, transcripts)
+        write_report(run.path, config, summary, transcripts)
         return summary
 
 
-def _answers(runner: Runner, tokenizer: Tokenizer, study: Study, talks: Sequence[Talk]) -> Iterator[dict[str, Any]]:
+def _talks(study: Study, modes: Sequence[bool | None]) -> Iterator[Talk]:
+    """All conversations; those about one question one after the other, so that they share what is computed of it."""
+    for mode in modes:
+        tokens = study.max_new_tokens + (study.thinking_tokens if mode else 0)
+        for place, question in enumerate(study.asked):
+            for number, run in enumerate(study.runs):
+                params = SamplingParams(max_new_tokens=tokens, seed=number * 100_000_000 + place)
+                if number:
+                    params = replace(params, temperature=study.temperature, top_p=study.top_p)
+                yield Talk(question, run, mode, params)
+
+
+def _answers(runner: Runner, tokenizer: Tokenizer, talks: Sequence[Talk], batch_size: int) -> Iterator[dict[str, Any]]:
     """The transcript of each conversation as it ends; `batch_size` are held at once, turn by turn."""
-    for first in range(0, len(talks), study.batch_size):
-        batch = list(talks[first : first + study.batch_size])
+    for first in range(0, len(talks), batch_size):
+        batch = list(talks[first : first + batch_size])
         while batch:
             prompts = [talk.ask(tokenizer) for talk in batch]
+            params = [replace(talk.params, seed=talk.params.seed + 100_000 * len(talk.turns)) for talk in batch]
             results = [Completion(len(prompt)) for prompt in prompts]
-            for event in stream(runner, tokenizer, prompts, [talk.params(study) for talk in batch]):
+            for event in stream(runner, tokenizer, prompts, params):
                 talk, result = batch[event.row], results[event.row]
                 if event.error:
                     raise RocLabError(f"question {talk.question['id']}: {event.error}")
@@ -138,7 +133,7 @@ def _answers(runner: Runner, tokenizer: Tokenizer, study: Study, talks: Sequence
                     result.finish_reason = event.finish_reason
                     talk.add(result)
                     if talk.done:
-                        yield talk.transcript(study)
+                        yield talk.transcript()
             batch = [talk for talk in batch if not talk.done]
 
 
@@ -163,18 +158,11 @@ def _key(transcript: dict[str, Any]) -> tuple[str, str, str]:
     return transcript["question"], transcript["run"], transcript["thinking"]
 
 
-def _read_transcripts(path: Path) -> list[dict[str, Any]]:
-    """The answers so far. A last line that was not finished is removed; a damaged line elsewhere raises."""
-    if not path.exists():
-        return []
-    *lines, unfinished = path.read_bytes().split(b"\n")
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-            _key(found[-1]), found[-1]["turns"][-1]["answer"]
-        except (ValueError, LookupError, TypeError):
-            raise RocLabError(f"{path} is damaged in line {number}: remove that line, or the file") from None
-    if unfinished:
-        atomic_write(path, b"".join(line + b"\n" for line in lines))
-    return found
+def _read_transcripts(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The answers so far; a last line that was not finished is removed."""
+    found = read_json_lines(path, "remove that line, or the file")
+    write_json_lines(path, found)
+    try:
+        return {_key(transcript): transcript for transcript in found if transcript["turns"][-1]["answer"] is not None}
+    except (LookupError, TypeError):
+        raise RocLabError(f"{path} does not hold a study's answers: remove it, or choose another folder") from None

@@ -13,7 +13,6 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def analyse(student_id: str, tracer: Tracer) -> dict[str, Any]:
         "bos_token": tokenizer.bos_token,
         "eos_token": tokenizer.eos_token,
         "merge_rules": len(tracer.ranks),
-        "pre_tokenizer": [asdict(stage) | {"digits": list(stage.digits)} for stage in tracer.stages],
+        "pre_tokenizer": [stage._asdict() | {"digits": list(stage.digits)} for stage in tracer.stages],
         "multi_digit_tokens": sum(token.isascii() and token.isdigit() and len(token) > 1 for token in spellings),
         "token_lengths": dict(sorted(Counter(map(len, spellings)).items())),
         "normalized": trace.normalized,
@@ -129,7 +128,7 @@ def analyse(student_id: str, tracer: Tracer) -> dict[str, Any]:
             for merge in piece.merges
         ],
         "boundaries": [
-            asdict(cut) | {"left": readable(cut.left), "right": readable(cut.right)} for cut in trace.boundaries
+            cut._asdict() | {"left": readable(cut.left), "right": readable(cut.right)} for cut in trace.boundaries
         ],
         "without_pre_tokenizer": _readable(tracer.without_pre_tokenizer(student_id)),
         "variants": {label: _variant(tracer, trace, parts) for label, parts in texts.items()},

@@ -19,12 +19,11 @@ import heapq
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers.pre_tokenizers import Sequence as StepsInTurn
 
 from roclab.core.exceptions import RocLabError
 from roclab.lm.text.tokenizer import NOT_TEXT, Tokenizer, bytes_to_unicode
@@ -33,8 +32,7 @@ CHAR_OF = bytes_to_unicode()
 PRE_TOKENIZER, NO_RULE, ADDED = "pre-tokenizer", "no merge rule", "added token"
 
 
-@dataclass(frozen=True)
-class Merge:
+class Merge(NamedTuple):
     """One step: the symbols that begin at `at` (an index into the piece's first symbols) and the next became one."""
 
     rank: int
@@ -43,8 +41,7 @@ class Merge:
     right: str
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What the pre-tokenizer cut out. `symbols` are its bytes as the vocabulary writes them, without those that it
     lacks (`lost`). `cause` and `stage` are those of the cut before it (see `Boundary`)."""
 
@@ -66,8 +63,7 @@ class Piece:
             yield [standing[i] for i in sorted(standing)]
 
 
-@dataclass(frozen=True)
-class Boundary:
+class Boundary(NamedTuple):
     """A cut between two tokens, and its cause: PRE_TOKENIZER with the number of the `stage` that cut, NO_RULE, or
     ADDED. `joined` is the id of the token that both would make together, where the vocabulary has one."""
 
@@ -78,8 +74,7 @@ class Boundary:
     joined: int | None = None
 
 
-@dataclass(frozen=True)
-class Trace:
+class Trace(NamedTuple):
     """A text's way to its tokens. `normalized` is the text the pre-tokenizer saw."""
 
     text: str
@@ -94,13 +89,18 @@ class Trace:
         return [symbol for piece in self.pieces for symbol in piece.lost]
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """One step of the pre-tokenizer. `digits` is how it cuts a run of eight digits: the sizes of the parts."""
 
     kind: str
     pattern: str | None
     digits: tuple[int, ...]
+
+
+def _stage(definition: Mapping[str, Any], step: Any) -> Stage:
+    pattern = definition.get("pattern", {})
+    cuts = step.pre_tokenize_str("12345678")
+    return Stage(definition["type"], pattern.get("Regex") or pattern.get("String"), tuple(b - a for _, (a, b) in cuts))
 
 
 def apply_merges(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> tuple[list[Merge], list[str]]:
@@ -149,10 +149,8 @@ class Tracer:
         model = definition["model"]
         pre_tokenizer = definition.get("pre_tokenizer") or {}
         parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-        odd = [
-            k for k in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout") if model.get(k)
-        ]
-        if odd or not parts or parts[-1].get("type") != "ByteLevel":
+        others = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout")
+        if any(map(model.get, others)) or not parts or parts[-1].get("type") != "ByteLevel":
             raise RocLabError(
                 f"{tokenizer.origin}: only byte-level vocabularies can be traced (GPT-2's, Llama 3's, Qwen's)"
             )
@@ -160,43 +158,25 @@ class Tracer:
         merges = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
         self.ranks = {(left, right): rank for rank, (left, right) in enumerate(merges)}
         self._whole_words = bool(model.get("ignore_merges"))
-        plain = [token for token in definition["added_tokens"] if not token["content"].strip()]  # runs of spaces
-        if any(token.get(flag) for token in plain for flag in ("single_word", "lstrip", "rstrip")):
+        spaces = [token for token in definition["added_tokens"] if not token["content"].strip()]  # runs of spaces
+        if any(token.get(flag) for token in spaces for flag in ("single_word", "lstrip", "rstrip")):
             raise RocLabError(f"{tokenizer.origin}: added tokens with lstrip, rstrip or single_word cannot be traced")
-        self._added = {token["content"]: token["id"] for token in plain}
+        self._added = {token["content"]: token["id"] for token in spaces}
         names = sorted(self._added, key=len, reverse=True)
         self._split_added = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
-        self._normalizer = self._library(parts).normalizer
-        self._cutters = [self._library(parts[: n + 1]).pre_tokenizer for n in range(len(parts))]
-        self._parts = parts
-
-    def _library(self, parts: Sequence[Mapping[str, Any]]) -> LibraryTokenizer:
-        """The library with these pre-tokenizer steps and an empty vocabulary."""
-        return LibraryTokenizer.from_str(
-            json.dumps(
-                {
-                    "version": "1.0", "added_tokens": [], "normalizer": self.tokenizer.definition.get("normalizer"),
-                    "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(parts)}, "post_processor": None,
-                    "decoder": None, "model": {"type": "BPE", "vocab": {}, "merges": []},
-                }
-            )
-        )  # fmt: skip
-
-    @cached_property
-    def stages(self) -> list[Stage]:
-        """The pre-tokenizer's steps, in order."""
-        digits = "12345678"
-        return [
-            Stage(
-                part["type"],
-                part.get("pattern", {}).get("Regex") or part.get("pattern", {}).get("String"),
-                tuple(end - start for _, (start, end) in self._library([part]).pre_tokenizer.pre_tokenize_str(digits)),
-            )
-            for part in self._parts
-        ]
+        without_vocabulary: dict[str, Any] = {
+            "version": "1.0", "added_tokens": [], "normalizer": definition.get("normalizer"), "post_processor": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}, "decoder": None,
+            "model": {"type": "BPE", "vocab": {}, "merges": []},
+        }  # fmt: skip
+        library = LibraryTokenizer.from_str(json.dumps(without_vocabulary))
+        steps = [library.pre_tokenizer[number] for number in range(len(parts))]
+        self._normalize = library.normalizer.normalize_str if library.normalizer else str
+        self._cutters = [StepsInTurn(steps[: number + 1]) for number in range(len(parts))]
+        self.stages = [_stage(part, step) for part, step in zip(parts, steps, strict=True)]
 
     def trace(self, text: str) -> Trace:
-        """The way of a text through normalizer, pre-tokenizer and merges."""
+        """A text through normalizer, pre-tokenizer and merges."""
         text = NOT_TEXT.sub("\ufffd", text)
         normalized = ""
         pieces: list[Piece] = []
@@ -242,6 +222,3 @@ class Tracer:
     def spelling(self, text: str) -> str:
         """A text as the vocabulary writes it: its bytes' stand-ins (a space is Ġ)."""
         return "".join(CHAR_OF[b] for b in text.encode("utf-8", errors="replace"))
-
-    def _normalize(self, text: str) -> str:
-        return self._normalizer.normalize_str(text) if self._normalizer else text

@@ -1,4 +1,6 @@
-"""The lab's folder for one student ID: notebook, page, text, facts and figures."""
+"""The tokenizer lab takes a student ID apart and says why it is split so: notebook, page, text, facts and figures.
+
+`analysis` computes, `sentences` writes, `figures` draws, `notebook` builds and executes Tokenizer_Lab.md."""
 
 from __future__ import annotations
 
