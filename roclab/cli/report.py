@@ -86,7 +86,7 @@ def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | Non
 def _verified() -> dict[str, Any]:
     """What the checker says of our own model."""
     from roclab.course.handin.checklist import PACKAGE
-    from roclab.course.verify import verify
+    from roclab.course.verify.checker import verify
 
     return dict(verify(PACKAGE / "lm" / "model.py")) | {"file": "roclm_model.py"}
 

@@ -7,15 +7,16 @@ from typing import Any
 
 import typer
 
+from roclab.cli.options import options_from
 from roclab.cli.output import print_json
+from roclab.course.verify.limits import Limits
 
 
+@options_from(Limits, "limits")
 def verify(
     file: Path = typer.Argument(None, help="A Python file with the handout's names; ours if none is given."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
-    seconds: float = typer.Option(20.0, "--seconds", min=1, help="Time limit of each check."),
-    total_seconds: float = typer.Option(180.0, "--total-seconds", min=1, help="Time limit of the whole file."),
-    memory_mb: int = typer.Option(2048, "--memory-mb", min=64, help="Memory it may take beyond torch's own."),
+    limits: Limits = Limits(),
 ) -> None:
     """Check an implementation part by part against an independent reference, with a hint at the likely mistake.
 
@@ -25,11 +26,11 @@ def verify(
     """
     from rich.console import Console
 
-    from roclab.course import verify as checker
+    from roclab.course.verify.checker import OURS, verify
 
-    file = file or checker.OURS
+    file = file or OURS
     with Console(stderr=True).status(f"checking {file.name}"):  # some seconds, most of them torch's import
-        report = checker.verify(file, seconds=seconds, total_seconds=total_seconds, memory_mb=memory_mb)
+        report = verify(file, limits)
     if as_json:
         print_json(report)
     else:
@@ -44,11 +45,11 @@ def show(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    told = report["diagnosis"]
+    worst = report["diagnosis"]
     passed, total = report["checks_passed"], report["checks_total"]
     console.print(f"{escape(report['file'])}: {passed} of {total} checks passed", style="bold", soft_wrap=True)
-    if told:
-        console.print(f"Most likely: {escape(told['hint'])}", style="red", soft_wrap=True)
+    if worst:
+        console.print(f"Most likely: {escape(worst['hint'])}", style="red", soft_wrap=True)
     not_run = [c for c in report["checks"] if c["found"] == "not run"]
     table = Table(box=None, pad_edge=False)
     for column in ("", "check", "deviation", "allowed"):
@@ -60,7 +61,7 @@ def show(report: dict[str, Any]) -> None:
         mark = "[green]ok[/]" if check["passed"] else "[red]FAILED[/]"
         table.add_row(mark, escape(check["name"]), *numbers)
     console.print(table)
-    failed: dict[str, list[dict[str, Any]]] = {}  # by hint: one fault is told once, with all that follows from it
+    failed: dict[str, list[dict[str, Any]]] = {}  # by hint: one fault is shown once, with all that follows from it
     for check in report["checks"]:
         if not check["passed"] and check not in not_run:
             failed.setdefault(check["hint"], []).append(check)

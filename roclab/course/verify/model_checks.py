@@ -1,396 +1,211 @@
-"""The checks of the whole model: crafted cases first, each silencing all parts but one, then everything together, and
-its gradients."""
+"""The checks of the whole model: first cases in which all parts but one add nothing, then everything together, and its
+gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from roclab.course.verify.cases import CASES, Stored
-from roclab.course.verify.judge import Check, Verdict, numeric, slope
-from roclab.course.verify.reference import Array, Reference
+from roclab.course.verify.cases import CASES, stored_arrays
+from roclab.course.verify.check import Check, Verdict, expectation, fault, largest_gap, model, numbers, slope
+from roclab.course.verify.reference import Array, Formulas
 
 
-def case_logits(name: str) -> Any:
-    case = CASES[name]
-    return lambda R: R(case.config, case.weights).logits(case.ids)
+def first(logits: list[Array]) -> Array:
+    return logits[0]
+
+
+def last_token(logits: list[Array]) -> Array:
+    """No causal mask hides anything from it."""
+    return logits[0][:, -1]
+
+
+def of_logits(
+    component: str, title: str, case: str, expects: str, hint: str,
+    result: Callable[[list[Array]], Array] = first, texts: list[Array] | None = None, scales: tuple[float, ...] = (),
+    **more: Any,
+) -> Check:  # fmt: skip
+    """A check of `result`, computed from the logits of each of `texts`, which are the case's ids if none are given.
+    `scales` are factors of q_proj and k_proj, one a text."""
+    texts = texts or [CASES[case].ids]
+    scales = scales or (1,) * len(texts)
+
+    def logits(replaced: Formulas, ids: Array, scale: float) -> Array:
+        reference = model(case, replaced)
+        for name in reference.weights:
+            if scale != 1 and ("q_proj" in name or "k_proj" in name):
+                reference.weights[name] *= scale
+        return reference.logits(ids)
+
+    def expected(replaced: Formulas) -> Array:
+        return result([logits(replaced, ids, scale) for ids, scale in zip(texts, scales, strict=True)])
+
+    def read(value: Any) -> list[Array]:
+        return [result([numbers(v) for v in value])]
+
+    arguments = {"case": case, "texts": texts, "scales": scales}
+    return Check(component, title, "logits", arguments, expects, hint, **{"expected": expected, "read": read} | more)
+
+
+# ---- what is compared
+
+
+def texts_of_visible() -> list[Array]:
+    """The case's ids, and for each place the same with another token there."""
+    ids, vocabulary = CASES["sees"].ids, CASES["sees"].config["vocab_size"]
+    places = np.arange(ids.shape[1])
+    return [ids, *(np.where(places == s, (ids + 7) % (vocabulary - 1), ids) for s in places)]
+
+
+def visible(logits: list[Array]) -> Array:
+    """(T, T): 1 at [t, s] where another token at s changes the logits at t."""
+    with np.errstate(invalid="ignore"):
+        changes = [np.abs(other - logits[0])[0].max(-1) > 1e-3 for other in logits[1:]]
+    return np.stack(changes, axis=-1) * 1.0
+
+
+def texts_of_future() -> list[Array]:
+    """The case's ids, and the same with other tokens in the last three places."""
+    ids, vocabulary = CASES["leak"].ids, CASES["leak"].config["vocab_size"]
+    return [ids, np.where(np.arange(ids.shape[1]) < ids.shape[1] - 3, ids, (ids + 7) % (vocabulary - 1))]
+
+
+def difference_before(logits: list[Array]) -> Array:
+    difference = logits[0] - logits[1]
+    return difference[:, :-3] if difference.shape[1] > 1 else difference
+
+
+def dropout_fault(value: Any) -> Verdict | None:
+    hint = "attention's dropout is active in eval: pass self.training to it (SDPA's dropout_p 0 in eval)"
+    same = largest_gap(numbers(value[0]), numbers(value[1])) <= 1e-4
+    return None if same else fault("two runs on the same ids differ", hint)
 
 
 def model_checks() -> list[Check]:
-    def check(name: str, component: str, case: str, expects: str, hint: str) -> Check:
-        return numeric(f"{component}: {name}", component, "logits", {"case": case}, case_logits(case), expects, hint)
-
-    def last(name: str, component: str, case: str, expects: str, hint: str) -> Check:
-        """Of the last token alone, which no causal mask keeps from anything."""
-        expected = case_logits(case)
-        return numeric(
-            f"{component}: {name}",
-            component,
-            "logits",
-            {"case": case},
-            lambda R: expected(R)[:, -1],
-            expects,
-            hint,
-            read=lambda value: [np.asarray(value, dtype=np.float64)[:, -1]],
-        )
-
+    dropout, stack, stored = CASES["dropout"].ids, CASES["stack"].ids, CASES["stored"].ids
+    seen = "the mask must show each token itself and all before it, and nothing else"
     return [
-        check(
-            "logits of the embeddings",
-            "head",
-            "head",
-            "lm_head(norm(embedding)) where all layers add nothing",
-            "the head is not lm_head(model.norm(x)), or x is not the embedding as it is where the layers add nothing",
-        ),
-        numeric(
-            "head: tied",
-            "head",
-            "tied",
-            {"case": "tied"},
-            case_logits("tied"),
-            "tie_word_embeddings True: one matrix for embedding and head",
-            "with tie_word_embeddings the head must be the embedding's own matrix",
-        ),
-        check(
-            "the MLP's half of a layer",
-            "decoder",
-            "mlp",
-            "x + SwiGLU(RMSNorm(x)), attention adding nothing",
-            "the decoder is not x + SwiGLU(RMSNorm(x)) where attention adds nothing",
-        ),
-        check(
-            "one token",
-            "attention",
-            "one token",
-            "x + o_proj(v): a single token can only look at itself",
-            "attention's v_proj, o_proj, the heads' order, or the residual around attention is wrong",
-        ),
-        check(
-            "one token, grouped",
-            "GQA",
-            "one token, grouped",
-            "query head h reads value head h // 3",
-            "GQA: value heads are not shared in runs of n_rep query heads",
-        ),
-        _sees(),
-        last(
-            "scores",
-            "attention",
-            "scores",
-            "softmax over the keys of q·kᵀ/√head_dim, where RoPE turns nothing",
-            "attention is not softmax(q·kᵀ/√head_dim)·v over the keys",
-        ),
-        last(
-            "grouped scores",
-            "GQA",
-            "grouped",
-            "query head h reads key head h // 3",
-            "GQA: key heads are not shared in runs of n_rep query heads",
-        ),
-        check(
-            "the configuration's eps",
-            "RMSNorm",
-            "eps",
-            "rms_norm_eps 0.5 in every norm",
-            "RMSNorm must use the config's rms_norm_eps",
-        ),
-        _leak(),
-        check(
-            "what each token sees",
-            "mask",
-            "mask",
-            "itself and all before it alike, where all scores are equal",
-            "the mask must show each token itself and all before it, and nothing else",
-        ),
-        _stretched(),
-        check(
-            "positions",
-            "RoPE",
-            "rope",
-            "q and k turned by position · rope_theta^(−2i/C), halves paired",
-            "RoPE: angles, pairing or positions are wrong (or QK-norm does not come before it)",
-        ),
-        check(
-            "far positions",
-            "RoPE",
-            "far",
-            "the same over 90 tokens with another rope_theta",
-            "RoPE: positions or frequencies are wrong far from the beginning, or not those of rope_theta",
-        ),
-        check(
-            "QK-norm before RoPE",
-            "attention",
-            "qk",
-            "q_norm and k_norm over head_dim, then the rotation",
-            "attention: q_norm and k_norm must normalise each head over head_dim, before RoPE",
-        ),
-        _dropout(),
-        check(
-            "order and residuals",
-            "decoder",
-            "order",
-            "x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))",
-            "the decoder's layer has another order, norm or residual",
-        ),
-        check(
-            "eps in every norm",
-            "RMSNorm",
-            "every eps",
-            "rms_norm_eps 0.5 in the layers' norms, q_norm and k_norm too",
-            "one of the layer's norms (input_layernorm, post_attention_layernorm, q_norm, k_norm) does not use the "
-            "config's rms_norm_eps",
-        ),
-        check(
-            "three layers",
-            "decoder",
-            "stack",
-            "each layer reads what the one before it returned",
-            "the decoder does not run its layers one after the other, or a part works otherwise behind the first layer",
-        ),
-        _batch(),
-        _stored(),
-    ]
-
-
-def _sees() -> Check:
-    """Which tokens count for which: [t, s] is 1 where another token at s changes the logits at t."""
-    case = CASES["sees"]
-    T, V = case.ids.shape[1], case.config["vocab_size"]
-    texts = [case.ids, *(np.where(np.arange(T) == s, (case.ids + 7) % (V - 1), case.ids) for s in range(T))]
-
-    def pattern(logits: list[Array]) -> Array:
-        first, *others = logits
-        with np.errstate(invalid="ignore"):
-            return np.stack([(np.abs(other - first)[0].max(-1) > 1e-3) * 1.0 for other in others], axis=-1)
-
-    def expected(R: type[Reference]) -> Array:
-        return pattern([R(case.config, case.weights).logits(ids) for ids in texts])
-
-    return numeric(
-        "mask: which tokens count",
-        "mask",
-        "logits_of",
-        {"case": "sees", "texts": [ids.tolist() for ids in texts]},
-        expected,
-        "token s changes the logits of token t (1 at [t, s]) where s is t or before it, and nowhere else",
-        "the mask must show each token itself and all before it, and nothing else",
-        tolerance=0.5,
-        read=lambda value: [pattern([np.asarray(v, dtype=np.float64) for v in value])],
-    )
-
-
-def _leak() -> Check:
-    """Later tokens change nothing before them."""
-    case = CASES["leak"]
-    changed = case.ids.copy()
-    changed[:, -3:] = (changed[:, -3:] + 7) % (case.config["vocab_size"] - 1)
-
-    def expected(R: type[Reference]) -> Array:
-        model = R(case.config, case.weights)
-        first, second = model.logits(case.ids), model.logits(changed)
-        return (first - second)[:, :-3] if first.shape[1] > 1 else first - second
-
-    def read(value: Any) -> list[Array]:
-        first, second = (np.asarray(v, dtype=np.float64) for v in value)
-        return [(first - second)[:, :-3] if first.shape[1] > 1 else first - second]
-
-    return numeric(
-        "mask: nothing from the future",
-        "mask",
-        "logits_of",
-        {"case": "leak", "texts": [case.ids.tolist(), changed.tolist()]},
-        expected,
-        "other last tokens leave the logits before them as they are",
-        "the mask lets tokens see what comes after them",
-        read=read,
-    )
-
-
-def _stretched() -> Check:
-    """QK-norm takes the length out of q and k: ten times the projections change nothing."""
-    case = CASES["qk"]
-
-    def expected(R: type[Reference]) -> Array:
-        weights = {n: w * (10 if "q_proj" in n or "k_proj" in n else 1) for n, w in case.weights.items()}
-        return R(case.config, weights).logits(case.ids) - R(case.config, case.weights).logits(case.ids)
-
-    return numeric(
-        "attention: QK-norm takes the length out",
-        "attention",
-        "logits_stretched",
-        {"case": "qk", "factor": 10},
-        expected,
-        "q_proj and k_proj times ten change nothing",
-        "attention: q_norm and k_norm are missing or do not normalise each head",
-        tolerance=2e-4,
-        read=lambda value: [np.asarray(value[1], dtype=np.float64) - np.asarray(value[0], dtype=np.float64)],
-    )
-
-
-def _dropout() -> Check:
-    """attention_dropout 0.5 in eval mode: the same as without, twice."""
-    case = CASES["dropout"]
-
-    def expected(R: type[Reference]) -> Array:
-        return np.stack([R(case.config, case.weights).logits(case.ids)] * 2)
-
-    arguments = {"case": "dropout", "texts": [case.ids.tolist()] * 2}
-    check = numeric(
-        "attention: dropout off in eval",
-        "attention",
-        "logits_of",
-        arguments,
-        expected,
-        "attention_dropout 0.5 changes nothing after model.eval()",
-        "attention is wrong in eval mode",
-    )
-
-    def judge(value: Any) -> Verdict:
-        verdict = check.judge(value)
-        if not verdict.passed and value[0] != value[1]:
-            hint = "attention's dropout is active in eval: pass self.training to it (SDPA's dropout_p 0 in eval)"
-            return Verdict(False, verdict.deviation, "two runs on the same ids differ", hint, True)
-        return verdict
-
-    return Check(check.name, check.component, check.probe, arguments, check.expects, judge, expected, check.tolerance)
-
-
-def _batch() -> Check:
-    """A row's logits are those it has alone."""
-    case = CASES["stack"]
-    rows = [case.ids[i : i + 1] for i in range(len(case.ids))]
-
-    def difference(together: Array, alone: list[Array]) -> Array:
-        return together - np.concatenate(alone)
-
-    def expected(R: type[Reference]) -> Array:
-        model = R(case.config, case.weights)
-        return difference(model.logits(case.ids), [model.logits(row) for row in rows])
-
-    def read(value: Any) -> list[Array]:
-        together, *alone = (np.asarray(v, dtype=np.float64) for v in value)
-        return [difference(together, alone)]
-
-    texts = [case.ids.tolist(), *(row.tolist() for row in rows)]
-    return numeric(
-        "decoder: rows of a batch",
-        "decoder",
-        "logits_of",
-        {"case": "stack", "texts": texts},
-        expected,
-        "each row as if it were alone",
-        "rows of a batch influence each other",
-        read=read,
-    )
-
-
-def _stored() -> Check:
-    """Logits against the stored ones; mistakes are computed anew."""
-    case = CASES["stored"]
-    assert isinstance(case, Stored)
-
-    def expected(R: type[Reference]) -> Array:
-        return case.logits if R is Reference else R(case.config, case.weights).logits(case.ids)
-
-    return numeric(
-        "decoder: stored logits",
-        "decoder",
-        "logits",
-        {"case": "stored"},
-        expected,
-        "the logits of a whole model, as an independent reference computed them",
-        "the whole model's logits are wrong, though its parts may pass",
-    )
+        of_logits("head", "logits of the embeddings", "head", "lm_head(norm(embedding)) where all layers add nothing",
+                  "the head is not lm_head(model.norm(x)), or x is not the embedding as it is where the layers add "
+                  "nothing"),
+        Check("head", "tied", "tied", {"case": "tied"}, "tie_word_embeddings True: one matrix for embedding and head",
+              "with tie_word_embeddings the head must be the embedding's own matrix",
+              lambda replaced: model("tied", replaced).logits(CASES["tied"].ids)),
+        of_logits("decoder", "the MLP's half of a layer", "mlp", "x + SwiGLU(RMSNorm(x)), attention adding nothing",
+                  "the decoder is not x + SwiGLU(RMSNorm(x)) where attention adds nothing"),
+        of_logits("attention", "one token", "one token", "x + o_proj(v): a single token can only look at itself",
+                  "attention's v_proj, o_proj, the heads' order, or the residual around attention is wrong"),
+        of_logits("GQA", "one token, grouped", "one token, grouped", "query head h reads value head h // 3",
+                  "GQA: value heads are not shared in runs of n_rep query heads"),
+        of_logits("mask", "which tokens count", "sees",
+                  "token s changes the logits of token t (1 at [t, s]) where s is t or before it, and nowhere else",
+                  seen, visible, texts_of_visible(), tolerance=0.5),
+        of_logits("attention", "scores", "scores", "softmax over the keys of q·kᵀ/√head_dim, where RoPE turns nothing",
+                  "attention is not softmax(q·kᵀ/√head_dim)·v over the keys", last_token),
+        of_logits("GQA", "grouped scores", "grouped", "query head h reads key head h // 3",
+                  "GQA: key heads are not shared in runs of n_rep query heads", last_token),
+        of_logits("RMSNorm", "the configuration's eps", "eps", "rms_norm_eps 0.5 in every norm",
+                  "RMSNorm must use the config's rms_norm_eps"),
+        of_logits("mask", "nothing from the future", "leak",
+                  "other last tokens leave the logits before them as they are",
+                  "the mask lets tokens see what comes after them", difference_before, texts_of_future()),
+        of_logits("mask", "what each token sees", "mask",
+                  "itself and all before it alike, where all scores are equal", seen),
+        of_logits("attention", "QK-norm takes the length out", "qk", "q_proj and k_proj times ten change nothing",
+                  "attention: q_norm and k_norm are missing or do not normalise each head",
+                  lambda logits: logits[1] - logits[0], [CASES["qk"].ids] * 2, (1, 10), tolerance=2e-4),
+        of_logits("RoPE", "positions", "rope", "q and k turned by position · rope_theta^(−2i/C), halves paired",
+                  "RoPE: angles, pairing or positions are wrong (or QK-norm does not come before it)"),
+        of_logits("RoPE", "far positions", "far", "the same over 90 tokens with another rope_theta",
+                  "RoPE: positions or frequencies are wrong far from the beginning, or not those of rope_theta"),
+        of_logits("attention", "QK-norm before RoPE", "qk", "q_norm and k_norm over head_dim, then the rotation",
+                  "attention: q_norm and k_norm must normalise each head over head_dim, before RoPE"),
+        of_logits("attention", "dropout off in eval", "dropout",
+                  "attention_dropout 0.5 changes nothing after model.eval()", "attention is wrong in eval mode",
+                  np.stack, [dropout] * 2, fault=dropout_fault),
+        of_logits("decoder", "order and residuals", "order", "x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))",
+                  "the decoder's layer has another order, norm or residual"),
+        of_logits("RMSNorm", "eps in every norm", "every eps",
+                  "rms_norm_eps 0.5 in the layers' norms, q_norm and k_norm too",
+                  "one of the layer's norms (input_layernorm, post_attention_layernorm, q_norm, k_norm) does not use "
+                  "the config's rms_norm_eps"),
+        of_logits("decoder", "three layers", "stack", "each layer reads what the one before it returned",
+                  "the decoder does not run its layers one after the other, or a part works otherwise behind the "
+                  "first layer"),
+        of_logits("decoder", "rows of a batch", "stack", "each row as if it were alone",
+                  "rows of a batch influence each other", lambda logits: logits[0] - np.concatenate(logits[1:]),
+                  [stack, *np.split(stack, len(stack))]),
+        of_logits("decoder", "stored logits", "stored",
+                  "the logits of a whole model, as an independent reference computed them",
+                  "the whole model's logits are wrong, though its parts may pass",
+                  expected=lambda replaced:
+                      model("stored", replaced).logits(stored) if replaced else stored_arrays()["logits"]),
+    ]  # fmt: skip
 
 
 # ---- gradients
 
-
 PARTS = {
-    "embed_tokens": "decoder",
-    "input_layernorm": "RMSNorm",
-    "q_proj": "attention",
-    "k_proj": "attention",
-    "v_proj": "attention",
-    "q_norm": "attention",
-    "k_norm": "attention",
-    "o_proj": "attention",
-    "post_attention_layernorm": "RMSNorm",
-    "gate_proj": "SwiGLU",
-    "up_proj": "SwiGLU",
-    "down_proj": "SwiGLU",
-    "norm": "RMSNorm",
-    "lm_head": "head",
-}  # in the order in which a text passes them
+    "embed_tokens": "decoder", "input_layernorm": "RMSNorm", "q_proj": "attention", "k_proj": "attention",
+    "v_proj": "attention", "q_norm": "attention", "k_norm": "attention", "o_proj": "attention",
+    "post_attention_layernorm": "RMSNorm", "gate_proj": "SwiGLU", "up_proj": "SwiGLU", "down_proj": "SwiGLU",
+    "norm": "RMSNorm", "lm_head": "head",
+}  # in the order in which the model uses them  # fmt: skip
+
+
+def relative_gap(found: Array, right: Array) -> float:
+    return float((np.abs(found - right) / (np.abs(right) + 0.01 * np.abs(right).max())).max())
+
+
+def shortened(names: list[str]) -> str:
+    return ", ".join(names[:4]) + " …" * (len(names) > 4)
+
+
+def part_without_gradient(silent: list[str]) -> str:
+    """The part that stops the gradient: that of the last parameter without one, unless a layer has none at all."""
+    layers = [name.split(".")[2] for name in silent if "_proj" in name]
+    if any(layers.count(n) == 7 for n in layers):
+        return "decoder"
+    return PARTS[max((name.split(".")[-1] for name in silent), key=list(PARTS).index)]
 
 
 def gradient_check() -> Check:
     """Every parameter's gradient along one direction against the slope of the reference."""
-    case = CASES["gradients"]
-    random = np.random.default_rng(20)
+    case, random = CASES["gradients"], np.random.default_rng(20)
     towards = random.normal(size=(*case.ids.shape, case.config["vocab_size"])).astype(np.float32)
     directions = {
         n: (random.normal(size=w.shape) / np.sqrt(w.size)).astype(np.float32) for n, w in case.weights.items()
     }
 
-    def expected(R: type[Reference]) -> Array:
-        def along(name: str) -> float:
-            w, d = case.weights[name].astype(np.float64), directions[name]
-            return slope(lambda h: (towards * R(case.config, case.weights | {name: w + h * d}).logits(case.ids)).sum())
+    def expected(replaced: Formulas) -> Array:
+        def moved(name: str, h: float) -> float:
+            reference = model("gradients", replaced)
+            reference.weights[name] += h * directions[name]
+            return float((towards * reference.logits(case.ids)).sum())
 
-        return np.array([along(name) for name in directions])
+        return np.array([slope(lambda h, name=name: moved(name, h)) for name in directions])
 
-    def gap(found: Array, right: Array) -> float:
-        return float((np.abs(found - right) / (np.abs(right) + 0.01 * np.abs(right).max())).max())
+    def read(value: dict[str, float | None]) -> list[Array]:
+        return [numbers([value[name] or 0.0 for name in directions])]
 
-    def judge(value: dict[str, float | None]) -> Verdict:
-        found, right = np.array([value[n] or 0.0 for n in directions], dtype=np.float64), expected(Reference)
-        deviation = gap(found, right)
-        silent = [n for n, slope in zip(directions, found, strict=True) if slope == 0]
-        if not silent:
-            wrong = [n for n, f, r in zip(directions, found, right, strict=True) if gap(f[None], r[None]) > 0.02]
-            said = ", ".join(wrong[:4]) + " …" * (len(wrong) > 4)
-            hint = f"the gradient of {said} is not the slope of the logits: something on their way is detached"
-            return Verdict(deviation <= 0.02, deviation, f"another slope: {said}", hint, arrays=(found,))
-        said = ", ".join(n.removesuffix(".weight") for n in silent[:4]) + " …" * (len(silent) > 4)
-        component = _cut(silent, list(directions), case.config["num_hidden_layers"])
-        hint = f"{component}: no gradient reaches {said}: detach(), .data or no_grad() on the way, or they are not used"
-        return Verdict(
-            False,
-            deviation,
-            f"no gradient in {len(silent)} of {len(found)} parameters",
-            hint,
-            True,
-            component,
-            (found,),
-        )
+    def find(value: dict[str, float | None]) -> Verdict | None:
+        found, right = read(value)[0], expectation(check)
+        assert right is not None
+        if silent := [name.removesuffix(".weight") for name, s in zip(directions, found, strict=True) if s == 0]:
+            component = part_without_gradient(silent)
+            hint = f"{component}: no gradient reaches {shortened(silent)}: detach(), .data or no_grad() on the way, or "
+            text = f"no gradient in {len(silent)} of {len(found)} parameters"
+            return fault(text, hint + "they are not used", component)
+        if relative_gap(found, right) <= 0.02:
+            return None
+        wrong = [n for i, n in enumerate(directions) if relative_gap(found[i, None], right[i, None]) > 0.02]
+        hint = f"the gradient of {shortened(wrong)} is not the slope of the logits: something on their way is detached"
+        return fault(f"another slope: {shortened(wrong)}", hint, specific=False)
 
-    arguments = {
-        "case": "gradients",
-        "towards": towards.tolist(),
-        "directions": {n: d.tolist() for n, d in directions.items()},
-    }
-    return Check(
-        "decoder: gradients",
-        "decoder",
-        "gradients",
-        arguments,
-        "the slope of the logits in every parameter",
-        judge,
-        expected,
-        0.02,
-        gap,
-        compare_mistakes=False,
-    )
-
-
-def _cut(silent: list[str], names: list[str], layers: int) -> str:
-    """The part that keeps the gradient back: the last of the silent ones on a text's way, unless whole layers are."""
-    part = {n: n.split(".")[-2] for n in names}
-    for n in range(layers):
-        matrices = [name for name in names if f"layers.{n}." in name and "norm" not in name]
-        if set(matrices) <= set(silent):
-            return "decoder"
-    order = list(PARTS)
-    return PARTS[max((part[n] for n in silent), key=order.index)]
+    arguments = {"case": "gradients", "towards": towards, "directions": directions}
+    check = Check(
+        "decoder", "gradients", "gradients", arguments, "the slope of the logits in every parameter", "", expected,
+        0.02, find, read, relative_gap, compare_mistakes=False)  # fmt: skip
+    return check

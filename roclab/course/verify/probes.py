@@ -1,12 +1,11 @@
 """What is asked of the file under test. Each probe takes the imported module and plain values, and answers with plain
-values: numbers, lists, names. Nothing is judged here, because the file shares this process (`checks.py` judges).
+values: numbers, lists, names. Nothing is decided here, because the file shares this process (`check.py` decides).
 
 An exception is an answer too: the worker reports it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from types import ModuleType
 from typing import Any
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 
 from roclab.course.verify.cases import CASES
 
-LARGEST = 1_000_000  # numbers in one answer
+LARGEST = 100_000  # numbers in one answer
 
 
 class Unexpected(Exception):
-    """The file answered with something that cannot be judged; the text says what."""
+    """The file answered with something that cannot be evaluated; the text says what."""
 
 
 def plain(x: Any, what: str = "model(input_ids)") -> Any:
@@ -36,17 +35,29 @@ def plain(x: Any, what: str = "model(input_ids)") -> Any:
 # ---- names, configuration, state dict
 
 
-def names(module: ModuleType, wanted: list[str]) -> list[str]:
-    """The missing ones."""
-    return [name for name in wanted if not callable(getattr(module, name, None))]
+def names(module: ModuleType, wanted: list[str]) -> dict[str, list[str]]:
+    """The names that are missing, and those that are RocLab's own classes and functions."""
+    found = {name: getattr(module, name, None) for name in wanted}
+    kinds = {name: getattr(thing, "__mro__", (thing,)) for name, thing in found.items()}
+    ours = [n for n, mro in kinds.items() if any(getattr(k, "__module__", "").startswith("roclab.") for k in mro)]
+    return {"missing": [n for n, thing in found.items() if not callable(thing)], "ours": ours}
 
 
 def defaults(module: ModuleType, wanted: list[str]) -> dict[str, Any]:
     """The default configuration's values, `"(missing)"` for a field that is not there."""
     config = module.RocLMConfig()
-    found = {name: getattr(config, name, "(missing)") for name in wanted}
-    found = {n: v if isinstance(v, (int, float, str, bool, type(None))) else repr(v)[:80] for n, v in found.items()}
-    return {"values": found, "dataclass": dataclasses.is_dataclass(module.RocLMConfig)}
+    return {name: simple(getattr(config, name, "(missing)")) for name in wanted}
+
+
+def simple(value: Any) -> Any:
+    """Numbers, texts and lists and dicts of them as they are, a tuple as a list; anything else as it prints."""
+    if isinstance(value, dict):
+        return {str(key): simple(v) for key, v in list(value.items())[:100]}
+    if isinstance(value, (list, tuple)):
+        return [simple(v) for v in value[:100]]
+    if isinstance(value, (int, float, str, type(None))):
+        return value
+    return value.item() if getattr(value, "shape", None) == () else repr(value)[:80]
 
 
 def unknown_key(module: ModuleType, key: str) -> str | None:
@@ -86,22 +97,17 @@ def build(module: ModuleType, case: str, **changes: Any) -> nn.Module:
 # ---- parts
 
 
-def norm(module: ModuleType, x: list, weight: list, eps: float) -> dict[str, Any]:
-    layer = module.RocLMRMSNorm(len(weight), eps)
+def norm(module: ModuleType, x: list, weight: list, eps: float, dtype: str = "float32") -> dict[str, Any]:
+    """The norm of x, its dtype, and how the weight was before it was set."""
+    kind = getattr(torch, dtype)
+    layer = module.RocLMRMSNorm(len(weight), eps).to(kind)
     begin = plain(layer.weight, "RocLMRMSNorm.weight")
     learnable = isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(weight))
-        y = layer(torch.tensor(x))
-    return {"y": plain(y, "RocLMRMSNorm"), "initial": begin, "learnable": learnable}
-
-
-def norm_dtype(module: ModuleType, x: list, dtype: str) -> dict[str, Any]:
-    kind = getattr(torch, dtype)
-    layer = module.RocLMRMSNorm(len(x[0]), 1e-6).to(kind)
-    with torch.no_grad():
         y = layer(torch.tensor(x).to(kind))
-    return {"y": plain(y, "RocLMRMSNorm"), "dtype": str(y.dtype).removeprefix("torch.")}
+    y, dtype = plain(y, "RocLMRMSNorm"), str(getattr(y, "dtype", "")).removeprefix("torch.")
+    return {"y": y, "dtype": dtype, "initial": begin, "learnable": learnable}
 
 
 def norm_slope(module: ModuleType, x: list, weight: list, towards: list) -> list:
@@ -159,26 +165,17 @@ def apply_rotary(module: ModuleType, q: list, k: list, cos: list, sin: list) -> 
 # ---- the whole model
 
 
-def logits(module: ModuleType, case: str) -> list:
-    with torch.no_grad():
-        return plain(build(module, case)(torch.tensor(CASES[case].ids)))
-
-
-def logits_of(module: ModuleType, case: str, texts: list) -> list[list]:
-    """The logits of several lists of ids, each on its own, by one model."""
-    model = build(module, case)
-    with torch.no_grad():
-        return [plain(model(torch.tensor(ids))) for ids in texts]
-
-
-def logits_stretched(module: ModuleType, case: str, factor: float) -> list[list]:
-    """As they are, and with q_proj and k_proj multiplied by `factor`."""
-    model = build(module, case)
-    changed = {n: w * factor for n, w in tensors(case).items() if "q_proj" in n or "k_proj" in n}
-    with torch.no_grad():
-        before = plain(model(torch.tensor(CASES[case].ids)))
-        model.load_state_dict(changed, strict=False)
-        return [before, plain(model(torch.tensor(CASES[case].ids)))]
+def logits(module: ModuleType, case: str, texts: list, scales: list[float]) -> list[list]:
+    """The logits of several lists of ids, each run by itself by one model; q_proj and k_proj times the text's scale."""
+    model, weights = build(module, case), tensors(case)
+    answers = []
+    for ids, scale in zip(texts, scales, strict=True):
+        if scale != 1:
+            scaled = {name: w * scale for name, w in weights.items() if "q_proj" in name or "k_proj" in name}
+            model.load_state_dict(scaled, strict=False)
+        with torch.no_grad():
+            answers.append(plain(model(torch.tensor(ids))))
+    return answers
 
 
 def tied(module: ModuleType, case: str) -> list:
@@ -206,26 +203,22 @@ def gradients(module: ModuleType, case: str, towards: list, directions: dict[str
 # ---- generation
 
 
-def generate(module: ModuleType, case: str, changes: dict, options: dict) -> list:
+def generate(module: ModuleType, case: str, changes: dict, options: dict, times: int = 1) -> list:
+    """So many texts, generated one after the other."""
     model: Any = build(module, case, **changes)
     torch.manual_seed(0)
-    return plain(model.generate(torch.tensor(CASES[case].ids), **options), "generate")
+    return [plain(model.generate(torch.tensor(CASES[case].ids), **options), "generate") for _ in range(times)]
 
 
 def signature(module: ModuleType, wanted: list[str]) -> dict[str, Any]:
-    """The default values of generate's arguments, and whether it has **kwargs, which may hold them."""
+    """The default values of generate's arguments, whether it has **kwargs, which may hold them, and where a default
+    may be set inside, how often each token is drawn by default."""
     parameters = inspect.signature(module.RocLMForCausalLM.generate).parameters
-    given = {n: parameters[n].default for n in wanted if n in parameters}
-    plain_ = {n: d if isinstance(d, (int, float, str, type(None))) else repr(d)[:80] for n, d in given.items()}
-    return {"defaults": plain_, "catches_all": any(p.kind is p.VAR_KEYWORD for p in parameters.values())}
-
-
-def drawn_twice(module: ModuleType, case: str) -> list:
-    """Two texts drawn one after the other."""
-    model: Any = build(module, case)
-    ids = torch.tensor(CASES[case].ids)
-    torch.manual_seed(0)
-    return [plain(model.generate(ids, max_length=40, do_sample=True), "generate") for _ in range(2)]
+    given = {n: simple(parameters[n].default) for n in wanted if n in parameters}
+    catches_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    inside = None in given.values() or (catches_all and len(given) < len(wanted))
+    counts = draws(module, "dice", 500, 8, {}) if inside else None
+    return {"defaults": given, "catches_all": catches_all, "drawn": counts}
 
 
 def draws(module: ModuleType, case: str, rows: int, times: int, options: dict) -> dict[str, int]:
@@ -235,7 +228,7 @@ def draws(module: ModuleType, case: str, rows: int, times: int, options: dict) -
     torch.manual_seed(0)
     found: dict[str, int] = {}
     for _ in range(times):
-        new = model.generate(ids, max_length=ids.shape[1] + 1, do_sample=True, **options)
+        new = model.generate(ids, max_length=ids.shape[1] + 1, **options)
         plain(new, "generate")
         if new.shape != (rows, ids.shape[1] + 1):
             raise Unexpected(f"generate returned shape {tuple(new.shape)}, not {(rows, ids.shape[1] + 1)}")

@@ -9,18 +9,20 @@ import site
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
+from roclab.course.verify.limits import Limits
 
 START_SECONDS = 300  # importing torch from a cold disk on a busy machine
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+PACKAGES = Path(__file__).parents[3]  # the folder that holds roclab
 
 
 class SandboxEnded(RocLabError):
-    """The process is gone or silent: a file under test reached out of its own."""
+    """The process is gone or silent: a file under test did something to it."""
 
 
 class Sandbox:
@@ -29,90 +31,71 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         if not hasattr(os, "fork"):
             raise RocLabError("lm verify needs fork and process limits: use Linux, macOS or WSL")
-        import roclab
-
         self._folder = tempfile.TemporaryDirectory(prefix="roclab-verify-", ignore_cleanup_errors=True)
         self._count = 0
         home = Path(self._folder.name) / "home"
         home.mkdir()
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}  # no tokens, no proxies
         environment |= {
-            "HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(Path(roclab.__file__).parent.parent),
+            "HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(PACKAGES),
             "PYTHONUSERBASE": site.getuserbase(),  # or packages below the real home would vanish with HOME
             "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8",
             "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
-        self._pipe, end = os.pipe()
         self._errors = open(Path(self._folder.name) / "errors", "w+")  # closed in __exit__
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "roclab.course.verify.worker", str(end)],
+            [sys.executable, "-m", "roclab.course.verify.worker"],
             stdin=subprocess.PIPE,
-            stdout=self._errors,
+            stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=self._folder.name,
             env=environment,
-            pass_fds=(end,),
             start_new_session=True,
         )
-        os.close(end)
-        self._waiting = b""
-        try:
-            self._line(START_SECONDS)
-        except BaseException as error:
-            self.__exit__()
-            if isinstance(error, SandboxEnded):  # no file was there yet: not its fault
-                raise RocLabError(f"cannot start the process that runs the file: {error}") from None
-            raise
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()  # the worker ends with its input
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()  # the worker ends with its input
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        os.close(self._pipe)
+        self._process.stdout.close()
         self._errors.close()
         self._folder.cleanup()
 
-    def run(
-        self,
-        path: Path,
-        probes: list[tuple[str, dict[str, Any]]],
-        seconds: float = 20.0,
-        total_seconds: float = 180.0,
-        memory_mb: int = 2048,
-    ) -> dict[str, Any]:
+    def run(self, path: Path, probes: list[tuple[str, dict[str, Any]]], limits: Limits) -> dict[str, Any]:
         """Import the file in a child process and run the probes (names of functions in `probes.py`, arguments).
 
-        Each step has `seconds`, the file `total_seconds`, and `memory_mb` beyond what torch occupies. Returns
-        {"import", "answers", "printed", "refused", "left", "seconds"} as `worker.serve` makes it.
+        Returns {"import", "answers", "printed", "refused", "left", "seconds"} as `worker.serve` makes it.
         """
+        if self._count == 0:
+            try:
+                self._line(START_SECONDS)  # "ready"
+            except SandboxEnded as error:  # no file was there yet: not its fault
+                raise RocLabError(f"cannot start the process that runs the file: {error}") from None
         self._count += 1
         folder = Path(self._folder.name) / str(self._count)
         (folder / "home").mkdir(parents=True)
-        request = {"file": str(path.resolve()), "folder": str(folder), "probes": probes, "seconds": seconds}
-        request |= {"total_seconds": total_seconds, "memory_mb": memory_mb}
+        request = {"file": str(path.resolve()), "folder": str(folder), "probes": probes, **asdict(limits)}
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise SandboxEnded("it killed the process that checks it") from None
-        return json.loads(self._line(total_seconds + seconds + 60))
+        return json.loads(self._line(limits.total_seconds + limits.seconds + 60))
 
     def _line(self, seconds: float) -> bytes:
         """The worker's next line."""
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._waiting:
-            if not select.select([self._pipe], [], [], max(0, deadline - time.monotonic()))[0]:
-                raise SandboxEnded(f"the process that runs it does not answer after {seconds:g} seconds")
-            if not (block := os.read(self._pipe, 1 << 20)):
-                self._errors.seek(0)
-                said = (self._errors.read().strip().splitlines() or ["no message"])[-1]
-                raise SandboxEnded(f"it ended the process that checks it ({said})")
-            self._waiting += block
-        line, _, self._waiting = self._waiting.partition(b"\n")
+        assert self._process.stdout
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            raise SandboxEnded(f"the process that runs it does not answer after {seconds:g} seconds")
+        if not (line := self._process.stdout.readline()).endswith(b"\n"):
+            self._errors.seek(0)
+            said = (self._errors.read().strip().splitlines() or ["no message"])[-1]
+            raise SandboxEnded(f"it ended the process that checks it ({said})")
         return line

@@ -1,11 +1,11 @@
 """The process in which files under test run: `python -m roclab.course.verify.worker`.
 
-It imports torch once, then takes requests (one JSON object a line on standard input) and answers on the descriptor that
-it was given, which no file under test ever sees. For each request it forks: the child, in a session of its own, under
-limits, in an empty folder, imports the file and runs one probe after another, each answer a line through a pipe. A
-child that dies or runs out of time costs the probe it was at; the next child goes on behind it.
+It imports torch once, then takes requests (one JSON object a line on standard input) and answers on standard output,
+which no file under test ever sees. For each request it forks: the child, in a session of its own, under limits, in an
+empty folder, imports the file and runs one probe after another, each answer a line in a file. A child that dies or runs
+out of time costs the probe that it was running; the next child goes on behind it.
 
-The child is not trusted: what it sends is data, judged elsewhere. This is a guard against mistakes, not a prison.
+The child is not trusted: what it writes is data, evaluated elsewhere. This guards against mistakes, not attacks.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import importlib.machinery
+import importlib.util
+import io
 import json
 import os
 import resource
-import select
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +33,17 @@ import torch
 
 from roclab.course.verify import probes
 
-MOST_BYTES = 64 << 20  # of one child's answers: more is not read
-PRINTED_BYTES = 8 << 20  # what a file may print or write into one file
+FILE_MB = 64  # what a file may print or write into one file
 CRASHES = 3  # so many children may die or hang; the probes behind are not run
+MODULE = "roclm_under_test"  # not __main__, so that what stands below `if __name__ == "__main__"` does not run
+MAIN = "below if __name__ == '__main__'"
 
 
 def main() -> None:
-    answers = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
-    os.set_inheritable(answers.fileno(), False)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     torch.set_num_threads(1)
-    torch.nn.Linear(2, 2)(
-        torch.ones(1, 2)
-    ).sum().backward()  # what is loaded late is loaded here, once for all children
+    torch.nn.Linear(2, 2)(torch.ones(1, 2)).sum().backward()  # torch loads some parts late: once, for all children
     with contextlib.suppress(Exception):  # orphans of a child become ours, so that none outlives its file (Linux)
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     print("ready", file=answers, flush=True)
@@ -49,92 +51,55 @@ def main() -> None:
         print(json.dumps(serve(json.loads(line), answers.fileno())), file=answers, flush=True)
 
 
-def serve(request: dict[str, Any], answers: int) -> dict[str, Any]:
-    """Run all probes of a request. Returns {"imported", "answers": one a probe, "printed", "left", …}."""
-    work, printed = Path(request["folder"]) / "work", Path(request["folder"]) / "printed"
-    work.mkdir()
-    result: dict[str, Any] = {"import": None, "answers": [], "refused": [], "seconds": 0.0}
-    tasks, crashes, begin = request["probes"], 0, time.monotonic()
-    while True:
-        pipe, end = os.pipe()
+def serve(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
+    """Run all probes of a request. Returns {"import", "answers": one a probe, "printed", "refused", "left",
+    "seconds"}. The children must not have the descriptor."""
+    folder, total, begin = Path(request["folder"]), len(request["probes"]), time.monotonic()
+    result: dict[str, Any] = {"import": {}, "answers": [], "refused": []}
+    (folder / "work").mkdir()
+    for crashes in range(1, CRASHES + 1):
+        output = folder / f"answers{crashes}"
+        output.touch()
         if (child := os.fork()) == 0:
-            os.close(pipe)
-            os.close(answers)
-            _child(request, len(result["answers"]), end, work, printed)
-        os.close(end)
-        reason = _listen(pipe, child, result, request, begin + request["total_seconds"])
-        os.close(pipe)
-        _kill(child)
-        if reason is None:
+            os.close(descriptor)
+            run_child(request, folder, output, len(result["answers"]))
+        reason = supervise(child, output, request, bool(result["import"]), begin + request["total_seconds"])
+        end_family(child)
+        reason = read_lines(output, result, total) or reason
+        result["import"] = result["import"] or {"error": reason}
+        if result["import"].get("error") or len(result["answers"]) == total:
             break
-        crashes += 1
-        if result["import"] is None:  # it did not get so far
-            result["import"] = {"error": reason}
-        if result["import"].get("error"):
+        result["answers"].append({"error": reason})
+        if crashes == CRASHES or time.monotonic() - begin > request["total_seconds"]:
+            skipped = {"error": "not run: checks before it crashed or ran out of time"}
+            result["answers"] += [skipped] * (total - len(result["answers"]))
+        if len(result["answers"]) == total:
             break
-        result["answers"].append({"error": reason, "died": True})
-        if crashes >= CRASHES or time.monotonic() - begin > request["total_seconds"]:
-            reason = "not run: checks before it crashed or ran out of time"
-            result["answers"] += [{"error": reason, "skipped": True}] * (len(tasks) - len(result["answers"]))
-        if len(result["answers"]) >= len(tasks):
-            break
-    result["seconds"] = time.monotonic() - begin
-    result["left"] = sorted(str(p.relative_to(work)) for p in work.rglob("*") if not p.is_dir())[:20]
-    result["printed"] = dict(zip(("lines", "first"), _lines(printed), strict=True))
-    return result
+    left = [str(p.relative_to(folder / "work")) for p in (folder / "work").rglob("*") if not p.is_dir()]
+    lines, first = printed_lines(folder)
+    printed = {"lines": lines, "first": first}
+    return result | {"seconds": time.monotonic() - begin, "left": sorted(left)[:20], "printed": printed}
 
 
-def _lines(printed: Path) -> tuple[int, str]:
-    """How many lines stand in the file, and the first of them."""
-    text = printed.read_bytes()[:PRINTED_BYTES].decode("utf-8", "replace") if printed.exists() else ""
-    return len(text.splitlines()), text[:200].strip().split("\n")[0]
+def supervise(child: int, output: Path, request: dict[str, Any], imported: bool, latest: float) -> str:
+    """Wait until the child ends or has to be ended. Returns why, in words: the reason where it has not answered all."""
+    size, deadline = 0, time.monotonic() + request["seconds"]
+    while time.monotonic() < min(deadline, latest):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return last_words(status)
+        if (new := output.stat().st_size) > size:
+            size, imported, deadline = new, True, time.monotonic() + request["seconds"]
+        time.sleep(0.005)
+    if time.monotonic() >= latest:
+        return f"the file took more than {request['total_seconds']:g} seconds in all"
+    if imported:
+        return f"it hangs: no answer after {request['seconds']:g} seconds"
+    return f"it hangs: not imported after {request['seconds']:g} seconds; what takes long belongs {MAIN}"
 
 
-def _listen(pipe: int, child: int, result: dict[str, Any], request: dict[str, Any], latest: float) -> str | None:
-    """Take the child's lines until it is done or could not import the file: None; or why it did not come so far."""
-    waiting, received = b"", 0
-    imported = result["import"] is not None
-    deadline = time.monotonic() + request["seconds"]
-    while True:
-        if not select.select([pipe], [], [], max(0, min(deadline, latest) - time.monotonic()))[0]:
-            if time.monotonic() >= latest:
-                return f"the file took more than {request['total_seconds']:g} seconds in all"
-            return f"it hangs: {'no answer' if imported else 'not imported'} after {request['seconds']:g} seconds"
-        if not (block := os.read(pipe, 1 << 20)):
-            return _last_words(child)
-        received += len(block)
-        if received > MOST_BYTES:
-            return f"it answers with more than {MOST_BYTES >> 20} MB"
-        *lines, waiting = (waiting + block).split(b"\n")
-        for line in lines:
-            try:
-                message = json.loads(line)
-                kind = message["kind"]
-            except (ValueError, TypeError, KeyError):
-                return "its answers are not readable: the file wrote into a descriptor that is not its own"
-            deadline = time.monotonic() + request["seconds"]
-            result["refused"] += [r for r in message.get("refused", []) if r not in result["refused"]][:20]
-            if kind == "done":
-                return None
-            if kind == "import":
-                imported = True
-                result["import"] = result["import"] or message
-                if message.get("error"):
-                    result["import"] = message
-                    return None
-            elif kind == "answer" and len(result["answers"]) < len(request["probes"]):
-                result["answers"].append(message)
-
-
-def _last_words(child: int) -> str:
-    """How the child ended, in words."""
-    for _ in range(100):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.02)
-    else:
-        return "it closed its descriptors and went on"
+def last_words(status: int) -> str:
+    """How a child ended, in words."""
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         why = {"SIGSEGV": "a memory fault", "SIGXCPU": "too much processor time", "SIGKILL": "killed, or out of memory"}
@@ -142,15 +107,38 @@ def _last_words(child: int) -> str:
     return f"the process ended itself with exit code {os.WEXITSTATUS(status)} (os._exit?)"
 
 
-def _kill(child: int) -> None:
-    """End the child, its process group and whatever else of its making is left."""
+def read_lines(output: Path, result: dict[str, Any], total: int) -> str | None:
+    """The child's lines into the result. Returns what is wrong with them."""
+    for line in output.read_bytes().split(b"\n")[:-1]:
+        try:
+            message = json.loads(line)
+            result["refused"] += [r for r in message["refused"] if r not in result["refused"]][:20]
+            if message["kind"] == "import":
+                result["import"] = message if message["error"] else result["import"] or message
+            elif len(result["answers"]) < total:
+                result["answers"].append(message)
+        except (ValueError, TypeError, KeyError):
+            return "its answers are not readable: the file wrote into a descriptor that is not its own"
+    return None
+
+
+def printed_lines(folder: Path) -> tuple[int, str]:
+    """How many lines the file printed, and the first of them."""
+    path = folder / "printed"
+    text = path.read_bytes()[: 8 << 20].decode("utf-8", "replace") if path.exists() else ""
+    return len(text.splitlines()), text[:200].strip().split("\n")[0]
+
+
+def end_family(child: int) -> None:
+    """End the child, its process group and all other processes that it started."""
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
             kill(child, signal.SIGKILL)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")  # orphans that came to us among them (Linux)
     for _ in range(200):
         with contextlib.suppress(OSError):
-            for pid in _children():
-                os.kill(pid, signal.SIGKILL)
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -159,66 +147,51 @@ def _kill(child: int) -> None:
         time.sleep(0.01)
 
 
-def _children() -> list[int]:
-    """Ours, orphans that came to us among them (where /proc tells)."""
-    try:
-        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 # ---- in the child
 
 
-def _child(request: dict[str, Any], first: int, pipe: int, work: Path, printed: Path) -> None:
-    """Never returns."""
+def run_child(request: dict[str, Any], folder: Path, output: Path, first: int) -> None:
+    """Import the file and run its probes from `first` on. Never returns."""
     refused: list[str] = []
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
 
     def send(kind: str, **content: Any) -> None:
-        data = json.dumps({"kind": kind, "refused": list(refused), **content}).encode() + b"\n"
+        data = json.dumps({"kind": kind, "refused": refused, **content}).encode() + b"\n"
         while data:
-            data = data[os.write(pipe, data) :]
+            data = data[os.write(descriptor, data) :]
 
     try:
         os.setsid()
-        _confine(request, work, printed, refused)
-        error, module = _import(request["file"])
-        _flush()
-        send("import", error=error, printed=_lines(printed)[0])
+        confine(request, folder)
+        sys.addaudithook(watch(str(folder) + os.sep, refused))
+        error, module = import_file(request)
+        send("import", error=error, printed=printed_lines(folder)[0])
         if module is not None:
             for name, arguments in request["probes"][first:]:
-                send("answer", **_answer(module, name, arguments))
-                _flush()
-        send("done")
+                send("answer", **answer(module, name, arguments, request))
     except BaseException as error:
         send("import", error=f"the check itself failed: {type(error).__name__}: {error}")
     finally:
         os._exit(0)
 
 
-def _flush() -> None:
-    """What was printed goes into its file, as far as it fits."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-
-
-def _confine(request: dict[str, Any], work: Path, printed: Path, refused: list[str]) -> None:
-    """Limits, an empty folder to stand in, nothing to read, what is printed into a file, no writing elsewhere."""
-    os.chdir(work)
-    os.environ.update(HOME=str(work.parent / "home"), TMPDIR=str(work.parent / "home"))
+def confine(request: dict[str, Any], folder: Path) -> None:
+    """Limits, an empty folder to work in, nothing to read, what is printed into a file."""
+    os.chdir(folder / "work")
+    os.environ.update(HOME=str(folder / "home"), TMPDIR=str(folder / "home"))
     nowhere = os.open(os.devnull, os.O_RDWR)
-    out = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(nowhere, 0)
-    os.dup2(out, 1)
-    os.dup2(nowhere, 2)
+    printed = os.open(folder / "printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for descriptor, place in ((nowhere, 0), (printed, 1), (nowhere, 2)):
+        os.dup2(descriptor, place)
     sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        raw = os.fdopen(number, "wb", buffering=0, closefd=False)
+        setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", write_through=True))
     sys.argv = [request["file"]]
-    memory = _address_space() + (request["memory_mb"] << 20)
     cpu = int(request["seconds"] * (len(request["probes"]) + 1)) + 1
     for what, limit in (
-        (resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, cpu), (resource.RLIMIT_FSIZE, PRINTED_BYTES),
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, address_space() + (request["memory_mb"] << 20)), (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_FSIZE, FILE_MB << 20), (resource.RLIMIT_CORE, 0),
     ):  # fmt: skip
         with contextlib.suppress(ValueError, OSError):  # macOS knows no limit of the address space
             resource.setrlimit(what, (limit, limit))
@@ -226,10 +199,9 @@ def _confine(request: dict[str, Any], work: Path, printed: Path, refused: list[s
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
     for signal_ in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_, signal.SIG_DFL)
-    sys.addaudithook(_watch(str(work.parent) + os.sep, refused))
 
 
-def _address_space() -> int:
+def address_space() -> int:
     """Bytes of address space in use: torch's libraries alone are several GB."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -237,14 +209,20 @@ def _address_space() -> int:
         return 8 << 30
 
 
-def _watch(folder: str, refused: list[str]) -> Any:
-    """An audit hook that refuses, and remembers, writing outside of `folder`, the network and other programs."""
+CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod",
+           "shutil.rmtree")  # audit events whose texts are paths  # fmt: skip
+REFUSED = {
+    "starting a program": ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"),
+    "starting a process": ("os.fork", "os.forkpty"),
+    "using the network": ("socket.connect", "socket.getaddrinfo", "socket.sendto"),
+}
+FONT_LISTS = ("fc-list", "system_profiler")  # matplotlib asks these when it is imported, and does without them
+
+
+def watch(folder: str, refused: list[str]) -> Callable[[str, tuple], None]:
+    """An audit hook that refuses writing outside of `folder`, the network and other programs, and remembers it."""
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    paths = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.symlink": 2, "os.link": 2,
-             "os.truncate": 1, "os.chmod": 1, "shutil.rmtree": 1}  # fmt: skip
-    program, network = "starting a program", "using the network"
-    others = dict.fromkeys(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"), program)
-    others |= dict.fromkeys(("socket.connect", "socket.getaddrinfo", "socket.sendto"), network)
+    reasons = {event: reason for reason, events in REFUSED.items() for event in events}
 
     def outside(path: Any) -> bool:
         if not isinstance(path, (str, bytes, os.PathLike)):
@@ -252,8 +230,8 @@ def _watch(folder: str, refused: list[str]) -> Any:
         full = os.path.realpath(os.fsdecode(path))
         return not (full + os.sep).startswith(os.path.realpath(folder) + os.sep) and full != os.devnull
 
-    def refuse(what: str) -> None:
-        if what not in refused and len(refused) < 20:
+    def refuse(what: str, remember: bool = True) -> None:
+        if remember and what not in refused and len(refused) < 20:
             refused.append(what)
         raise PermissionError(f"refused while the file is checked: {what}")
 
@@ -263,72 +241,71 @@ def _watch(folder: str, refused: list[str]) -> Any:
             writes = any(c in mode for c in "wax+") if isinstance(mode, str) else bool((flags or 0) & writing)
             if writes and outside(path):
                 refuse(f"writing {os.fsdecode(path)}")
-        elif event in paths:
-            for path in arguments[: paths[event]]:
-                if outside(path):
-                    refuse(f"changing {os.fsdecode(path)}")
-        elif event in others and not (event == "socket.connect" and _local(arguments)):
-            refuse(others[event])
+        elif event in CHANGES:
+            for path in filter(outside, arguments):
+                refuse(f"changing {os.fsdecode(path)}")
+        elif event in reasons:
+            local = event == "socket.connect" and getattr(arguments[0], "family", None) == socket.AF_UNIX
+            if not local:
+                fonts = event == "subprocess.Popen" and os.path.basename(str(arguments[0])) in FONT_LISTS
+                refuse(reasons[event], remember=not fonts)
 
     return hook
 
 
-def _local(arguments: tuple) -> bool:
-    return getattr(arguments[0], "family", None) == socket.AF_UNIX
-
-
-def _import(file: str) -> tuple[str | None, Any]:
-    """(error, module) of the file, imported under a name that is not `__main__`."""
-    import importlib.machinery
-    import importlib.util
-
-    loader = importlib.machinery.SourceFileLoader("roclm_under_test", file)
-    spec = importlib.util.spec_from_file_location("roclm_under_test", file, loader=loader)
+def import_file(request: dict[str, Any]) -> tuple[str | None, Any]:
+    """(error, module) of the file."""
+    file = request["file"]
+    loader = importlib.machinery.SourceFileLoader(MODULE, file)
+    spec = importlib.util.spec_from_file_location(MODULE, file, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["roclm_under_test"] = module  # dataclasses look their module up
+    sys.modules[MODULE] = module  # dataclasses look their module up
     sys.path.insert(0, os.path.dirname(file))  # as Python does for a file that is run
     try:
         loader.exec_module(module)
     except SystemExit as error:
-        return f"it calls sys.exit({'' if error.code is None else error.code!r}) while it is imported", None
+        return f"{in_words(error, request)} while it is imported", None
     except BaseException as error:
-        return "it cannot be imported: " + _said(error, file), None
+        return f"it cannot be imported: {in_words(error, request)}", None
     return None, module
 
 
-def _answer(module: Any, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """A probe's value, or its error in one line. A thread's exception is not the probe's."""
+def answer(module: Any, name: str, arguments: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """A probe's value, or its error in one line and what of the file was running. A thread's exception is not the
+    probe's."""
     threading.excepthook = lambda _: None
     torch.manual_seed(0)
     try:
         return {"value": getattr(probes, name)(module, **arguments)}
-    except SystemExit as error:
-        return {"error": f"it calls sys.exit({'' if error.code is None else error.code!r})"}
     except probes.Unexpected as error:
         return {"error": str(error)}
     except BaseException as error:
-        file = getattr(module, "__file__", "")
-        return {"error": _said(error, file), "where": _where(error, file)}
+        return {"error": in_words(error, request), "where": running(error, request["file"])}
 
 
-def _where(error: BaseException, file: str) -> list[str]:
+def running(error: BaseException, file: str) -> list[str]:
     """What of the user's file was running, innermost first: classes of methods, functions."""
     frames = [f for f, _ in traceback.walk_tb(error.__traceback__) if f.f_code.co_filename == file]
     owners = [(f.f_locals.get("self"), f.f_code.co_name) for f in reversed(frames)]
     return [name if owner is None else type(owner).__name__ for owner, name in owners][:50]
 
 
-def _said(error: BaseException, file: str) -> str:
-    """Kind, first lines and, where it is the user's file that raised, the line."""
+def in_words(error: BaseException, request: dict[str, Any]) -> str:
+    """Kind, first lines and, where the user's file raised it, the line."""
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({'' if error.code is None else error.code!r})"
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return f"it prints, or writes into a file, more than {PRINTED_BYTES >> 20} MB"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {' '.join(lines[:3])[:300]}".rstrip(": ")
+        return f"it prints, or writes into a file, more than {FILE_MB} MB"
+    kind = type(error).__name__
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg}" + (f" (line {error.lineno})" if error.lineno else "")
-    at = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    return text + (f" (line {at[-1]})" if at else "")
+        return f"{kind}: {error.msg}" + (f" (line {error.lineno})" if error.lineno else "")
+    text = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:3])[:300]
+    if isinstance(error, MemoryError) or "allocate memory" in text:
+        text = f"it needs more memory than the limit of {request['memory_mb']} MB (--memory-mb); build a large model "
+        text += f"only {MAIN}"
+    at = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == request["file"]]
+    return f"{kind}: {text}".rstrip(": ") + (f" (line {at[-1]})" if at else "")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""The implementation checker: any file with the handout's names, check by check, with the likely mistake.
+
+    report = verify("roclm_model.py")
+    report["passed"], report["score"], report["diagnosis"]
+
+The file runs in a process of its own (`worker.py`, `sandbox.py`), where it answers questions (`probes.py`) about small
+models (`cases.py`). Here the answers are compared with an independent reference in numpy (`reference.py`), check by
+check (`check.py`, `*_checks.py`), and a wrong one with what each typical mistake would have answered (`mistakes.py`,
+`diagnosis.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from roclab.core.exceptions import RocLabError
+from roclab.course.verify.check import Check, Verdict
+from roclab.course.verify.diagnosis import evaluate_answers
+from roclab.course.verify.file_checks import file_checks
+from roclab.course.verify.generation_checks import generation_checks
+from roclab.course.verify.layout_checks import layout_checks
+from roclab.course.verify.limits import Limits
+from roclab.course.verify.model_checks import gradient_check, model_checks
+from roclab.course.verify.part_checks import part_checks
+from roclab.course.verify.sandbox import Sandbox, SandboxEnded
+
+OURS = Path(__file__).parents[2] / "lm" / "model.py"
+
+
+@lru_cache
+def all_checks() -> tuple[Check, ...]:
+    """In the order in which the parts build on each other: an early one that fails is nearest to the fault."""
+    checks = (*file_checks(), *part_checks(), *layout_checks(), *model_checks(), *generation_checks())
+    return (*checks, gradient_check())
+
+
+def verify(path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sandbox | None = None) -> dict[str, Any]:
+    """Check an implementation of RocLM. `sandbox` may be shared by many files; without it a new process is started,
+    which imports torch.
+
+    Returns a JSON-able dict: `file`, `score` (the share of checks passed), `passed`, `checks_passed`, `checks_total`,
+    `seconds`, `diagnosis` (None, or `component`, `check` and `hint` of the most telling failure) and `checks`, each
+    with `name`, `component`, `passed`, `deviation` (the largest absolute one; None where nothing is measured or it is
+    not finite), `tolerance`, `expected`, `found` and `hint` (empty if passed).
+    Raises RocLabError if there is no such file; whatever the file does is a failed check.
+    """
+    path, limits = Path(path), limits or Limits()
+    if not path.is_file():
+        raise RocLabError(f"{path}: {'is a folder, not a Python file' if path.is_dir() else 'no such file'}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise RocLabError(f"{path}: cannot be read: {error.strerror}") from None
+
+    with nullcontext(sandbox) if sandbox else Sandbox() as running:  # it imports torch while the checks are made
+        checks = all_checks()
+        questions = list(dict.fromkeys(c.question for c in checks if c.probe))  # several checks may read an answer
+        try:
+            ran = running.run(path, [json.loads(question) for question in questions], limits)
+        except SandboxEnded as error:
+            ran = {"import": {"error": str(error)}, "printed": {}, "refused": [], "left": [], "seconds": 0.0}
+    if path.suffix == ".ipynb":
+        ran["import"] = {"error": "it is a notebook, not a Python file: export it as a script"}
+    if ran["import"].get("error"):
+        ran["answers"] = [{"error": "not run"}] * len(questions)
+    answers = dict(zip(questions, ran["answers"], strict=True))
+    verdicts, worst = evaluate_answers(checks, [answers[c.question] if c.probe else {"value": ran} for c in checks])
+    passed = sum(verdict.passed for verdict in verdicts)
+    diagnosis = None
+    if worst:
+        check, verdict = worst
+        diagnosis = {"component": verdict.component or check.component, "check": check.name, "hint": verdict.hint}
+    return {
+        "file": str(path),
+        "score": round(passed / len(checks), 4),
+        "passed": passed == len(checks),
+        "checks_passed": passed,
+        "checks_total": len(checks),
+        "seconds": round(ran["seconds"], 2),
+        "diagnosis": diagnosis,
+        "checks": [entry(check, verdict) for check, verdict in zip(checks, verdicts, strict=True)],
+    }
+
+
+def entry(check: Check, verdict: Verdict) -> dict[str, Any]:
+    """A check's entry in the report."""
+    deviation = verdict.deviation
+    return {
+        "name": check.name,
+        "component": check.component,
+        "passed": verdict.passed,
+        "deviation": deviation if deviation is not None and math.isfinite(deviation) else None,
+        "tolerance": check.tolerance if check.expected else None,
+        "expected": check.expects,
+        "found": verdict.found,
+        "hint": verdict.hint,
+    }
