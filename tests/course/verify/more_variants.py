@@ -15,7 +15,7 @@ UNLISTED: Mapping[str, Mapping[str, Edits]] = {
     "RMSNorm": {
         "divided by the largest": (v.NORM, "x32 = x32 / (x32.abs().amax(-1, keepdim=True) + self.eps)"),
         "mean over every other number": changed(v.NORM, "x32.pow(2)", "x32[..., ::2].pow(2)"),
-        "clamped": (v.NORM, f"{v.NORM}.clamp(-1, 1)"),
+        "clamped": (v.NORM, f"{v.NORM}\n        x32 = x32.clamp(-1, 1)"),
     },
     "SwiGLU": {
         "softplus": changed(v.GATED, "F.silu", "F.softplus"),

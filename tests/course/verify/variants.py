@@ -18,7 +18,7 @@ Edits = Edit | tuple[Edit, ...]
 def edited(edits: Edits) -> str:
     """plain.py with the edits. Each old text must stand in it exactly once."""
     text = PLAIN
-    for old, new in [edits] if isinstance(edits[0], str) else edits:
+    for old, new in [edits] if edits and isinstance(edits[0], str) else edits:
         assert text.count(old) == 1, f"{text.count(old)} places hold {old!r}"
         text = text.replace(old, new)
     return text
