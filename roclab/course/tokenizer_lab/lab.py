@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from roclab.core.files import atomic_write
-from roclab.core.progress import track
 from roclab.course.tokenizer_lab import figures, notebook
 from roclab.course.tokenizer_lab.analysis import analyse, check_student_id, open_tokenizers
 from roclab.course.tokenizer_lab.bpe_trace import Tracer
@@ -29,9 +28,10 @@ def write_lab(student_id: str, out: str | os.PathLike, qwen3: str | None = None)
     lab.json: {"student_id", "tokenizers": name → facts, "missing": name → why, "sentences": [{"text", "topic",
     "tokenizer", "key": of the fact, "evidence"}], "figures", "captions": file → words, "files"}. Raises RocLabError for
     an ID that is none, a tokenizer that cannot be opened, or a folder that holds something else than a lab."""
+    import nbformat
+
     check_student_id(student_id)
     LAB.check(out)
-    notebook.require()
     tokenizers, missing = open_tokenizers(qwen3)
     for reason in missing.values():
         logger.info(reason)
@@ -46,13 +46,13 @@ def write_lab(student_id: str, out: str | os.PathLike, qwen3: str | None = None)
         lab["captions"] = _draw(folder, student_id, tracers, facts)
         lab["figures"] = [f"figures/{file}" for file in lab["captions"]]
         variants = {name: _rows(fact["variants"].values()) for name, fact in facts.items()}
-        atomic_write(folder / "lab.md", kit.render(notebook.TEMPLATES / "lab.md", lab=lab, variants=variants))
+        atomic_write(folder / "lab.md", kit.render(notebook.HERE / "templates" / "lab.md", lab=lab, variants=variants))
         pages = notebook.build(student_id)
         # The kernel opens what we opened. A path of this machine does not enter the notebook, which may be handed in.
         shared = Path(os.environ.get("ROCLAB_SHARED_DATA", "../shared/data")).resolve()
         environment = {"ROCLAB_SHARED_DATA": str(shared)} | ({"ROCLAB_QWEN3": _absolute(qwen3)} if qwen3 else {})
-        notebook.execute(pages, folder, environment, lambda cells: track(cells, "cells"))
-        atomic_write(folder / "Tokenizer_Lab.ipynb", notebook.to_json(pages))
+        notebook.execute(pages, folder, environment)
+        atomic_write(folder / "Tokenizer_Lab.ipynb", nbformat.writes(pages) + "\n")
         atomic_write(folder / "Tokenizer_Lab.html", notebook.to_html(pages, f"Tokenizer lab: {student_id}"))
     return lab
 

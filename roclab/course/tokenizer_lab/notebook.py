@@ -8,37 +8,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.progress import track
 from roclab.report import kit
 
 _FENCE = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 CELL_SECONDS = 300
-TEMPLATES = Path(__file__).parent / "templates"
-
-
-def require() -> None:
-    """Raises RocLabError that names the extra, if the libraries for notebooks are not installed."""
-    try:
-        import ipykernel  # noqa: F401
-        import matplotlib  # noqa: F401
-        import nbclient  # noqa: F401
-        import nbformat  # noqa: F401
-    except ImportError as error:
-        raise RocLabError(f'{error.name} is missing: python -m pip install "roclab[lab]"') from None
+HERE = Path(__file__).parent
 
 
 def build(student_id: str) -> Any:
     """The notebook, not executed, with this ID in its parameters cell."""
     import nbformat.v4 as v4
 
-    source = resources.files("roclab.course.tokenizer_lab").joinpath("Tokenizer_Lab.md").read_text("utf-8")
+    source = (HERE / "Tokenizer_Lab.md").read_text("utf-8")
     cells = []
     for number, part in enumerate(_FENCE.split(source)):  # prose, code, prose, code, …
         if number % 2 == 0:
@@ -54,12 +43,7 @@ def build(student_id: str) -> Any:
     return v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
 
 
-def execute(
-    notebook: Any,
-    folder: Path,
-    environment: Mapping[str, str],
-    progress: Callable[[Any], Iterator[Any]] = iter,
-) -> None:
+def execute(notebook: Any, folder: Path, environment: Mapping[str, str]) -> None:
     """Run every cell in a kernel of this Python, `folder` as its working directory, with `environment` added to ours.
     Raises RocLabError that names the cell which failed and how."""
     import nbclient
@@ -67,7 +51,7 @@ def execute(
     from jupyter_client.kernelspec import KernelSpecManager
     from nbclient.exceptions import CellControlSignal, DeadKernelError
 
-    package = str(Path(__file__).resolve().parents[3])  # the kernel shall import the roclab that is running
+    package = str(HERE.resolve().parents[2])  # the kernel shall import the roclab that is running
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "MPLBACKEND": "agg", **environment, "PYTHONPATH": os.pathsep.join(paths)}
     client = nbclient.NotebookClient(
@@ -81,7 +65,7 @@ def execute(
         manager.transport_encryption = "auto"
     try:
         with client.setup_kernel(env=environment):
-            for index, cell in enumerate(progress(notebook.cells)):
+            for index, cell in enumerate(track(notebook.cells, "cells")):
                 client.execute_cell(cell, index)
     except CellControlSignal as error:  # a cell that raises, or takes too long
         reason = str(error).strip().splitlines()[-1]
@@ -90,13 +74,6 @@ def execute(
         raise RocLabError(f"the notebook's kernel does not run here: {error}") from None
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-
-
-def to_json(notebook: Any) -> str:
-    """The .ipynb file's content."""
-    import nbformat
-
-    return nbformat.writes(notebook) + "\n"
 
 
 def to_html(notebook: Any, title: str) -> str:
@@ -109,7 +86,7 @@ def to_html(notebook: Any, title: str) -> str:
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     code = HtmlFormatter(cssclass="code")
     return kit.render(
-        TEMPLATES / "notebook.html", title=title, cells=notebook.cells, code_style=Markup(code.get_style_defs(".code")),
-        markdown=lambda text: Markup(markdown.render(text)),
+        HERE / "templates" / "notebook.html", title=title, cells=notebook.cells,
+        code_style=Markup(code.get_style_defs(".code")), markdown=lambda text: Markup(markdown.render(text)),
         highlighted=lambda source: Markup(highlight(source, PythonLexer(), code)),
     )  # fmt: skip
