@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = {
@@ -177,3 +180,17 @@ def test_private_names_stay_in_their_module():
 
 def test_files_and_functions_stay_short():
     check("too long", too_long())
+
+
+def test_readme_s_tables_are_the_contracts():
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11 to read pyproject.toml")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"\| layer of `(.*?)` \|", line):
+            rows = found[heading[1].replace("/", ".")] = []
+        elif found and (row := re.match(r"\| `(.*?)` \|", line)):
+            rows.append(row[1].replace("\\|", "|"))
+    assert found == {contract["containers"][0]: contract["layers"] for contract in contracts}
