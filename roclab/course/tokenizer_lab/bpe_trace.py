@@ -104,40 +104,36 @@ def _stage(definition: Mapping[str, Any], step: Any) -> Stage:
 
 
 def apply_merges(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> tuple[list[Merge], list[str]]:
-    """The merges in their order, and the symbols they leave. O(n log n).
+    """The merges of single characters in their order, and the symbols that they leave. O(n log n).
 
     A queue entry whose neighbours have changed still counts if they now make the same token: so does the library."""
-    standing: list[str | None] = list(symbols)
-    end = len(standing)
-    following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
+    standing = dict(enumerate(symbols))  # place of its first character → symbol
+    start_of = {place + 1: place for place in standing}  # where a symbol ends → where it begins
     queue: list[tuple[int, int, str]] = []
 
     def look(at: int) -> None:
         """Queue the pair that begins at `at`, if it has a rule."""
-        if at >= 0 and (after := following[at]) < end:
-            pair = (standing[at] or "", standing[after] or "")
-            if pair in ranks:
-                heapq.heappush(queue, (ranks[pair], at, "".join(pair)))
+        left = standing.get(at, "")
+        right = standing.get(at + len(left), "")
+        if (left, right) in ranks:
+            heapq.heappush(queue, (ranks[left, right], at, left + right))
 
-    for at in range(end):
+    for at in standing:
         look(at)
     merges = []
     while queue:
         _, at, makes = heapq.heappop(queue)
-        left, after = standing[at], following[at]
-        if left is None or after >= end:
-            continue
-        right = standing[after] or ""
-        if left + right != makes or (left, right) not in ranks:
-            continue
-        merges.append(Merge(ranks[left, right], at, left, right))
-        standing[at], standing[after] = makes, None
-        following[at] = following[after]
-        if following[at] < end:
-            preceding[following[at]] = at
-        look(preceding[at])
-        look(at)
-    return merges, [symbol for symbol in standing if symbol is not None]
+        left = standing.get(at, "")
+        right = standing.get(at + len(left), "")
+        if left + right == makes and (left, right) in ranks:
+            merges.append(Merge(ranks[left, right], at, left, right))
+            standing[at] = makes
+            del standing[at + len(left)]
+            start_of[at + len(makes)] = at
+            look(at)
+            if at in start_of:
+                look(start_of[at])
+    return merges, list(standing.values())
 
 
 class Tracer:
