@@ -3,9 +3,9 @@
     python bench/accuracy.py --out runs/accuracy                 # all lines; the pets need the shared data
     python bench/accuracy.py --out runs/accuracy --only elpv elpv-finetune
 
-Each run is trained by `roclab vision train` with the settings below and judged once on test. Finished runs in `--out`
-are taken as they are and interrupted ones go on, so it may be stopped at any moment and started again (fine-tuning
-elpv takes about an hour on two slow cores). Ends in one JSON line.
+Each run is trained by `roclab vision train` with the settings below and evaluated once on test. Finished runs in
+`--out` are taken as they are and interrupted ones go on, so it may be stopped at any moment and started again
+(fine-tuning elpv takes about an hour on two slow cores). Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PETS3, PETS37 = ({"data": "pets", "data_root": str(SHARED / name)} for name in (
 ELPV = {"data": "elpv"}
 FINETUNE = {"strategy": "finetune"}
 
-# Solar cells are so unlike ImageNet's images that nothing of the head on frozen features is worth keeping: everything
-# learns at one rate, BatchNorm from the cells themselves. A defect may be small and at the edge, so the crops are large
-# and the whole cell is judged (docs/log-vision.md).
+# Solar cells are so unlike ImageNet's images that the head on frozen features is not worth starting from: all layers
+# are trained at one rate, BatchNorm on the cells themselves. A defect may be small and at the edge, so the crops are
+# large and evaluation takes the whole cell (docs/log-vision.md).
 CELLS = {"image_size": 256, "epochs": 14, "full_frame": True, "lp_ft": False, "batch_norm": "train", "batch_size": 32}
 CELLS |= {"optimizer": "adamw", "lr": 1e-3}
 CELLS |= {"layer_decay": 1.0, "gradual": 0.0, "label_smoothing": 0.0, "ema": 0.98, "min_area": 0.8}
@@ -51,14 +51,16 @@ LINES: dict[str, tuple[int, float | None, dict[str, Any]]] = {
 def main() -> None:
     from roclab.core.files import read_json
     from roclab.core.runs import Run
+    from roclab.core.training.memory import keep_freed_memory
+    from roclab.vision.config import TrainConfig
     from roclab.vision.evaluate.evaluate import evaluate
-    from roclab.vision.train.config import TrainConfig
     from roclab.vision.train.train import finish
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=tuple(LINES), default=list(LINES))
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     report = {}
     for name in args.only:
         seeds, goal, settings = LINES[name]

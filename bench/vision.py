@@ -8,8 +8,8 @@ image size. The usual way is what tutorials do: NCHW, the backbone recomputed in
 momentum 0.9, cosine; 1e-2 for a frozen backbone, 1e-3 for all parameters, the handout's rates). timm's is its loader,
 transforms, optimiser and scheduler as a user of the package would put them together. Time is training time: reading,
 augmenting, forward, backward, and for ours also the extraction of features and the head that fine-tuning starts from;
-judging and saving are not counted for anyone. The peers' heads start at zero like ours, which is kinder than timm's own
-draw (see `build_model`).
+evaluation and saving are not counted for anyone. The peers' heads start at zero like ours, which is kinder than timm's
+own draw (see `build_model`).
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ def dataset(args):
 
 def ours(args, regime: str) -> dict:
     from roclab.core.files import read_json
-    from roclab.vision.train.config import TrainConfig
+    from roclab.core.training.memory import keep_freed_memory
+    from roclab.vision.config import TrainConfig
     from roclab.vision.train.train import train
 
+    keep_freed_memory()  # as the command line does
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ROCLAB_CACHE"] = folder + "/cache"  # nothing is taken over from earlier runs
         config = TrainConfig(
@@ -86,14 +88,14 @@ def usual(args, regime: str) -> dict:
     from torch.utils.data import DataLoader
     from torchvision.transforms import v2
 
-    model, recipe, images = start(args)
+    model, preprocessing, images = start(args)
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(args.image_size, scale=(0.35, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(recipe.mean, recipe.std),
+            v2.Normalize(preprocessing.mean, preprocessing.std),
         ]
     )
     loader = DataLoader(Files(images.split("train"), transform), args.batch_size, shuffle=True, drop_last=True)
@@ -115,9 +117,14 @@ def timms(args, regime: str) -> dict:
     from timm.optim import create_optimizer_v2
     from timm.scheduler import CosineLRScheduler
 
-    model, recipe, images = start(args)
+    model, preprocessing, images = start(args)
     transform = create_transform(
-        args.image_size, is_training=True, mean=recipe.mean, std=recipe.std, scale=(0.35, 1.0), color_jitter=0.0
+        args.image_size,
+        is_training=True,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        scale=(0.35, 1.0),
+        color_jitter=0.0,
     )
     size = (3, args.image_size, args.image_size)
     loader = create_loader(
@@ -126,8 +133,8 @@ def timms(args, regime: str) -> dict:
         args.batch_size,
         is_training=True,
         use_prefetcher=False,
-        mean=recipe.mean,
-        std=recipe.std,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         num_workers=0,
         persistent_workers=False,
         device="cpu",
@@ -168,7 +175,7 @@ def start(args):
     torch.manual_seed(args.seed)
     images = dataset(args)
     model = build_model(args.model, "default", len(images.classes))
-    return model, model.recipe, images
+    return model, model.preprocessing, images
 
 
 def loop(args, model, images, loader, optimizer, step_scheduler, epochs: int, frozen: bool) -> dict:
@@ -176,7 +183,7 @@ def loop(args, model, images, loader, optimizer, step_scheduler, epochs: int, fr
     import torch
     from torch.nn.functional import cross_entropy
 
-    from roclab.vision.evaluate.evaluate import predict_probs
+    from roclab.vision.models.inference import predict_probs
 
     val = images.split("val")
     labels = np.array([image.label for image in val])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import random
@@ -26,6 +27,11 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def derived_seed(*parts: object) -> int:
+    """A 63-bit seed made of the parts, such as the run's seed and the epoch; no two tuples of parts share one."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def provenance(seed: int, **hashes: Any) -> dict[str, Any]:

@@ -15,11 +15,14 @@ nothing else has to be installed or imported.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from roclab.core.exceptions import RocLabError
+
+T = TypeVar("T")
 
 
 def setting(
@@ -55,3 +58,24 @@ def check_settings(settings: Any) -> None:
         if isinstance(value, (int, float)) and not (low <= value <= high and abs(value) < math.inf):
             allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
             raise RocLabError(f"{name} {value}: must be {allowed}")
+
+
+def settings_from(kind: type[T], values: Mapping[str, Any], path: str | os.PathLike, required: Collection[str]) -> T:
+    """An instance of the dataclass `kind` from the JSON object in the file `path`.
+
+    Fields outside `required` may be missing: the file may be of an older version. Raises RocLabError that names the
+    first key that is unknown, missing or of another type. (kind's module must have postponed annotations.)
+    """
+    kinds = {f.name: str(f.type).split(" | ") for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - kinds.keys()):
+        raise RocLabError(f"{path} has keys this version does not know: {', '.join(unknown)}")
+    if missing := [name for name in required if name not in values]:
+        raise RocLabError(f"{path} has no {', '.join(missing)}: restore the file, or train again")
+    for name, value in values.items():
+        found = "None" if value is None else type(value).__name__
+        if found not in kinds[name] and not (found == "int" and "float" in kinds[name]):  # JSON may write 1.0 as 1
+            wanted = " or ".join(kinds[name])
+            raise RocLabError(
+                f"{path}: {name} is {value!r}, which should be {wanted}: restore the file, or train again"
+            )
+    return kind(**values)

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from roclab.core.cluster import check_engine, map_over_cluster
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write, write_json
-from roclab.vision.cluster import check_engine, train_over_cluster
+from roclab.vision.config import TrainConfig
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.metrics import mcnemar, paired_bootstrap
 from roclab.vision.evaluate.run_reader import BY_BUDGET, VisionRun, group_arms
 from roclab.vision.models.classifier import check_name
-from roclab.vision.train.config import TrainConfig
 from roclab.vision.train.train import finish
 
 
@@ -61,7 +61,7 @@ def compare(
         _same_question(path, config)
     unfinished = {path: config for path, config in configs.items() if not (path / "training.json").exists()}
     if engine == "ray":
-        train_over_cluster(unfinished)
+        map_over_cluster(lambda job: finish(job[0].resolve(), job[1]), list(unfinished.items()))
     else:
         for path, config in unfinished.items():
             finish(path, config)

@@ -134,7 +134,7 @@ def run_folder(world: World, name: str) -> dict[str, Any]:
             "splits": [row[0] for row in rows],
             "photos": world.shown([row[1] for row in rows]),
         },
-        "split.json": json.loads((run / "split.json").read_text("utf-8"))["photos"],
+        "split.json": json.loads((run / "split.json").read_text("utf-8"))["images"],
         "checkpoint": checkpoint_header(run / "checkpoints" / "best.safetensors"),
     }
 

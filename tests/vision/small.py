@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from roclab.vision.train.config import TrainConfig
+from roclab.vision.config import TrainConfig
 
 MODEL = "test_resnet"  # timm's own tiny ResNet, with BatchNorm
 CLASSES = {"brick": (170, 80, 60), "grass": (90, 150, 70), "sky": (110, 140, 190)}

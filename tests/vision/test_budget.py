@@ -6,7 +6,8 @@ import torch
 from roclab.core.exceptions import RocLabError
 from roclab.vision.data.dataset import load_data
 from roclab.vision.models.classifier import build_model
-from roclab.vision.train.budget import Costs, fit_to_budget, measure, parse_duration, spoken
+from roclab.vision.train.budget import Costs, duration, fit_to_budget, measure, parse_duration
+from roclab.vision.train.defaults import with_defaults
 from roclab.vision.train.train import train
 from tests.vision.small import MODEL, config, make_images
 
@@ -22,8 +23,8 @@ def test_what_is_no_duration(text):
         parse_duration(text)
 
 
-def test_spoken():
-    assert [spoken(s) for s in (12.3, 600, 7500)] == ["12 s", "10 min", "2 h 05 min"]
+def test_durations_in_words():
+    assert [duration(s) for s in (12.3, 600, 7500)] == ["12 s", "10 min", "2 h 05 min"]
 
 
 def fixed_costs(monkeypatch):
@@ -39,22 +40,20 @@ def test_choice_fits_and_grows_with_the_budget(tmp_path, monkeypatch):
     model = build_model(MODEL, "none", 3)
     before = None
     for seconds in (3, 5, 7, 10, 20, 100):
-        settings = config(
-            tmp_path, strategy="finetune", epochs=None, image_size=None, budget=f"{seconds}s"
-        ).with_defaults(224)
+        open_settings = config(tmp_path, strategy="finetune", epochs=None, image_size=None, budget=f"{seconds}s")
+        settings = with_defaults(open_settings, 224)
         chosen, said = fit_to_budget(settings, model, data)
         expected = Costs(settings, model, data).seconds(chosen)
         assert expected <= seconds
-        assert spoken(expected) in said
+        assert duration(expected) in said
         assert str(chosen.epochs) in said
         size = (chosen.image_size, chosen.epochs)
         assert before is None or size >= before
         before = size
     assert before == (224, settings.epochs)
+    hopeless = with_defaults(config(tmp_path, strategy="finetune", budget="0.1s", image_size=None), 224)
     with pytest.raises(RocLabError, match="too short"):
-        fit_to_budget(
-            config(tmp_path, strategy="finetune", budget="0.1s", image_size=None).with_defaults(224), model, data
-        )
+        fit_to_budget(hopeless, model, data)
 
 
 def test_measuring_leaves_the_model_and_the_generator_alone():

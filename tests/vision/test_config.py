@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from roclab.core.exceptions import RocLabError
-from roclab.vision.train.config import TrainConfig
+from roclab.vision.config import TrainConfig
+from roclab.vision.train.defaults import with_defaults
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def test_a_number_out_of_bounds_is_named_before_anything_is_made(option, value):
 
 def test_the_rate_follows_the_optimizer():
     def chosen(**values):
-        full = TrainConfig(strategy="finetune", **values).with_defaults(224)
+        full = with_defaults(TrainConfig(strategy="finetune", **values), 224)
         return full.optimizer, full.lr, full.label_smoothing
 
     assert chosen() == ("sgd", 1e-2, 0.0)
@@ -33,9 +34,9 @@ def test_the_rate_follows_the_optimizer():
 
 
 def test_random_weights_have_nothing_to_keep():
-    fresh = TrainConfig(model="resnet50", weights="none", strategy="finetune").with_defaults(224)
-    trained = TrainConfig(model="resnet50", strategy="finetune").with_defaults(224)
+    fresh = with_defaults(TrainConfig(model="resnet50", weights="none", strategy="finetune"), 224)
+    trained = with_defaults(TrainConfig(model="resnet50", strategy="finetune"), 224)
     assert (fresh.lp_ft, fresh.layer_decay, fresh.batch_norm) == (False, 1.0, "train")
     assert (trained.lp_ft, trained.batch_norm) == (True, "frozen")
     assert trained.layer_decay < 1
-    assert TrainConfig(model="resnet50", strategy="finetune", lp_ft=False).with_defaults(224).lp_ft is False
+    assert with_defaults(TrainConfig(model="resnet50", strategy="finetune", lp_ft=False), 224).lp_ft is False

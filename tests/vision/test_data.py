@@ -81,9 +81,9 @@ def test_identical_files_never_lie_on_both_sides_of_a_cut(copies: list, seed: in
     kinds = Counter(label for label, _ in copies)
     if max(kinds.values()) < 2:
         with pytest.raises(DataError, match="too few"):
-            data_module._cut(range(len(entries)), entries, hashes, fraction, seed)
+            data_module._choose(range(len(entries)), entries, hashes, fraction, seed)
         return
-    chosen = data_module._cut(range(len(entries)), entries, hashes, fraction, seed)
+    chosen = data_module._choose(range(len(entries)), entries, hashes, fraction, seed)
     rest = set(range(len(entries))) - set(chosen)
     assert len(set(chosen)) == len(chosen)
     assert not {hashes[i] for i in chosen} & {hashes[i] for i in rest}

@@ -10,9 +10,9 @@ import torch
 
 from roclab.core.files import write_json
 from roclab.core.runs import Run
+from roclab.core.training.checkpointing import load_tensors
 from roclab.core.training.distributed import World
 from roclab.vision.evaluate.run_reader import VisionRun
-from roclab.vision.models.checkpoint import load_tensors
 from roclab.vision.train.train import train
 from tests.vision.small import MODEL, config, make_images
 
@@ -71,7 +71,7 @@ def test_parting_leaves_no_thread_behind(tmp_path):
         """
 from pathlib import Path
 import torch
-from roclab.vision.distributed import join, leave, synced_batch_norm, wrap
+from roclab.core.training.distributed import join, leave, synced_batch_norm, wrap
 
 world = join()
 module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from roclab.core.exceptions import RocLabError
-from roclab.vision.data.transforms import Recipe
+from roclab.vision.data.transforms import Preprocessing
 from roclab.vision.error_analysis.gradcam import Activation, activation, covered, grad_cam, hottest
 from roclab.vision.models.classifier import Classifier, build_model
 
@@ -34,7 +34,7 @@ def colour_network(channels_last):
     with torch.no_grad():
         module[-1].weight.copy_(torch.eye(3) - 0.5 * torch.roll(torch.eye(3), 1, 1))
         module[-1].bias.fill_(0.3)
-    return Classifier("colours", module.eval(), Recipe(32, 32), "", str(len(module) - 1))
+    return Classifier("colours", module.eval(), Preprocessing(32, 32), "", str(len(module) - 1))
 
 
 def random_model(name, classes):
@@ -119,7 +119,7 @@ def test_a_plain_vision_transformer_is_read_from_its_tokens():
 def test_a_network_without_places_is_refused():
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
     with pytest.raises(RocLabError, match="no activation with places"):
-        activation(Classifier("flat", module, Recipe(32, 32), "", "1"), 32)
+        activation(Classifier("flat", module, Preprocessing(32, 32), "", "1"), 32)
 
 
 def test_the_check_covers_a_quarter_where_it_is_hottest(patches):

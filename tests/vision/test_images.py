@@ -121,7 +121,7 @@ def broken(folder: Path, kind: str) -> Path:
     ("kind", "reason"),
     [
         ("truncated", "truncated"),
-        ("text", "not a image"),
+        ("text", "not an image"),
         ("empty", "empty"),
         ("folder", "folder"),
         ("missing", "no such file"),
@@ -153,7 +153,7 @@ def test_wrong_extension(tmp_path: Path):
     assert wrong == {"really_png.jpg": True, "really.jpg": False, "upper.JPEG": False}
 
 
-def test_inspections_are_remembered_by_content_and_bad_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_inspections_are_cached_by_content_and_bad_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a").mkdir()
     picture(8).save(tmp_path / "a" / "good.jpg")
@@ -163,14 +163,14 @@ def test_inspections_are_remembered_by_content_and_bad_ones_are_not(tmp_path: Pa
     assert inspect_images(paths) == first
 
     (tmp_path / "a" / "good.jpg").rename(tmp_path / "a" / "moved.png")
-    memory = images.Memory()
-    moved = inspect_image(tmp_path / "a" / "moved.png", memory.known)
-    assert memory.known(moved.sha256) is not None
+    cache = images.InspectionCache()
+    moved = inspect_image(tmp_path / "a" / "moved.png", cache.get)
+    assert cache.get(moved.sha256) is not None
     assert moved.path.name == "moved.png"
     assert moved.wrong_extension
-    assert memory.known(inspect_image(bad).sha256) is None
+    assert cache.get(inspect_image(bad).sha256) is None
 
-    (file,) = (tmp_path / "cache" / "images").iterdir()  # a damaged memory costs time, nothing else
+    (file,) = (tmp_path / "cache" / "images").iterdir()  # a damaged cache costs time, nothing else
     file.write_bytes(b"no database")
     assert inspect_images(paths[1:]) == first[1:]
 

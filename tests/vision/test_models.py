@@ -89,7 +89,7 @@ def test_microsofts_swin_names_fit_too(images: torch.Tensor, tmp_path: Path):
 
 
 def test_swin_default_recipe_and_named_weights():
-    assert build_model("swin_t", "none", 3).recipe.interpolation == "bicubic"
+    assert build_model("swin_t", "none", 3).preprocessing.interpolation == "bicubic"
     with pytest.raises(RocLabError, match="torchvision has IMAGENET1K_V1 for swin_t"):
         build_model("swin_t", "v2", 3)
 
@@ -107,8 +107,8 @@ def test_torchvisions_v1_and_v2_are_asked_for_by_name(tmp_path: Path, monkeypatc
     for name, version, resize in (("v1", 1, 256), ("IMAGENET1K_V2", 2, 232), ("default", 2, 232)):
         model = build_model("resnet50", name, 5)
         assert torch.equal(model.module.conv1.weight, states[version]["conv1.weight"])
-        assert model.recipe.resize == resize
-        assert model.num_classes == 5
+        assert model.preprocessing.resize == resize
+        assert model.head.out_features == 5
 
 
 @pytest.mark.parametrize("name", ["resnet50", "timm/test_resnet.r160_in1k"])
@@ -160,14 +160,15 @@ IMAGENET_BREEDS = {  # ImageNet class of the breeds of Oxford-IIIT Pet that are 
 @torch.inference_mode()
 def test_lite0_knows_imagenets_breeds_without_training(shared_data: Path):
     """The mapping, the padding and the normalisation are right: the weights' own head names 110 images' breeds."""
-    from roclab.vision.data.dataset import load_data, open_image
+    from roclab.vision.data.dataset import load_data
+    from roclab.vision.data.images import open_image
     from roclab.vision.data.transforms import eval_transform
 
     dataset = load_data("pets", shared_data / "pets37")
     names = {i: IMAGENET_BREEDS[name] for i, name in enumerate(dataset.classes) if name in IMAGENET_BREEDS}
     images = [image for image in [*dataset.images, *dataset.test("evaluate")] if image.label in names]
     model = build_model(LITE0)
-    transform = eval_transform(model.recipe)
+    transform = eval_transform(model.preprocessing)
     right = 0
     for start in range(0, len(images), 32):
         chunk = images[start : start + 32]
@@ -189,7 +190,7 @@ def test_head_of_features_is_the_model_and_gradients_flow(name: str):
     size = model.image_size or 64
     x = torch.randn(2, 3, size, size)
     features = model.features(x)
-    assert features.shape == (2, model.feature_dim)
+    assert features.shape == (2, model.head.in_features)
     assert torch.equal(model.head(features), model.module(x))
     assert model.module(x).shape == (2, 7)
     (features * torch.randn_like(features)).sum().backward()  # a plain sum is constant after a LayerNorm
@@ -222,16 +223,15 @@ def test_number_of_stages(name: str, stages: int):
 @pytest.mark.parametrize("name", ["resnet50", "swin_t", LITE0])
 def test_any_size_means_any_size(name: str):
     model = build_model(name, "none", 3)
-    assert model.any_size
+    assert model.image_size is None
     with torch.inference_mode():
-        for size in (model.min_size, 96, 130):
+        for size in (32, 96, 130):
             assert model.module(torch.randn(1, 3, size, size)).shape == (1, 3)
 
 
 def test_a_network_of_one_size_says_so_and_can_be_built_for_another():
     model = build_model("timm/test_vit", "none", 3)
     assert model.image_size == 160
-    assert not model.any_size
     assert build_model("timm/test_vit", "none", 3, image_size=96).module(torch.randn(1, 3, 96, 96)).shape == (1, 3)
 
 

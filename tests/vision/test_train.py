@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,16 +18,24 @@ import torch
 from roclab.core.exceptions import RocLabError
 from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
-from roclab.core.training.memory import forget_peak_memory, peak_memory_mb
+from roclab.core.settings import settings_from
+from roclab.core.training.checkpointing import load_tensors
+from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
+from roclab.core.training.schedule import warmup_cosine
+from roclab.vision.config import TrainConfig
+from roclab.vision.data.dataset import labels_of
 from roclab.vision.data.loader import epoch_batches
-from roclab.vision.evaluate.evaluate import evaluate, predict_probs
+from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.predict import predict
 from roclab.vision.evaluate.run_reader import VisionRun
-from roclab.vision.models.checkpoint import load_model, load_tensors
+from roclab.vision.models import inference
+from roclab.vision.models.checkpoint import load_model
 from roclab.vision.models.classifier import build_model
-from roclab.vision.train import features
-from roclab.vision.train.config import FullConfig
-from roclab.vision.train.finetune import freeze_statistics, mix, neighbours, parameter_groups, rate, size_at
+from roclab.vision.models.inference import dataset_features, predict_probs
+from roclab.vision.train.defaults import COMMON, fill, with_defaults
+from roclab.vision.train.finetune import freeze_statistics, parameter_groups, size_at
+from roclab.vision.train.head import Space, fit_head, further_cuts, standardisation
+from roclab.vision.train.mixing import mix, neighbours
 from roclab.vision.train.train import resume, train
 from tests.vision.small import CLASSES, MODEL, config, make_images
 
@@ -76,7 +83,7 @@ def test_frozen_means_frozen(images, tmp_path):
 def test_second_run_takes_features_from_the_cache(images, tmp_path, monkeypatch):
     first = train(config(images, val_fraction=0.2), tmp_path / "a")
     calls = []
-    monkeypatch.setattr(features, "read_ahead", lambda *given: calls.append(given))
+    monkeypatch.setattr(inference, "read_ahead", lambda *given: calls.append(given))
     second = train(config(images, val_fraction=0.4), tmp_path / "b")  # another cut of the same images
     assert not calls
     more, fewer = (len(VisionRun.open(run.path).predictions("val").labels) for run in (second, first))
@@ -99,7 +106,7 @@ def test_folded_head_is_scikit_learns_regression():
     y = rng.integers(0, 4, 200)
     x = (rng.normal(size=(4, 30))[y] + rng.normal(size=(200, 30))) * np.linspace(1, 3, 30) + 5
     z = StandardScaler().fit_transform(x)
-    head = features.fit_head(x, y, 4, c=0.05, epochs=500, space=features.Space(x.mean(0), x.std(0), z, None))
+    head = fit_head(x, y, 4, c=0.05, iterations=500, space=Space(x.mean(0), x.std(0), z, None))
     peer = LogisticRegression(C=0.05, max_iter=5000, tol=1e-10).fit(z, y)
     assert np.allclose(head.probs(x), peer.predict_proba(z), atol=1e-4)
 
@@ -108,31 +115,31 @@ def test_fewer_images_than_features_have_the_same_optimum():
     rng = np.random.default_rng(1)
     y = rng.integers(0, 3, 40)
     x = (rng.normal(size=(3, 90))[y] + rng.normal(size=(40, 90))).astype(np.float32)
-    turned = features.fit_head(x, y, 3, c=0.02, epochs=300)
-    mean, scale = features.standardisation(x)
-    plain = features.Space(mean, scale, (x - mean) / scale, None)
-    assert features.Space.of(x).z.shape == (40, 40)
-    straight = features.fit_head(x, y, 3, c=0.02, epochs=300, space=plain)
+    turned = fit_head(x, y, 3, c=0.02, iterations=300)
+    mean, scale = standardisation(x)
+    plain = Space(mean, scale, (x - mean) / scale, None)
+    assert Space.of(x).z.shape == (40, 40)
+    straight = fit_head(x, y, 3, c=0.02, iterations=300, space=plain)
     assert np.allclose(turned.weight, straight.weight, atol=1e-4)
     assert np.allclose(turned.bias, straight.bias, atol=1e-4)
 
 
 def test_further_cuts_let_each_image_validate_once():
     x, y = np.arange(23.0)[:, None], np.arange(23) % 3
-    cuts = features.further_cuts([x, -x], y, seed=1)
+    cuts = further_cuts([x, -x], y, seed=1)
     assert sorted(np.concatenate([cut[2][:, 0] for cut in cuts])) == list(x[:, 0])
     for x_train, y_train, x_val, y_val in cuts:
         assert set(np.abs(x_train[:, 0])) | set(x_val[:, 0]) == set(x[:, 0])
         assert not set(np.abs(x_train[:, 0])) & set(x_val[:, 0])
         assert (y_train == np.abs(x_train[:, 0]).astype(int) % 3).all()
         assert (y_val == x_val[:, 0].astype(int) % 3).all()
-    assert features.further_cuts([x[:6]], y[:6], seed=1) == []
+    assert further_cuts([x[:6]], y[:6], seed=1) == []
 
 
 def test_a_dead_unit_does_not_get_a_voice():
     x = np.random.default_rng(0).normal(size=(50, 10))
     x[:, 3] *= 1e-9
-    _, scale = features.standardisation(x)
+    _, scale = standardisation(x)
     assert scale[3] > 0.05
 
 
@@ -143,9 +150,9 @@ def test_refit_keeps_the_validation_figures_honest(images, tmp_path):
     assert all(row["regularisation"] for row in timing)
     # val is judged by a head that has not seen it, whatever the final one has learnt from
     dataset = VisionRun.open(refit.path).dataset()
-    x = features.dataset_features(load_model(refit)[0], dataset, 64)[0]
-    y = features.labels_of(dataset.split("train"))
-    head = features.fit_head(x["train"], y, 3, timing[1]["c"])
+    x = dataset_features(load_model(refit)[0], dataset, 64)[0]
+    y = labels_of(dataset.split("train"))
+    head = fit_head(x["train"], y, 3, timing[1]["c"])
     assert np.allclose(VisionRun.open(refit.path).predictions("val").probs, head.probs(x["val"]), atol=1e-5)
     assert not same_weights(plain, refit)  # test and prediction by the one that has
 
@@ -209,7 +216,7 @@ def test_a_trained_head_that_finetuning_only_harms_stays_the_best(images, tmp_pa
 
 
 def test_unknown_optimizers_are_named(images):
-    with pytest.raises(RocLabError, match="--optimizer adam: choose adamw or sgd"):
+    with pytest.raises(RocLabError, match="--optimizer adam: choose one of adamw, sgd"):
         config(images, optimizer="adam")
 
 
@@ -336,41 +343,39 @@ def test_a_run_folder_is_not_overwritten_and_not_judged_unfinished(images, tmp_p
 
 def test_peak_memory_is_counted_anew():
     big = np.ones(300 << 17)  # 300 MB
-    forget_peak_memory()
+    reset_peak_memory()
     high = peak_memory_mb()
     del big
-    forget_peak_memory()
+    reset_peak_memory()
     if sys.platform == "linux":
         assert peak_memory_mb() < high - 200
 
 
 STEPS = """
-import contextlib, resource, sys, torch
-from roclab.vision.memory import freed_memory_kept
+import resource, sys, torch
+from roclab.core.training.memory import keep_freed_memory
 def faults():  # pages given to the process while it takes and frees 40 MB ten times
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         torch.ones(10 << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-with freed_memory_kept() if sys.argv[1] == "kept" else contextlib.nullcontext():
-    faults()
-    inside = faults()
+if sys.argv[1] == "kept":
+    keep_freed_memory()
 faults()
-print(inside, faults())
+print(faults())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is what is tuned")
-def test_freed_memory_is_kept_for_the_next_step_and_afterwards():
-    def run(mode: str) -> list[int]:
+def test_freed_memory_is_kept_for_the_next_step():
+    def run(mode: str) -> int:
         done = subprocess.run([sys.executable, "-c", STEPS, mode], capture_output=True, text=True, check=True)
-        return [int(number) for number in done.stdout.split()]
+        return int(done.stdout)
 
-    (usual, _), (inside, after) = run("usual"), run("kept")
+    usual, kept = run("usual"), run("kept")
     if usual < 1000:
         pytest.skip("this system gives memory in large pages")
-    assert inside < usual / 10
-    assert after < usual / 10
+    assert kept < usual / 10
 
 
 @pytest.mark.parametrize("device", ["banana", "cuda:77"])
@@ -425,13 +430,14 @@ def test_a_damaged_config_is_named_before_anything_is_written(images, tmp_path, 
 def test_a_config_of_an_older_version_has_defaults_for_what_came_later(images, tmp_path):
     run = train(config(images), tmp_path / "run")
     older = {key: value for key, value in run.config.items() if key not in ("optimizer", "gradual", "full_frame")}
-    assert FullConfig.fromdict(older | {"lr": 1}).optimizer == "adamw"  # JSON has one word for 1 and 1.0
+    read = settings_from(TrainConfig, older | {"lr": 1}, "config.json", ("data",))  # JSON has one word for 1 and 1.0
+    assert fill(read, COMMON).optimizer == "adamw"
 
 
 def test_layer_groups_learn_less_towards_the_image_and_decay_spares_norms():
     model = build_model(MODEL, "none", 3)
-    settings = config("x", strategy="finetune").with_defaults(64)
-    groups = parameter_groups(model, settings)
+    settings = with_defaults(config("x", strategy="finetune"), 64)
+    groups = parameter_groups(model, settings.layer_decay, settings.weight_decay)
     assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in model.module.parameters())
     scales = [g["scale"] for g in groups]
     assert scales == sorted(scales)
@@ -460,25 +466,25 @@ def test_early_layers_rest_and_wake(images, tmp_path):
 
 
 def test_rate_warms_up_and_comes_down():
-    settings = config("x", strategy="finetune", lr=1.0).with_defaults(64)
-    long = config("x", strategy="finetune", epochs=10, image_size=224, progressive=True).with_defaults(224)
-    rates = [rate(i, 100, settings) for i in range(100)]
+    rates = [warmup_cosine(i, 100, peak=1.0, warmup=0.1) for i in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)
     assert rates[-1] < 0.001
-    assert [size_at(e, long) for e in (0, 3, 5, 6, 9)] == [128, 160, 160, 192, 192]
+
+
+def test_image_size_rises_with_the_epochs():
+    assert [size_at(e, 10, 224, progressive=True) for e in (0, 3, 5, 6, 9)] == [128, 160, 160, 192, 192]
     for epochs, sizes in ((1, [192]), (2, [128, 192])):
-        short = replace(long, epochs=epochs)
-        assert [size_at(e, short) for e in range(epochs)] == sizes
-    assert size_at(0, replace(long, epochs=1, image_size=16)) == 16
+        assert [size_at(e, epochs, 224, progressive=True) for e in range(epochs)] == sizes
+    assert size_at(0, 1, 16, progressive=True) == 16
+    assert size_at(0, 10, 224, progressive=False) == 224
 
 
 def test_mixing_keeps_the_share_of_each_label():
     images = torch.stack([torch.full((3, 32, 32), float(i)) for i in range(4)])
     for name in ("mixup", "cutmix"):
-        settings = config("x", **{"mixup": 0.0, "cutmix": 0.0, name: 1.0}).with_defaults(64)
-        mixed, lam = mix(images, settings, seed=1)
+        mixed, lam = mix(images, **{"mixup": 0.0, "cutmix": 0.0, name: 1.0}, seed=1)
         assert 0 < lam < 1
         for i, j in enumerate(neighbours(4)):
             assert mixed[i].mean().item() == pytest.approx(lam * i + (1 - lam) * j, abs=1e-5)

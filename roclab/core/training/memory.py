@@ -5,33 +5,27 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 
-@contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """glibc keeps freed memory for the next step, and at the end of this gives back what is free.
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step. For a process of our own: it changes the allocator for good.
 
     Otherwise each activation of more than 32 MB is mapped anew in every step and unmapped after it, and the kernel
-    clears every page again: up to a third of a step's time on a CPU (docs/log-vision.md). It stays so for the rest of
-    the process: touching these settings ends glibc's own adaption for good, and its first values are worse than both.
-    Nothing happens where the C library is another.
+    clears every page again: up to a third of a step's time on a CPU (docs/log-vision.md). It cannot be undone: setting
+    these values ends glibc's own adaptation, and its first values are worse than both. Nothing happens where the C
+    library is another.
     """
     if libc := _glibc():
         libc.mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap …
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # … which is not trimmed
-    try:
-        yield
-    finally:
-        give_back()
 
 
-def give_back() -> None:
-    """Free memory goes back to the system."""
+def release_freed_memory() -> None:
+    """Give memory that is free back to the system, between two parts of the work that need blocks of other sizes."""
     if libc := _glibc():
         libc.malloc_trim(0)
 
@@ -44,19 +38,19 @@ def _glibc() -> ctypes.CDLL | None:
     return None
 
 
-def forget_peak_memory() -> None:
-    """Begin to count the peak memory anew, where the system can: a comparison trains several runs in one process."""
+def reset_peak_memory() -> None:
+    """Count the peak memory anew, where the system can: a comparison trains several runs in one process."""
     import torch
 
-    give_back()
+    release_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone has it
+    with suppress(OSError):  # only Linux has it
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mb() -> float:
-    """Most memory held (MB) since `forget_peak_memory`: of the GPU where there is one, else resident."""
+    """Most memory held (MB) since `reset_peak_memory`: of the GPU where there is one, else resident."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,9 +1,9 @@
 """Images in leak-proof splits.
 
-Train and val are cut from the training part only, stratified, by the recorded seed. Where the source has no test
-split one is cut first, by a seed of its own that never changes, so that runs with other seeds are judged on the same
-images. Files with identical bytes always land on the same side of a cut. `Dataset.test` is the only door to the
-test split, and only `evaluate` may open it.
+Train and val are split from the training part only, stratified, by the recorded seed. Where the source has no test
+split, one is split off first, by a seed that never changes, so that runs with other seeds are evaluated on the same
+images. Files with identical bytes are always in the same split. `Dataset.test` is the only access to the test split,
+for `evaluate` alone.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import file_sha256, read_json
 from roclab.vision.data.duplicates import near_duplicates
-from roclab.vision.data.images import Inspection, in_threads, inspect_images, open_image
+from roclab.vision.data.images import Inspection, in_threads, inspect_images
 from roclab.vision.data.pets import PETS_FOLDER
 from roclab.vision.data.sources import Entry, Listing, elpv_folder, list_images
 
-__all__ = ["TEST_SEED", "Dataset", "LabelledImage", "load_data", "open_image"]
+TEST_SEED = 20190  # makes the test split where the source has none; recorded in the manifest, the same for all runs
 
-TEST_SEED = 20190  # cuts the test split where the source has none; recorded in the manifest, the same for all runs
+RECORDED = ("name", "classes", "species", "seed", "val_fraction", "flips", "notes")  # in the manifest as they are
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class LabelledImage:
 
 @dataclass
 class Dataset:
-    """Images of `classes`, each in one split. `notes` are lines the user should read; `skipped` what was left out."""
+    """Images of `classes`, each in one split. `notes` are lines for the user; `skipped` is what was left out."""
 
     name: str
     classes: list[str]
@@ -64,7 +66,7 @@ class Dataset:
         return [image for image in self._images if image.split == name]
 
     def test(self, opened_by: str) -> list[LabelledImage]:
-        """The images of the test split. Only `evaluate` may ask, and records in the run that it did."""
+        """The images of the test split, for `evaluate` alone, which records in the run that it used them."""
         if opened_by != "evaluate":
             raise RocLabError(f"the test split is opened by `roclab vision evaluate` alone, not by {opened_by}")
         images = [image for image in self._images if image.split == "test"]
@@ -78,24 +80,18 @@ class Dataset:
         return {name: found[name] for name in ("train", "val", "test")}
 
     def fingerprint(self) -> str:
-        """SHA-256 over every image's hash, label and split: two runs with the same one saw the same data."""
+        """SHA-256 over every image's hash, label and split: two runs with the same one used the same data."""
         lines = sorted(f"{image.sha256} {image.label} {image.split}\n" for image in self._images)
         return hashlib.sha256("".join([*lines, *self.classes]).encode()).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
         """The split as JSON, with each file's hash: saved in every run, read back by `from_manifest`."""
         return {
-            "name": self.name,
+            **{name: getattr(self, name) for name in RECORDED},
             "root": str(self.root.resolve()),
-            "classes": self.classes,
-            "species": self.species,
-            "seed": self.seed,
             "test_seed": TEST_SEED,
-            "val_fraction": self.val_fraction,
-            "flips": self.flips,
             "fingerprint": self.fingerprint(),
             "skipped": [[self._relative(path), reason] for path, reason in self.skipped],
-            "notes": self.notes,
             "near_duplicates_across_splits": self.near_duplicates,
             "images": [
                 {"path": self._relative(p.path), "label": p.label, "split": p.split, "sha256": p.sha256}
@@ -114,23 +110,17 @@ class Dataset:
     def from_manifest(cls, manifest: dict[str, Any], root: str | os.PathLike | None = None) -> Dataset:
         """The dataset of a run, exactly: every file is hashed again, and one that changed raises `DataError`.
 
-        `root` says where the images are now, if they have moved; it may be what `load_data` took as `data_root`.
+        `root`: where the images are now, if they have moved; it may be the `data_root` that `load_data` was given.
         """
         try:
             base = find_root(manifest, root)
             images = [LabelledImage(base / p["path"], p["label"], p["split"], p["sha256"]) for p in manifest["images"]]
             dataset = cls(
-                name=manifest["name"],
-                classes=manifest["classes"],
                 root=base,
-                seed=manifest["seed"],
                 _images=images,
-                species=manifest["species"],
                 skipped=[(base / path, reason) for path, reason in manifest["skipped"]],
-                notes=manifest["notes"],
-                val_fraction=manifest["val_fraction"],
                 near_duplicates=manifest["near_duplicates_across_splits"],
-                flips=manifest["flips"],
+                **{name: manifest[name] for name in RECORDED},
             )
             recorded = manifest["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
@@ -146,7 +136,7 @@ class Dataset:
 
 
 def find_root(manifest: dict[str, Any], root: str | os.PathLike | None) -> Path:
-    """The folder the manifest's paths are relative to: where it was, or where the user or the package says it is."""
+    """The folder that the manifest's paths are relative to: as recorded, or where the user or the package has it."""
     base = Path(root if root is not None else manifest["root"])
     first = next((p["path"] for p in manifest["images"] if not Path(p["path"]).is_absolute()), None)
     if first is None or (base / first).exists():
@@ -158,8 +148,13 @@ def find_root(manifest: dict[str, Any], root: str | os.PathLike | None) -> Path:
     return base
 
 
+def labels_of(images: Sequence[LabelledImage]) -> np.ndarray:
+    """Labels (N,) of images."""
+    return np.array([image.label for image in images])
+
+
 def read_manifest(run: str | os.PathLike) -> dict[str, Any]:
-    """A run folder's split.json. Runs made before version 0.2 say "photos" where it now says "images"."""
+    """A run folder's split.json. (Runs of version 0.1 have "photos" for "images".)"""
     manifest = read_json(Path(run) / "split.json")
     for row in (manifest, *manifest.get("near_duplicates_across_splits", ())):
         if "photos" in row:
@@ -184,16 +179,15 @@ def load_data(
 ) -> Dataset:
     """List, check and split the images of `spec`: "pets", "elpv", a folder or a CSV file.
 
-    Every image is opened (once: what is found is remembered under the file's hash). One that cannot be read stops
-    with a `DataError` that names it; `skip_bad` leaves all such images, and classes without images, out of
-    everything and records them in `Dataset.skipped`.
+    Every image is opened (once: what is found is cached under the file's hash). One that cannot be read raises a
+    `DataError` that names it; `skip_bad` leaves all such images, and classes without images, out of every split and
+    records them in `Dataset.skipped`.
     """
     if not 0 < val_fraction < 1:
         raise RocLabError(f"--val-fraction is {val_fraction}, must be between 0 and 1")
     listing = list_images(spec, data_root, mirror)
     entries, checks, skipped = _readable(listing, skip_bad)
     classes = _classes(listing, entries, skip_bad, skipped)
-    notes = [f"left out {path}: {reason}" for path, reason in skipped]
     hashes = [check.sha256 for check in checks]
     splits = _split(entries, hashes, listing.test_fraction, val_fraction, seed)
     index = {name: i for i, name in enumerate(classes)}
@@ -205,7 +199,7 @@ def load_data(
         _images=[LabelledImage(e.path, index[e.label], s, h) for e, s, h in zip(entries, splits, hashes, strict=True)],
         species={name: listing.species[name] for name in classes} if listing.species else None,
         skipped=skipped,
-        notes=notes,
+        notes=[f"left out {path}: {reason}" for path, reason in skipped],
         val_fraction=val_fraction,
         flips=listing.flips,
     )
@@ -215,23 +209,20 @@ def load_data(
 
 
 def _readable(listing: Listing, skip_bad: bool) -> tuple[list[Entry], list[Inspection], list[tuple[Path, str]]]:
-    """The entries whose image can be read, what was found in each, and what was left out with the reason."""
+    """The entries whose image can be read, their inspections, and what was left out with the reason."""
     checks = inspect_images([entry.path for entry in listing.entries])
     bad = [check for check in checks if check.error]
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more: `roclab vision audit` names them all)" if len(bad) > 1 else ""
         raise DataError(f"{bad[0].path}: {bad[0].error}{more}; repair or remove it, or leave it out with --skip-bad")
-    good = [(entry, check) for entry, check in zip(listing.entries, checks, strict=True) if not check.error]
-    skipped = [(check.path, check.error) for check in bad]
-    return [entry for entry, _ in good], [check for _, check in good], skipped
+    entries = [entry for entry, check in zip(listing.entries, checks, strict=True) if not check.error]
+    return entries, [check for check in checks if not check.error], [(check.path, check.error) for check in bad]
 
 
 def _classes(listing: Listing, entries: list[Entry], skip_bad: bool, skipped: list[tuple[Path, str]]) -> list[str]:
-    """The classes that have images to learn from. An empty one stops, or is left out with `skip_bad`."""
+    """The classes that have images to train on. An empty one raises, or is left out with `skip_bad`."""
     present = {entry.label for entry in entries if entry.split != "test"}
-    for name in listing.classes:
-        if name in present:
-            continue
+    for name in (name for name in listing.classes if name not in present):
         if any(entry.label == name for entry in entries):
             raise DataError(f"class {name!r} of {listing.name} has images for the test but none to train on")
         if not skip_bad:
@@ -239,37 +230,33 @@ def _classes(listing: Listing, entries: list[Entry], skip_bad: bool, skipped: li
         skipped.append((listing.root / name, "a class without images"))
     classes = [name for name in listing.classes if name in present]
     if len(classes) < 2:
-        raise DataError(f"{listing.name} has {len(classes)} class with images: at least two are needed to tell apart")
+        raise DataError(f"{listing.name} has {len(classes)} class with images: at least two are needed")
     return classes
 
 
 def _split(
-    entries: Sequence[Entry],
-    hashes: Sequence[str],
-    test_fraction: float,
-    val_fraction: float,
-    seed: int,
+    entries: Sequence[Entry], hashes: Sequence[str], test_fraction: float, val_fraction: float, seed: int
 ) -> list[str]:
-    """The split of each entry: what the source says, then the cuts of test (if none is given) and val."""
+    """The split of each entry: as the source has it; test (if the source has none) and val are chosen."""
     splits = ["train" if entry.split == "trainval" else entry.split for entry in entries]
-    if None in splits:  # nothing is said: a test split is cut, always the same one
-        for i in _cut(range(len(entries)), entries, hashes, test_fraction, TEST_SEED):
+    if None in splits:
+        for i in _choose(range(len(entries)), entries, hashes, test_fraction, TEST_SEED):
             splits[i] = "test"
         splits = [split or "train" for split in splits]
     if "val" not in splits:
         training = [i for i, split in enumerate(splits) if split == "train"]
-        for i in _cut(training, entries, hashes, val_fraction, seed):
+        for i in _choose(training, entries, hashes, val_fraction, seed):
             splits[i] = "val"
     return [str(split) for split in splits]
 
 
-def _cut(
+def _choose(
     indices: Sequence[int], entries: Sequence[Entry], hashes: Sequence[str], fraction: float, seed: int
 ) -> list[int]:
-    """Choose `fraction` of `indices`, stratified, files with identical bytes together (scikit-learn's cut).
+    """Choose `fraction` of `indices`, stratified, files with identical bytes together (scikit-learn's split).
 
-    A stratum with a single image is never cut: its image stays where it is, in training. Where the shares of small
-    strata round to nothing, `_note_missing` says which classes a split has no image of.
+    A stratum with a single image is never split: its image stays in training. Where the shares of small strata round to
+    nothing, `_note_missing` says which classes a split has no image of.
     """
     from sklearn.model_selection import train_test_split
 
@@ -279,30 +266,30 @@ def _cut(
     strata = {sha256: entries[i[0]].stratum or entries[i[0]].label for sha256, i in copies.items()}
     sizes = Counter(strata.values())
     units = [sha256 for sha256 in copies if sizes[strata[sha256]] > 1]
-    kinds = len({strata[sha256] for sha256 in units})
-    if not units:
-        raise DataError("there are too few images to cut a validation or test split: at least two of a class")
-    number = min(max(round(fraction * len(units)), kinds), len(units) - kinds)  # scikit-learn asks for room for each
     labels = [strata[sha256] for sha256 in units]
+    kinds = len(set(labels))
+    if not units:
+        raise DataError("there are too few images for a validation or test split: at least two of a class are needed")
+    number = min(max(round(fraction * len(units)), kinds), len(units) - kinds)  # scikit-learn wants room for each
     _, chosen = train_test_split(units, test_size=number, stratify=labels, random_state=seed)
     return [i for sha256 in chosen for i in copies[sha256]]
 
 
 def _note_missing(dataset: Dataset) -> None:
-    """Say which classes a split has no image of: their share of the figures rests on nothing."""
-    for name, number in dataset.counts().items():
+    """Note which classes a split has no image of: nothing is known of their share of the figures."""
+    counts = dataset.counts()
+    for name in (name for name in counts if counts[name]):
         present = {image.label for image in dataset._images if image.split == name}
-        absent = [c for i, c in enumerate(dataset.classes) if i not in present]
-        if number and absent:
+        if absent := [c for i, c in enumerate(dataset.classes) if i not in present]:
             shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
             dataset.notes.append(f"{name} has no image of {len(absent)} of {len(dataset.classes)} classes: {shown}")
-    if not dataset.counts()["train"] or not dataset.counts()["val"]:
-        raise DataError(f"{dataset.name}: the splits leave nothing to train on or to validate with: {dataset.counts()}")
+    if not counts["train"] or not counts["val"]:
+        raise DataError(f"{dataset.name}: the splits leave nothing to train on or to validate with: {counts}")
 
 
 def _note_duplicates(dataset: Dataset, checks: Sequence[Inspection]) -> None:
-    """Say which images stand in more than one split: identical bytes (only a split made by the source can do that),
-    and near-duplicates. A test image that was trained on makes the test figure too good."""
+    """Note which images are in more than one split: identical bytes (only where the source made the split) and
+    near-duplicates. A test image that was trained on makes the test figure too good."""
     images = dataset._images
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         sides = [{p.sha256: p for p in images if p.split == side} for side in (a, b)]

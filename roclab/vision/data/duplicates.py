@@ -1,4 +1,4 @@
-"""Images that are the same picture: byte for byte, or nearly so."""
+"""Images that are the same: byte for byte, or nearly."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Two images are near-duplicates if their perceptual hashes differ in at most 4 of 64 bits and their 32 x 32 px grey
-# thumbnails correlate at 0.95 or more. On pets3 this finds the six pairs a person calls the same picture (cropped,
-# recompressed, watermarked) and no other; the next pair has distance 10 and correlation 0.76. The correlation is for
-# sets whose images all look alike, as elpv's cells: the hash alone also pairs cells of different modules.
+# thumbnails correlate at 0.95 or more. On pets3 this finds the six pairs in which a person sees the same image
+# (cropped, recompressed, watermarked) and no other; the next pair has distance 10 and correlation 0.76. The correlation
+# is for sets whose images all look alike, as elpv's cells: the hash alone also pairs cells of different modules.
 MAX_DISTANCE = 4
 MIN_CORRELATION = 0.95
 MOST = 100_000
@@ -42,8 +42,7 @@ def exact_duplicates(hashes: Sequence[str]) -> list[list[int]]:
 def near_duplicates(images: Sequence[Inspection]) -> list[NearDuplicate]:
     """Pairs of readable images that look the same but are not the same bytes, closest first.
 
-    All of them, up to about `MOST`: ten thousand frames of one dark scene have fifty million pairs, and nobody reads
-    them.
+    About `MOST` pairs at most: ten thousand frames of one dark scene have fifty million, too many to read.
     """
     import numpy as np
 
@@ -56,6 +55,8 @@ def near_duplicates(images: Sequence[Inspection]) -> list[NearDuplicate]:
     found: list[NearDuplicate] = []
     for i, j, distance in hash_pairs([images[k].phash for k in readable], MAX_DISTANCE):
         for part in range(0, len(i), 4096):  # pairs at a time, so that their thumbnails fit into the caches
+            if len(found) >= MOST:
+                break
             a, b = i[part : part + 4096], j[part : part + 4096]
             correlation = np.einsum("nd,nd->n", thumbnails[a], thumbnails[b])
             for k in np.flatnonzero(correlation >= MIN_CORRELATION):
@@ -63,10 +64,6 @@ def near_duplicates(images: Sequence[Inspection]) -> list[NearDuplicate]:
                 if images[first].sha256 != images[second].sha256:
                     pair = NearDuplicate(first, second, int(distance[part + k]), round(float(correlation[k]), 4))
                     found.append(pair)
-            if len(found) >= MOST:
-                break
-        if len(found) >= MOST:
-            break
     return sorted(found, key=lambda pair: (pair.distance, -pair.correlation))
 
 

@@ -1,4 +1,4 @@
-"""One image at a time: opening it as an ordinary RGB picture, and saying what is in the file."""
+"""One image at a time: opening it as an ordinary RGB image, and inspecting what is in the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 S = TypeVar("S")
 
-# What counts as a image in a folder. HEIC and RAW are here so that they are named as unreadable, not passed over.
+# What counts as an image in a folder. HEIC and RAW are here so that they are named as unreadable, not ignored.
 EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
     *(".jp2", ".avif", ".heic", ".heif", ".dng", ".cr2", ".nef", ".arw"),
 }
+THUMBNAIL = 32  # px
 
 
 def open_image(path: str | os.PathLike, at_least: int | None = None) -> Image:
-    """Open a image as RGB, 8 bits a channel, the way up its EXIF data say.
+    """Open an image as RGB, 8 bits a channel, rotated as its EXIF data ask.
 
     GIF and other animations give their first frame; transparency is laid over white; CMYK, palette and grey are
     converted; 16-bit grey is scaled from 0…65535 to 0…255. `at_least` (px) lets a JPEG be decoded at a half, a
     quarter or an eighth of its size, which is much faster for camera images, as long as its shorter side stays at
     least twice as long as that.
 
-    Raises `DataError` that names the file if it is missing, truncated, no image, or of a depth we cannot show.
+    Raises `DataError` that names the file if it is missing, truncated, no image, or of an unsupported depth.
     """
     from PIL import Image, ImageOps
 
@@ -59,17 +60,16 @@ def open_image(path: str | os.PathLike, at_least: int | None = None) -> Image:
 def _reason(error: Exception, path: str | os.PathLike) -> str:
     from PIL import Image, UnidentifiedImageError
 
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, PermissionError):
-        return "this file may not be read (permissions)"
-    if isinstance(error, IsADirectoryError):
-        return "this is a folder, not a image"
     if isinstance(error, UnidentifiedImageError):
-        return "not a image that can be read" if os.path.getsize(path) else "the file is empty"
-    if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than is safe to decode; make it smaller"
-    return f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
+        return "not an image that can be read" if os.path.getsize(path) else "the file is empty"
+    known: dict[type[Exception], str] = {
+        FileNotFoundError: "there is no such file",
+        PermissionError: "this file may not be read (permissions)",
+        IsADirectoryError: "this is a folder, not an image",
+        Image.DecompressionBombError: "more pixels than is safe to decode; make it smaller",
+    }
+    words = " ".join(str(error).split()) or type(error).__name__
+    return next((known[kind] for kind in known if isinstance(error, kind)), f"cannot be decoded ({words})")
 
 
 def _to_rgb(image: Image) -> Image:
@@ -81,13 +81,12 @@ def _to_rgb(image: Image) -> Image:
         return _deep_grey(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
 def _deep_grey(image: Image) -> Image:
-    """16-bit grey to 8 bits. Pillow's own conversion clips at 255, which turns such a image white."""
+    """16-bit grey to 8 bits. Pillow's own conversion clips at 255, which turns such an image white."""
     import numpy as np
     from PIL import Image
 
@@ -99,14 +98,14 @@ def _deep_grey(image: Image) -> Image:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one file holds. `error` says why it cannot be read; what could not be found out is then empty."""
+    """What one file holds. `error` says why it cannot be read; what could not be determined is then empty."""
 
     path: Path
     sha256: str = ""
     num_bytes: int = 0
-    format: str = ""  # Pillow's word: JPEG, PNG, …
-    mode: str = ""  # Pillow's word: RGB, L, CMYK, I;16, …
-    width: int = 0  # as shown, after the EXIF rotation
+    format: str = ""  # Pillow's name: JPEG, PNG, …
+    mode: str = ""  # Pillow's name: RGB, L, CMYK, I;16, …
+    width: int = 0  # after the EXIF rotation
     height: int = 0
     rotated: bool = False  # EXIF asks for a rotation or mirroring
     frames: int = 1
@@ -116,34 +115,31 @@ class Inspection:
 
     @property
     def wrong_extension(self) -> bool:
-        """The name says one format and the bytes are another."""
+        """The name is of one format and the bytes are of another."""
         from PIL import Image
 
         named = Image.registered_extensions().get(self.path.suffix.lower())
-        twins = {"MPO": "JPEG"}  # many phones write .jpg files of the kind MPO: a JPEG with a second picture inside
+        twins = {"MPO": "JPEG"}  # many phones write .jpg files of the kind MPO: a JPEG with a second image inside
         return bool(self.format and named) and twins.get(self.format, self.format) != twins.get(named or "", named)
 
 
 def inspect_image(path: str | os.PathLike, known: Callable[[str], Inspection | None] | None = None) -> Inspection:
-    """Read a file and say what it is; never raises for a bad image, `Inspection.error` tells.
+    """Inspect a file; never raises for a bad image, `Inspection.error` tells.
 
-    The perceptual hash is pHash (Zauner 2010: signs of the lowest 8 x 8 DCT coefficients). `known` may give an
+    The perceptual hash is pHash (Zauner 2010: signs of the lowest 8 x 8 DCT coefficients). `known` may return an
     earlier inspection of the same bytes by their SHA-256, which saves decoding them.
     """
     from PIL import Image
 
     path = Path(path)
+    facts: dict[str, Any] = {}
     try:
-        facts: dict[str, Any] = {"sha256": file_sha256(path), "num_bytes": path.stat().st_size}
-    except OSError as error:
-        return Inspection(path, error=_reason(error, path))
-    if known and (earlier := known(facts["sha256"])):
-        return replace(earlier, path=path)
-    try:
+        facts = {"sha256": file_sha256(path), "num_bytes": path.stat().st_size}
+        if known and (earlier := known(facts["sha256"])):
+            return replace(earlier, path=path)
         with Image.open(path) as image:
-            orientation = image.getexif().get(0x0112, 1)
             facts |= {"format": image.format or "", "mode": image.mode, "frames": getattr(image, "n_frames", 1)}
-        facts["rotated"] = orientation in range(2, 9)
+            facts["rotated"] = image.getexif().get(0x0112, 1) in range(2, 9)
         image = open_image(path)
     except DataError as error:
         return Inspection(path, **facts, error=str(error).removeprefix(f"{path}: "))
@@ -159,21 +155,18 @@ def inspect_image(path: str | os.PathLike, known: Callable[[str], Inspection | N
     return Inspection(path, **facts)
 
 
-THUMBNAIL = 32  # px
-
-
 def inspect_images(paths: Sequence[Path], description: str = "checking images") -> list[Inspection]:
     """`inspect_image` over many files, in threads (Pillow decodes without holding Python's lock).
 
-    What was found is remembered under the hash of the bytes, so the next run only hashes the files.
+    What was found is cached under the hash of the bytes, so the next run only hashes the files.
     """
-    memory = Memory()
-    found = in_threads(lambda path: inspect_image(path, memory.known), paths, description)
-    memory.keep(found)
+    cache = InspectionCache()
+    found = in_threads(lambda path: inspect_image(path, cache.get), paths, description)
+    cache.add(found)
     return found
 
 
-class Memory:
+class InspectionCache:
     """Inspections of earlier runs in the cache folder (SQLite). Without it everything works, only slower."""
 
     def __init__(self) -> None:
@@ -183,28 +176,29 @@ class Memory:
             with suppress(sqlite3.Error), closing(sqlite3.connect(self._file, timeout=10)) as store:
                 self._rows = dict(store.execute("SELECT sha256, facts FROM images"))
 
-    def known(self, sha256: str) -> Inspection | None:
-        """The inspection of the file with these bytes, under another path perhaps."""
+    def get(self, sha256: str) -> Inspection | None:
+        """The inspection of the file with these bytes, which may have had another path."""
         try:
             facts = json.loads(self._rows[sha256])
             return Inspection(Path(), **facts | {"thumbnail": bytes.fromhex(facts["thumbnail"])})
         except (KeyError, TypeError, ValueError):
             return None
 
-    def keep(self, inspections: Sequence[Inspection]) -> None:
-        """Remember the readable ones. An unreadable file is looked at again: the fault may have been in the reading."""
-        new = {i.sha256: i for i in inspections if not i.error and i.sha256 not in self._rows}
-        if not new:
+    def add(self, inspections: Sequence[Inspection]) -> None:
+        """Keep the readable ones. An unreadable file is looked at again: the fault may have been in the reading."""
+        rows = {}
+        for found in inspections:
+            if not found.error and found.sha256 not in self._rows:
+                facts = asdict(found) | {"thumbnail": found.thumbnail.hex()}
+                del facts["path"], facts["error"]
+                rows[found.sha256] = json.dumps(facts)
+        if not rows:
             return
-        rows = []
-        for sha256, inspection in new.items():
-            facts = {f.name: getattr(inspection, f.name) for f in fields(inspection) if f.name not in ("path", "error")}
-            rows.append((sha256, json.dumps(facts | {"thumbnail": inspection.thumbnail.hex()})))
         with suppress(sqlite3.Error, OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self._file, timeout=10)) as store, store:
                 store.execute("CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, facts TEXT)")
-                store.executemany("INSERT OR IGNORE INTO images VALUES (?, ?)", rows)
+                store.executemany("INSERT OR IGNORE INTO images VALUES (?, ?)", rows.items())
 
 
 def in_threads(work: Callable[[T], S], items: Iterable[T], description: str) -> list[S]:

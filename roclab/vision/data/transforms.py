@@ -1,4 +1,4 @@
-"""From a image to the numbers a network reads, by the recipe its weights were trained with."""
+"""From an image to the numbers a network takes, with the preprocessing its weights were trained with."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the weights want their images: shorter side to `resize` px, centre crop of `crop` px, then (x - mean) / std.
+class Preprocessing:
+    """What the weights expect: shorter side resized to `resize` px, centre crop of `crop` px, then (x - mean) / std.
 
     `mean` and `std` are for red, green and blue in [0, 1]; `interpolation` is "bilinear" or "bicubic".
     """
@@ -26,30 +26,25 @@ class Recipe:
     interpolation: str = "bilinear"
 
     def resize_for(self, image_size: int) -> int:
-        """Length of the shorter side, in px, that keeps the recipe's ratio of resize to crop at another size."""
+        """Length of the shorter side, in px, that keeps the ratio of resize to crop at another image size."""
         return max(image_size, round(image_size * self.resize / self.crop))
 
 
-def eval_transform(recipe: Recipe, image_size: int | None = None) -> Callable[[Any], Any]:
+def eval_transform(preprocessing: Preprocessing, image_size: int | None = None) -> Callable[[Any], Any]:
     """The transform for validation, test and prediction: PIL image (or uint8 CHW tensor) -> float32 (3, S, S).
 
-    Shorter side resized (the aspect is kept), centre crop, normalisation. At the recipe's own size this is what
+    Shorter side resized (the aspect is kept), centre crop, normalisation. At the weights' own size this is what
     torchvision's `weights.transforms()` computes, bit for bit.
     """
     from torchvision.transforms import v2
 
-    size = image_size or recipe.crop
-    return v2.Compose(
-        [
-            v2.Resize(recipe.resize_for(size), interpolation=_mode(recipe), antialias=True),
-            v2.CenterCrop(size),
-            *_to_normalised(recipe),
-        ]
-    )
+    size = image_size or preprocessing.crop
+    resize = v2.Resize(preprocessing.resize_for(size), interpolation=_mode(preprocessing), antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(size), *_to_normalised(preprocessing)])
 
 
 def train_transform(
-    recipe: Recipe,
+    preprocessing: Preprocessing,
     image_size: int | None = None,
     randaugment: bool = False,
     min_area: float = 0.35,
@@ -65,42 +60,37 @@ def train_transform(
     """
     from torchvision.transforms import v2
 
-    size = image_size or recipe.crop
+    size, mode = image_size or preprocessing.crop, _mode(preprocessing)
+    flipped = [v2.RandomHorizontalFlip()]
+    if flips == "dihedral":  # two flips and a quarter turn reach each of the eight with probability 1/8
+        flipped += [v2.RandomVerticalFlip(), v2.RandomApply([v2.RandomRotation((90, 90))], p=0.5)]
+    elif flips != "horizontal":
+        raise RocLabError(f"flips is {flips!r}, must be horizontal or dihedral")
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(min_area, 1.0), interpolation=_mode(recipe), antialias=True),
-            *_flips(flips),
-            *([v2.RandAugment(interpolation=_mode(recipe))] if randaugment else []),
-            *_to_normalised(recipe),
+            v2.RandomResizedCrop(size, scale=(min_area, 1.0), interpolation=mode, antialias=True),
+            *flipped,
+            *([v2.RandAugment(interpolation=mode)] if randaugment else []),
+            *_to_normalised(preprocessing),
         ]
     )
 
 
-def _flips(kind: str) -> list[Callable[[Any], Any]]:
-    from torchvision.transforms import v2
-
-    if kind == "horizontal":
-        return [v2.RandomHorizontalFlip()]
-    if kind == "dihedral":  # two flips and a quarter turn reach each of the eight with probability 1/8
-        quarter_turn = v2.RandomApply([v2.RandomRotation((90, 90))], p=0.5)
-        return [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), quarter_turn]
-    raise RocLabError(f"flips is {kind!r}, must be horizontal or dihedral")
-
-
-def _to_normalised(recipe: Recipe) -> list[Callable[[Any], Any]]:
+def _to_normalised(preprocessing: Preprocessing) -> list[Callable[[Any], Any]]:
     from torchvision.transforms import Normalize, v2
 
     # x / 255 and then (x - mean) / std, as torchvision's presets: v2's ToDtype multiplies by 1/255, one rounding away
-    return [v2.ToImage(), v2.ToPureTensor(), _to_float, Normalize(list(recipe.mean), list(recipe.std))]
+    normalise = Normalize(list(preprocessing.mean), list(preprocessing.std))
+    return [v2.ToImage(), v2.ToPureTensor(), _to_float, normalise]
 
 
-def _to_float(image: Any) -> Any:
+def _to_float(image: Any) -> Any:  # a function at module level: workers of a DataLoader may have to pickle it
     from torchvision.transforms.functional import convert_image_dtype
 
     return convert_image_dtype(image)
 
 
-def _mode(recipe: Recipe) -> Any:
+def _mode(preprocessing: Preprocessing) -> Any:
     from torchvision.transforms import InterpolationMode
 
-    return InterpolationMode(recipe.interpolation)
+    return InterpolationMode(preprocessing.interpolation)

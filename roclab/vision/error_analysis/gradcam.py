@@ -181,7 +181,7 @@ def what_decided(judged: Judged, shared: dict[str, Any], pairs: list[dict[str, A
                 "drop_elsewhere": float(elsewhere.mean()),
                 **paired_bootstrap(hot, elsewhere, seed),
                 "p": covering_tells(hot, elsewhere),
-                "resize": looker.model.recipe.resize_for(looker.size),
+                "resize": looker.model.preprocessing.resize_for(looker.size),
                 "crop": looker.size,
             }
     for row, p in zip(found["arms"].values(), holm([row["p"] for row in found["arms"].values()]), strict=True):
@@ -204,33 +204,33 @@ class _Looker:
 
     def __init__(self, judged: Judged, row: int) -> None:
         from roclab.vision.data.transforms import eval_transform
-        from roclab.vision.evaluate.evaluate import to_device
+        from roclab.vision.evaluate.evaluate import pick_device
         from roclab.vision.models.checkpoint import load_model
 
         self.judged, self.row = judged, row
         run = judged.runs[row]
         self.model, _, self.size = load_model(run)
-        to_device(self.model, run.config.get("device", "auto"))
+        self.model.to(pick_device(run.config.get("device", "auto")))
         self.model.module.eval().requires_grad_(False)
         before = run.checkpoints / "head-before-refit.safetensors"
         if judged.split == "val" and before.exists():  # the final head has seen the val images; this one judged them
-            from roclab.vision.models.checkpoint import load_tensors
+            from roclab.core.training.checkpointing import load_tensors
 
             self.model.head.load_state_dict(load_tensors(before)[0])
         self.where = activation(self.model, self.size)
-        self.transform = eval_transform(self.model.recipe, self.size)
+        self.transform = eval_transform(self.model.preprocessing, self.size)
 
     def look(self, i: int) -> dict[str, Any] | None:
         """The heat map of the class called, scaled to at most 1, and the check; None if the image is not there."""
         import torch
 
-        from roclab.vision.data.dataset import open_image
+        from roclab.vision.data.images import open_image
 
         path = self.judged.root / self.judged.paths[i]
         try:
             if file_sha256(path) != self.judged.sha256[i]:
                 return None
-            image = open_image(path, at_least=self.model.recipe.resize_for(self.size))
+            image = open_image(path, at_least=self.model.preprocessing.resize_for(self.size))
         except (OSError, DataError):
             return None
         device = next(self.model.module.parameters()).device

@@ -9,7 +9,6 @@ import csv
 import io
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,20 +16,17 @@ import numpy as np
 from roclab.core.devices import usable_device
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write, read_json, write_json
-from roclab.core.progress import track
 from roclab.core.runs import Run
-from roclab.core.training.memory import freed_memory_kept
+from roclab.core.training.checkpointing import load_tensors
+from roclab.vision.config import run_config
+from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
 from roclab.vision.evaluate.run_reader import COLUMNS, VisionRun
 from roclab.vision.models.checkpoint import load_model
-from roclab.vision.train.config import FullConfig
-from roclab.vision.train.features import cached_features, dataset_features, labels_of, read_ahead, softmax
+from roclab.vision.models.inference import cached_features, dataset_features, predict_probs, softmax
 
 if TYPE_CHECKING:
     import torch
-
-    from roclab.vision.data.dataset import Dataset, LabelledImage
-    from roclab.vision.models.classifier import Classifier
 
 
 def evaluate(
@@ -47,7 +43,7 @@ def evaluate(
     if split not in ("val", "test"):
         raise RocLabError(f"--split {split}: choose val or test (the training images tell nothing about new ones)")
     run = VisionRun(run.path, run.config)
-    config = _config(run)
+    config = run_config(run)
     training = training if training is not None else run.training
     run.prediction_rows()  # the other split's rows are kept: a damaged table is named before the test images are opened
     dataset = run.dataset(data_root)
@@ -58,7 +54,7 @@ def evaluate(
         images = dataset.split("val")
     if not images:
         raise RocLabError(f"{run.path}: its data has no {split} images")
-    probs = run_probs(run, dataset, images, split)
+    probs = run_probs(run, dataset, images, split, config.strategy, config.device)
     write_predictions(run, split, images, probs, dataset.classes)
     labels = labels_of(images)
     found = {
@@ -76,41 +72,27 @@ def evaluate(
     return found
 
 
-def _config(run: Run) -> FullConfig:
-    return FullConfig.fromdict(run.config, run.path / "config.json")
+def run_probs(
+    run: Run, dataset: Dataset, images: Sequence[LabelledImage], split: str, strategy: str, device: str
+) -> np.ndarray:
+    """Class probabilities (N, C) of the run's model for the images of a split.
 
-
-def run_probs(run: Run, dataset: Dataset, images: Sequence[LabelledImage], split: str) -> np.ndarray:
-    """Class probabilities (N, C) of the run's model.
-
-    A frozen backbone's features are looked up (or computed and kept), so five seeds read the test images once. If the
-    head was trained again on train + val, the validation images are judged by the head that had not seen them.
+    A frozen backbone's features are looked up (or computed and cached), so five seeds need one pass over the test
+    images. If the head was trained again on train + val, the validation images are evaluated with the head before that.
     """
-    config = _config(run)
     model, _, image_size = load_model(run)
-    if config.strategy == "features":
-        to_device(model, config.device)
-        if split == "val":
-            features = dataset_features(model, dataset, image_size)[0]["val"]
-        else:
-            features, _ = cached_features(model, images, image_size, say=run.log)
-        weight, bias = (value.detach().cpu().numpy() for value in (model.head.weight, model.head.bias))
-        if split == "val" and (run.checkpoints / "head-before-refit.safetensors").exists():
-            from roclab.vision.models.checkpoint import load_tensors
-
-            head, _ = load_tensors(run.checkpoints / "head-before-refit.safetensors")
-            weight, bias = head["weight"].numpy(), head["bias"].numpy()
-        return softmax(features @ weight.T + bias)
-    return predict_probs(to_device(model, config.device), [image.path for image in images], image_size)
-
-
-def to_device(model: Classifier, device: str = "auto") -> Classifier:
-    """Move the model to the GPU if there is one (or to the device asked for), in channels_last layout."""
-    import torch
-
-    model.module.to(pick_device(device))
-    model.module.to(memory_format=torch.channels_last)
-    return model
+    model.to(pick_device(device))
+    if strategy == "finetune":
+        return predict_probs(model, [image.path for image in images], image_size)
+    before_refit = run.checkpoints / "head-before-refit.safetensors"
+    if split == "val":
+        features = dataset_features(model, dataset, image_size)[0]["val"]
+        if before_refit.exists():
+            model.head.load_state_dict(load_tensors(before_refit)[0])
+    else:
+        features, _ = cached_features(model, images, image_size)
+    weight, bias = (value.detach().cpu().numpy() for value in (model.head.weight, model.head.bias))
+    return softmax(features @ weight.T + bias)
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -120,29 +102,6 @@ def pick_device(device: str = "auto") -> torch.device:
     if device != "auto":
         return usable_device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-
-
-@freed_memory_kept()
-def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, batch: int = 16) -> np.ndarray:
-    """Class probabilities (N, C) float64 of images under the evaluation transform, in the order given."""
-    import torch
-
-    from roclab.vision.data.dataset import open_image
-    from roclab.vision.data.transforms import eval_transform
-
-    transform, least = eval_transform(model.recipe, image_size), model.recipe.resize_for(image_size)
-    device = next(model.module.parameters()).device
-    model.module.eval()
-    chunks = [paths[i : i + batch] for i in range(0, len(paths), batch)]
-    logits = []
-    read = read_ahead(
-        chunks, lambda chunk: torch.stack([transform(open_image(path, at_least=least)) for path in chunk])
-    )
-    for images in track(read, "images", len(chunks)):
-        with torch.inference_mode():
-            out = model.module(images.to(device).contiguous(memory_format=torch.channels_last))
-        logits.append(out.float().cpu().numpy())
-    return softmax(np.concatenate(logits))
 
 
 def write_predictions(

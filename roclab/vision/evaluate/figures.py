@@ -11,6 +11,7 @@ import numpy as np
 
 from roclab.core.files import atomic_write, read_json
 from roclab.core.runs import Run
+from roclab.vision.evaluate.metrics import epoch_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,10 +104,10 @@ def loss_lines(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[list, list], tu
     Epoch 0 is the trained head that fine-tuning begins with. What it is worth on validation images belongs to that
     line; its training loss, of a finished head on images that nothing was done to, tells nothing of how the net learnt.
     """
-    learnt = [row for row in rows if row["epoch"] >= 1]
+    trained = [row for row in rows if epoch_of(row) >= 1]
     return (
-        ([row["epoch"] for row in rows], [row["val_loss"] for row in rows]),
-        ([row["epoch"] for row in learnt], [row["train_loss"] for row in learnt]),
+        ([epoch_of(row) for row in rows], [row["val_loss"] for row in rows]),
+        ([epoch_of(row) for row in trained], [row["train_loss"] for row in trained]),
     )
 
 
@@ -154,7 +155,7 @@ def _matrix_side(classes: int) -> float:
 
 
 def _confusion(axes: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Share of each true class (row) that was called each class (column), and the counts."""
+    """Share of each true class (row) that was predicted as each class (column), and the counts."""
     few = len(classes) <= FEW
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -166,7 +167,7 @@ def _confusion(axes: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
             )  # fmt: skip
     _class_ticks(axes, classes)
     axes.set_yticks(range(len(classes)), classes, fontsize=9 if few else 7)
-    axes.set_xlabel("called")
+    axes.set_xlabel("predicted")
     axes.set_ylabel("true")
 
 

@@ -40,7 +40,7 @@ def classification_metrics(labels: np.ndarray, probs: np.ndarray, classes: Seque
         },
         "macro_f1": float(f1[seen].mean()),
         "ece": expected_calibration_error(labels, probs),
-        "nll": float(-np.log(np.clip(probs[np.arange(len(labels)), labels], 1e-12, None)).mean()),
+        "nll": loss_and_accuracy(probs, labels)[0],
         "per_class": {
             name: {
                 "precision": float(precision[i]),
@@ -102,10 +102,22 @@ def paired_bootstrap(score_a: np.ndarray, score_b: np.ndarray, seed: int = 0) ->
     return {"difference": float(difference.mean()), "ci95": [float(low), float(high)]}
 
 
+def loss_and_accuracy(probs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and accuracy of class probabilities (N, C)."""
+    chosen = np.clip(probs[np.arange(len(labels)), labels], 1e-12, None)
+    return float(-np.log(chosen).mean()), float((probs.argmax(1) == labels).mean())
+
+
+def epoch_of(row: Mapping[str, Any]) -> int:
+    """A row's epoch; the rows of a frozen backbone have none, but the iteration of the head's training as their step.
+    (Runs of version 0.1 have the epoch, or the iteration, alone.)"""
+    return row["epoch"] if "epoch" in row else row["step"]
+
+
 def epochs_to_convergence(rows: Sequence[Mapping[str, Any]], within: float = 0.005) -> int | None:
     """First epoch of a run's metrics whose validation accuracy is within half a point of the best one. 0: the trained
     head that fine-tuning started from."""
     if not rows:
         return None
     target = max(row["val_top1"] for row in rows) - within
-    return next(row["epoch"] for row in rows if row["val_top1"] >= target - 1e-12)
+    return next(epoch_of(row) for row in rows if row["val_top1"] >= target - 1e-12)

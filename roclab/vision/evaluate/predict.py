@@ -1,19 +1,27 @@
-"""What a trained run sees in images it has never met."""
+"""The classes that a trained run predicts for any images."""
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from roclab.core.cluster import check_engine, map_over_cluster
 from roclab.core.exceptions import DataError
 from roclab.core.runs import Run
-from roclab.vision.cluster import check_engine, predict_over_cluster
-from roclab.vision.data.images import inspect_images
-from roclab.vision.evaluate.evaluate import predict_probs, to_device
+from roclab.vision.data.images import EXTENSIONS, inspect_images
+from roclab.vision.evaluate.evaluate import pick_device
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.checkpoint import load_model
+from roclab.vision.models.inference import predict_probs
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 256  # images of a task on a cluster
 
 
 def predict(
@@ -21,9 +29,9 @@ def predict(
 ) -> list[dict[str, Any]]:
     """The `top` classes of each image with their probabilities; folders are searched for images.
 
-    Returns one {"path", "predictions": [{"class", "probability"}, …]} a image, in order. A image that cannot be read
-    raises `DataError` that names it; with `skip_bad` it is named on stderr and left out. `engine` "ray" spreads the
-    images over a Ray cluster. Raises `RocLabError` if the run is not finished.
+    Returns one {"path", "predictions": [{"class", "probability"}, …]} an image, in order. An image that cannot be read
+    raises `DataError` that names it; with `skip_bad` it is logged and left out. `engine` "ray" spreads the images over
+    a Ray cluster. Raises `RocLabError` if the run is not finished.
     """
     check_engine(engine)
     _ = VisionRun(run.path, run.config).training  # raises if the run is not finished
@@ -32,31 +40,33 @@ def predict(
         checks = inspect_images(images)
         for check in checks:
             if check.error:
-                print(f"left out {check.path}: {check.error}", file=sys.stderr)
+                logger.info(f"left out {check.path}: {check.error}")
         images = [check.path for check in checks if not check.error]
         if not images:
             raise DataError("none of the images can be read")
+    probs_of = partial(_probs, run.path.resolve(), run.config.get("device", "auto"))
     if engine == "ray":
-        probs, classes = predict_over_cluster(run, images)
+        absolute = [path.resolve() for path in images]
+        parts = map_over_cluster(probs_of, [absolute[i : i + CHUNK] for i in range(0, len(absolute), CHUNK)])
     else:
-        model, classes, image_size = load_model(run)
-        probs = predict_probs(to_device(model, run.config.get("device", "auto")), images, image_size)
+        parts = [probs_of(images)]
+    classes = parts[0][0]
     found = []
-    for path, row in zip(images, probs, strict=True):
+    for path, row in zip(images, np.concatenate([probs for _, probs in parts]), strict=True):
         best = row.argsort(kind="stable")[::-1][:top]
-        found.append(
-            {
-                "path": str(path),
-                "predictions": [{"class": classes[int(i)], "probability": float(row[i])} for i in best],
-            }
-        )
+        predictions = [{"class": classes[int(i)], "probability": float(row[i])} for i in best]
+        found.append({"path": str(path), "predictions": predictions})
     return found
+
+
+def _probs(run: Path, device: str, paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
+    """Class names and probabilities (N, C) of images."""
+    model, classes, image_size = load_model(Run.open(run))
+    return classes, predict_probs(model.to(pick_device(device)), paths, image_size)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """The images named, and those in the folders named (at any depth, in order of their names)."""
-    from roclab.vision.data.images import EXTENSIONS
-
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():

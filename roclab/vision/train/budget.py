@@ -1,4 +1,4 @@
-"""How long will it take, and what fits: this machine's speed, measured for a few seconds on the model itself."""
+"""How long a run will take, and what fits into a given time: by this machine's speed, measured on the model itself."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import copy
 import re
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.training.memory import freed_memory_kept
-from roclab.vision.train.config import FullConfig
+from roclab.vision.config import TrainConfig
+from roclab.vision.data.dataset import Dataset
+from roclab.vision.data.images import open_image
+from roclab.vision.models.classifier import Classifier
+from roclab.vision.train.finetune import size_at
 
-if TYPE_CHECKING:
-    from roclab.vision.data.dataset import Dataset
-    from roclab.vision.models.classifier import Classifier
-
-SMALLEST = 96  # px; below that, ImageNet's features lose their meaning
+SMALLEST = 96  # px; below that, ImageNet's features say little
 FEWEST = 3  # epochs; fewer are a warm-up
 HEADROOM = 0.9  # plan for this share of the budget: a machine is rarely as free later as in the measured seconds
 
@@ -32,7 +30,7 @@ def parse_duration(text: str) -> float:
     raise RocLabError(f"--budget {text}: give a time such as 90s, 20m or 1h30m")
 
 
-def spoken(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """45 s, 12 min, 2 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -40,25 +38,23 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-@freed_memory_kept()  # as training and judging do
 def measure(model: Classifier, image_size: int, training: bool, seconds: float = 1.5) -> float:
-    """Seconds a image takes: forward, or forward and backward with `training`. The model is left as it was."""
+    """Seconds an image takes: forward, or with `training` forward and backward. The model is left as it was."""
     import torch
 
-    device = next(model.module.parameters()).device
+    device = model.device
     batch = 16 if device.type == "cuda" else 4  # four fill a CPU, and a measurement should not need the run's memory
-    probe = copy.copy(model)
-    probe.module = copy.deepcopy(model.module).to(memory_format=torch.channels_last)
-    probe.module.train(training)
+    module = copy.deepcopy(model.module).to(memory_format=torch.channels_last)
+    module.train(training)
     images = torch.zeros(batch, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
     fastest, begin = float("inf"), time.perf_counter()
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
         while fastest == float("inf") or time.perf_counter() - begin < seconds:
             start = time.perf_counter()
-            out = probe.module(images)
+            out = module(images)
             if training:
                 out.sum().backward()
-                probe.module.zero_grad(set_to_none=True)
+                module.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             fastest = min(fastest, (time.perf_counter() - start) / batch)
@@ -67,8 +63,6 @@ def measure(model: Classifier, image_size: int, training: bool, seconds: float =
 
 def image_seconds(dataset: Dataset, image_size: int, sample: int = 12) -> float:
     """Seconds to read, decode and resize one image."""
-    from roclab.vision.data.dataset import open_image
-
     images = dataset.images[:: max(1, len(dataset.images) // sample)][:sample]
     begin = time.perf_counter()
     for image in images:
@@ -77,56 +71,50 @@ def image_seconds(dataset: Dataset, image_size: int, sample: int = 12) -> float:
 
 
 class Costs:
-    """Predicted seconds of a run; each size is measured once, and the rest follows by area."""
+    """Predicted seconds of a run; one size is measured, and the others follow by area."""
 
-    def __init__(self, config: FullConfig, model: Classifier, dataset: Dataset, seconds: float = 1.5):
+    def __init__(self, config: TrainConfig, model: Classifier, dataset: Dataset, seconds: float = 1.5):
         self.counts, self.size = dataset.counts(), config.image_size
         self.read = image_seconds(dataset, config.image_size)
         self.forward = measure(model, config.image_size, training=False, seconds=seconds)
         finetunes = config.strategy == "finetune"
-        # twice the forward pass again for the backward one, and the optimiser's step: measured, not assumed
         self.backward = measure(model, config.image_size, training=True, seconds=seconds) if finetunes else 0.0
 
-    def seconds(self, config: FullConfig) -> float:
-        from roclab.vision.train.finetune import size_at
-
-        area = (config.image_size / self.size) ** 2
-        judge = self.forward * area + self.read
+    def seconds(self, config: TrainConfig) -> float:
+        evaluating = self.forward * (config.image_size / self.size) ** 2 + self.read  # an image
         train, val = self.counts["train"], self.counts["val"]
         if config.strategy == "features":
-            return (train + val) * config.views * judge + 5
-        start = (train + val) * judge if config.lp_ft else 0.0
-        total = start + (config.epochs + 1) * val * judge
+            return (train + val) * config.views * evaluating + 5
+        total = ((train + val) * config.lp_ft + (config.epochs + 1) * val) * evaluating
         for epoch in range(config.epochs):
-            area = (size_at(epoch, config) / self.size) ** 2
-            total += train * (self.backward * area * 1.1 + self.read * 0.5)
+            size = size_at(epoch, config.epochs, config.image_size, config.progressive)
+            total += train * (self.backward * (size / self.size) ** 2 * 1.1 + self.read * 0.5)
         return total
 
 
-def expected_seconds(config: FullConfig, model: Classifier, dataset: Dataset) -> float:
+def expected_seconds(config: TrainConfig, model: Classifier, dataset: Dataset) -> float:
     """How long the run should take on this machine, its features not being in the cache."""
     return Costs(config, model, dataset, seconds=0.3).seconds(config)
 
 
-def fit_to_budget(config: FullConfig, model: Classifier, dataset: Dataset) -> tuple[FullConfig, str]:
+def fit_to_budget(config: TrainConfig, model: Classifier, dataset: Dataset) -> tuple[TrainConfig, str]:
     """The config whose epochs and image size fit `config.budget`, and a line that says what was chosen.
 
-    Resolution is given up last: as many epochs as fit at full size (at least three, at most the default), else
+    Epochs are reduced before resolution: as many epochs as fit at full size (at least three, at most the default), else
     the next smaller size. Raises `RocLabError` if not even the smallest run fits.
     """
-    from roclab.vision.evaluate.evaluate import to_device
-
     limit = parse_duration(config.budget or "")
-    costs = Costs(config, to_device(model, config.device), dataset)
+    costs = Costs(config, model, dataset)
+    finetunes = config.strategy == "finetune"
     for size in [config.image_size, *range((config.image_size - 1) // 32 * 32, SMALLEST - 1, -32)]:
-        epochs = range(config.epochs, FEWEST - 1, -1) if config.strategy == "finetune" else [config.epochs]
+        epochs = range(config.epochs, FEWEST - 1, -1) if finetunes else []
         for number in epochs or [config.epochs]:
             chosen = replace(config, image_size=size, epochs=number)
             if (seconds := costs.seconds(chosen)) <= limit * HEADROOM:
-                what = f"{number} epochs at {size} px" if config.strategy == "finetune" else f"{size} px"
-                return chosen, f"budget {config.budget}: {what}, expected to take {spoken(seconds)}"
-    smallest: Any = replace(config, image_size=min(SMALLEST, config.image_size), epochs=min(FEWEST, config.epochs))
+                what = f"{number} epochs at {size} px" if finetunes else f"{size} px"
+                return chosen, f"budget {config.budget}: {what}, expected to take {duration(seconds)}"
+    smallest = replace(config, image_size=min(SMALLEST, config.image_size), epochs=min(FEWEST, config.epochs))
     raise RocLabError(
         f"--budget {config.budget} is too short on this machine: the smallest run takes about "
-        f"{spoken(costs.seconds(smallest))}; raise it, or use a smaller model"
+        f"{duration(costs.seconds(smallest))}; raise it, or use a smaller model"
     )

@@ -1,349 +1,90 @@
-"""Full fine-tuning: every parameter learns, the early layers least.
+"""Full fine-tuning: every parameter is trained, the early layers at the lowest rates.
 
-An epoch is a function of the seed, the epoch's number and the state at its start, and the whole state is written at
-its end in one file. So a killed run that goes on has the bits of one that was never interrupted (on a CPU, with the
-same number of threads).
+An epoch is a function of the seed, the epoch's number and the state at its start, and the whole state is saved at its
+end. So a run that was killed and resumed has the bits of one that was never interrupted (on a CPU, with the same number
+of threads).
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from roclab.core.exceptions import CheckpointError, RocLabError
+from roclab.core.exceptions import RocLabError
 from roclab.core.progress import track
+from roclab.core.provenance import derived_seed
 from roclab.core.runs import Run
+from roclab.core.training.checkpointing import load_tensors, restore_state, save_state
 from roclab.core.training.distributed import World, synced_batch_norm, wrap
-from roclab.core.training.memory import freed_memory_kept
-from roclab.vision.data.loader import TrainImages, batches, derived_seed, epoch_batches
+from roclab.core.training.ema import weight_average
+from roclab.core.training.memory import release_freed_memory
+from roclab.core.training.optimizer import make_optimizer, optimizer_step
+from roclab.core.training.precision import autocast
+from roclab.core.training.schedule import warmup_cosine
+from roclab.vision.config import TrainConfig
+from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of
+from roclab.vision.data.loader import TrainImages, batches, epoch_batches
 from roclab.vision.data.transforms import train_transform
-from roclab.vision.evaluate.evaluate import predict_probs
-from roclab.vision.models.checkpoint import load_tensors, save_model, save_tensors
-from roclab.vision.train.config import FullConfig
-from roclab.vision.train.features import choose_head, dataset_features, labels_of, loss_and_accuracy, put_head
+from roclab.vision.evaluate.metrics import loss_and_accuracy
+from roclab.vision.models.checkpoint import save_model
+from roclab.vision.models.classifier import Classifier
+from roclab.vision.models.inference import dataset_features, predict_probs
+from roclab.vision.train.head import choose_head, put_head
+from roclab.vision.train.mixing import mix, mixed_cross_entropy
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    from torch import Tensor, nn
 
-    from roclab.vision.data.dataset import Dataset
-    from roclab.vision.models.classifier import Classifier
+logger = logging.getLogger(__name__)
 
 
-class Ema:
-    """Exponential moving average of the weights (Polyak and Juditsky 1992); BatchNorm's statistics are copied.
-
-    The decay grows from 0 as (1 + t) / (10 + t), so the average forgets where it started.
-    """
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.module = copy.deepcopy(module).requires_grad_(False)
-        self.decay = decay
-
-    def update(self, module: nn.Module, step: int) -> None:
-        import torch
-
-        with torch.no_grad():
-            decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
-            for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-                mine.copy_(theirs)
-
-
-def parameter_groups(model: Classifier, config: FullConfig) -> list[dict[str, Any]]:
-    """The optimiser's groups: group i of n from the stem learns at lr * layer_decay^(n-1-i); norms, biases and position
-    tables are not decayed (they set scales and offsets, and decay pulls them to a meaningless zero)."""
-    names = {id(p): name for name, p in model.module.named_parameters()}
-    layers = model.layer_groups()
-    groups = []
-    for i, layer in enumerate(layers):
-        scale = config.layer_decay ** (len(layers) - 1 - i)
-        decayed = [p for p in layer if model.decayed(names[id(p)], p)]
-        plain = [p for p in layer if not model.decayed(names[id(p)], p)]
-        for parameters, decay in ((decayed, config.weight_decay), (plain, 0.0)):
-            if parameters:
-                groups.append({"params": parameters, "weight_decay": decay, "lr": config.lr * scale, "scale": scale})
-    return groups
-
-
-def make_optimizer(model: Classifier, config: FullConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov's momentum of 0.9, over `parameter_groups`."""
-    import torch
-
-    groups = parameter_groups(model, config)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, fused=True)
-
-
-def rate(step: int, steps: int, config: FullConfig) -> float:
-    """The head's learning rate: linear warm-up over a share of the steps, then half a cosine down to zero."""
-    warm = max(1, round(config.warmup * steps))
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def size_at(epoch: int, config: FullConfig) -> int:
-    """Image size (px) an epoch learns at: with `progressive` 0.6, 0.75 and in the last 40 % of the epochs 0.875 of the
-    size that images are judged at.
-
-    A small picture teaches the early epochs as much and costs a third (EfficientNetV2, Tan and Le 2021), and random
-    crops show things larger than the whole image does, so judging wants more pixels (Touvron et al. 2019).
-    """
-    if not config.progressive:
-        return config.image_size
-    share = epoch / config.epochs
-    last = epoch + 1 == config.epochs  # where there are few
-    factor = 0.875 if last or share >= 0.6 else 0.75 if share >= 0.3 else 0.6
-    return min(config.image_size, max(32, round(config.image_size * factor / 32) * 32))
-
-
-def rest_early_layers(model: Classifier, epoch: int, config: FullConfig) -> bool:
-    """Gradual unfreezing (Howard and Ruder 2018): until `gradual` of the epochs, the half of the layer groups next to
-    the image rests. They need no backward pass then, which is most of the work at high resolution.
-
-    Returns whether this changed anything.
-    """
-    layers = model.layer_groups()
-    resting = epoch < round(config.gradual * config.epochs)
-    before = [p.requires_grad for layer in layers for p in layer]
-    for i, layer in enumerate(layers):
-        for parameter in layer:
-            parameter.requires_grad_(not (resting and i < len(layers) // 2))
-    return before != [p.requires_grad for layer in layers for p in layer]
-
-
-def mix(images: torch.Tensor, config: FullConfig, seed: int) -> tuple[torch.Tensor, float]:
-    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of each image with its neighbour in the batch.
-
-    Neighbours are pairs (0, 1), (2, 3) …: the batch is shuffled already, and a pair never spans two processes.
-    Returns the images and the share of the image's own label.
-    """
-    kinds = [(name, alpha) for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)) if alpha]
-    if not kinds:
-        return images, 1.0
-    draw = np.random.default_rng(seed)
-    kind, alpha = kinds[int(draw.integers(len(kinds)))]
-    lam = float(draw.beta(alpha, alpha))
-    other = images[neighbours(len(images))]
-    if kind == "mixup":
-        return images.lerp(other, 1 - lam), lam
-    height, width = images.shape[-2:]
-    cut_h, cut_w = (round(side * math.sqrt(1 - lam)) for side in (height, width))
-    top, left = int(draw.integers(0, height - cut_h + 1)), int(draw.integers(0, width - cut_w + 1))
-    images = images.clone()
-    images[..., top : top + cut_h, left : left + cut_w] = other[..., top : top + cut_h, left : left + cut_w]
-    return images, 1 - cut_h * cut_w / (height * width)
-
-
-def neighbours(n: int) -> list[int]:
-    """1, 0, 3, 2, …: each one's partner; the last of an odd number stays alone."""
-    return [i ^ 1 if i ^ 1 < n else i for i in range(n)]
-
-
-def freeze_statistics(module: nn.Module) -> None:
-    """Put every BatchNorm into evaluation mode: it normalises by the statistics its weights came with."""
-    from torch import nn
-
-    for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.eval()
-
-
-def autocast(device: torch.device, config: FullConfig) -> Callable[[], AbstractContextManager]:
-    """bf16 on GPUs that compute in it (compute capability 8 and later). Elsewhere it is emulated, and slower."""
-    import torch
-
-    if config.amp == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return lambda: torch.autocast("cuda", torch.bfloat16)
-    return nullcontext
-
-
-def start_from_trained_head(
-    model: Classifier, dataset: Dataset, config: FullConfig, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """LP-FT (Kumar et al. 2022): with a random head, the first steps would distort the features it is given.
-
-    Returns the metrics of this start, as epoch 0.
-    """
-    begin = time.perf_counter()
-    x, _ = dataset_features(model, dataset, config.image_size, say=say)
-    y = {split: labels_of(dataset.split(split)) for split in ("train", "val")}
-    head = choose_head((x["train"], y["train"], x["val"], y["val"]), len(dataset.classes), 100)
-    put_head(model, head)
-    row: dict[str, Any] = {"epoch": 0}
-    for split in ("train", "val"):
-        row[f"{split}_loss"], row[f"{split}_top1"] = loss_and_accuracy(head.probs(x[split]), y[split])
-    row["head_seconds"] = time.perf_counter() - begin  # extraction of the features and training of the head
-    say(
-        f"epoch 0, the head trained on frozen features: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}"
-    )
-    return row
-
-
-@dataclass
-class Trainer:
-    """What one step of training changes, and what it needs for that."""
-
-    config: FullConfig
-    world: World
-    module: nn.Module  # the network
-    trained: nn.Module  # the network, or the network under DistributedDataParallel
-    optimizer: torch.optim.Optimizer
-    ema: Ema | None
-    steps: int  # of the whole training
-    step: int = 0  # done
-
-    @freed_memory_kept()
-    def train_epoch(self, loader: Iterable[tuple[torch.Tensor, torch.Tensor]], length: int, epoch: int) -> list[float]:
-        """Learn from `length` batches; returns the summed cross-entropy (no smoothing) and the number of images."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
-        config, accumulate = self.config, self.config.accumulate
-        device = next(self.module.parameters()).device
-        cast = autocast(device, config)
-        self.module.train()
-        if config.batch_norm == "frozen":
-            freeze_statistics(self.module)
-        total, seen = 0.0, 0
-        for number, (images, labels) in enumerate(loader):
-            images, labels = images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
-            images, lam = mix(images, config, derived_seed(config.seed, "mix", epoch, number))
-            last_of_step = (number + 1) % accumulate == 0 or number + 1 == length
-            begun = number - number % accumulate
-            share = 1 / min(accumulate, length - begun)  # the last step of an epoch may have fewer batches
-            alone = last_of_step or self.world.size == 1
-            with nullcontext() if alone else self.trained.no_sync():  # type: ignore[operator]
-                with cast():
-                    logits = self.trained(images).float()
-                    loss = cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-                    if lam < 1:
-                        partner = labels[neighbours(len(labels))]
-                        other = cross_entropy(logits, partner, label_smoothing=config.label_smoothing)
-                        loss = lam * loss + (1 - lam) * other
-                (loss * share).backward()
-            total += cross_entropy(logits.detach(), labels).item() * len(labels)
-            seen += len(labels)
-            if last_of_step:
-                self.update()
-        return [total, seen]
-
-    def update(self) -> None:
-        """One step of the optimiser, and of the average of the weights."""
-        import torch
-
-        if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
-        now = rate(self.step, self.steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = now * group["scale"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update(self.module, self.step)
-        self.step += 1
-
-
-def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, world: World) -> dict[str, Any]:
+def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, world: World) -> dict[str, Any]:
     """Train all parameters; leaves `last` and `best` in the run and returns the timing for training.json."""
-    import torch
-
-    say = run.log if world.main else lambda message: None
-    module = model.module
-    device = next(module.parameters()).device
-    train, val = dataset.split("train"), dataset.split("val")
     last = run.checkpoints / "last.safetensors"
 
-    def keep_best(judged: nn.Module) -> None:
-        best = run.checkpoints / "best.safetensors"
-        save_model(best, model, dataset.classes, config.image_size, judged.state_dict())
+    def save_best(state: dict[str, Tensor]) -> None:
+        save_model(run.checkpoints / "best.safetensors", model, dataset.classes, config.image_size, state)
 
-    state: dict[str, torch.Tensor] = {}
-    about: dict[str, Any] = {"epoch": 0, "rows": [], "step": 0}
+    tensors: dict[str, Tensor] = {}
+    about: dict[str, Any] = {"epoch": 0, "step": 0, "rows": []}
     if last.exists():
-        state, about = load_tensors(last)
+        tensors, about = load_tensors(last)
+        logger.info(f"resuming after epoch {about['epoch']}")
     elif config.lp_ft:
-        start = start_from_trained_head(model, dataset, config, say) if world.main else None
+        start = start_from_trained_head(model, dataset, config.image_size) if world.main else None
         about["rows"] = [world.from_main(start)]
         if world.main:
-            keep_best(module)
-        module.load_state_dict(world.from_main(module.state_dict()))
-
-    if world.size > 1 and config.batch_norm == "train":
-        synced_batch_norm(module)
-    batches_each = len(epoch_batches(len(train), config.batch_size, config.seed, 0, world.size))
-    trainer = Trainer(
-        config,
-        world,
-        module,
-        trained=wrap(module, device) if world.size > 1 else module,
-        optimizer=make_optimizer(model, config),
-        ema=Ema(module, config.ema) if config.ema else None,
-        steps=-(-batches_each // config.accumulate) * config.epochs,
-        step=about["step"],
-    )
-    rows: list[dict[str, Any]] = about["rows"]
-    if state:
-        restore(state, module, trainer.ema, trainer.optimizer)
-        say(f"goes on after epoch {about['epoch']}")
+            save_best(model.module.state_dict())
+        model.module.load_state_dict(world.from_main(model.module.state_dict()))
+    trainer = Trainer(config, model, dataset, world, about["step"])
+    if tensors:
+        restore_state(tensors, model.module, trainer.ema, trainer.optimizer)
+    rows: list[dict[str, Any]] = [{"step": row["epoch"] * trainer.steps_each, **row} for row in about["rows"]]
     if world.main:
         rewrite_metrics(run, rows)
-    images = TrainImages(
-        train,
-        side=round(1.5 * config.image_size),
-        transform=lambda size: train_transform(model.recipe, size, config.randaugment, config.min_area, dataset.flips),
-        seed=config.seed,
-    )
 
     for epoch in range(about["epoch"], config.epochs):
-        if stopped_early(rows, config):
+        if stopped_early(rows, config.patience):
             break
-        torch.manual_seed(derived_seed(config.seed, "epoch", epoch))  # dropout and stochastic depth
-        size = size_at(epoch, config)
-        if rest_early_layers(model, epoch, config) and world.size > 1:
-            trainer.trained = wrap(module, device)  # its buckets hold the gradients of what learns
-        order = epoch_batches(len(train), config.batch_size, config.seed, epoch, world.size)
-        loader = batches(images, [world.share(batch) for batch in order], epoch, size, config.workers)
-        shown = track(loader, f"epoch {epoch + 1}/{config.epochs}", len(order)) if world.main else loader
-        begin = time.perf_counter()
-        summed = trainer.train_epoch(shown, len(order), epoch)
-        seconds = time.perf_counter() - begin
-        total, seen = np.sum(world.gather(summed), axis=0)
-        if not math.isfinite(total):
-            raise RocLabError(f"the training diverged in epoch {epoch + 1} (its loss is {total}): use a lower --lr")
-
-        judged = trainer.ema.module if trainer.ema else module
-        probs = shared_probs(model, judged, val, config.image_size, world)
-        val_loss, val_top1 = loss_and_accuracy(probs, labels_of(val))
-        row = {
-            "epoch": epoch + 1,
-            "train_loss": total / seen,
-            "val_loss": val_loss,
-            "val_top1": val_top1,
-            "lr": rate(trainer.step - 1, trainer.steps, config),
-            "image_size": size,
-            "train_seconds": seconds,
-            "images_per_second": seen / seconds,
-        }
+        row = trainer.train_epoch(epoch) | trainer.validate()
         rows.append(row)
         if world.main:
-            if best_epoch(rows) == epoch + 1:
-                keep_best(judged)
-            about |= {"epoch": epoch + 1, "step": trainer.step, "rows": rows}
-            save_state(last, module, trainer.ema, trainer.optimizer, about)
+            if best_epoch(rows) == row["epoch"]:
+                save_best(trainer.evaluated.state_dict())
+            about |= {"epoch": row["epoch"], "step": row["step"], "rows": rows}
+            save_state(last, model.module, trainer.ema, trainer.optimizer, about)
             run.log_metrics(row)
-            say(
-                f"epoch {epoch + 1}/{config.epochs} at {size} px: train loss {row['train_loss']:.4f}, "
-                f"val loss {val_loss:.4f}, val top-1 {val_top1:.4f}, {seconds:.0f} s"
+            logger.info(
+                f"epoch {epoch + 1}/{config.epochs} at {row['image_size']} px: train loss {row['train_loss']:.4f}, "
+                f"val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}, {row['train_seconds']:.0f} s"
             )
     trained = [row for row in rows if row["epoch"]]
     return {
@@ -354,68 +95,204 @@ def finetune(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, 
     }
 
 
+class Trainer:
+    """What training changes (network, optimizer, weight average, number of steps), and what it needs for that."""
+
+    def __init__(self, config: TrainConfig, model: Classifier, dataset: Dataset, world: World, step: int = 0):
+        self.config, self.model, self.world, self.step = config, model, world, step
+        if world.size > 1 and config.batch_norm == "train":
+            synced_batch_norm(model.module)
+        self.network = wrap(model.module, model.device) if world.size > 1 else model.module
+        self.optimizer = make_optimizer(
+            parameter_groups(model, config.layer_decay, config.weight_decay), config.optimizer
+        )
+        self.ema = weight_average(model.module, config.ema, step) if config.ema else None
+        self.val = dataset.split("val")
+        self.images = TrainImages(
+            dataset.split("train"),
+            side=round(1.5 * config.image_size),
+            transform=partial(
+                train_transform,
+                model.preprocessing,
+                randaugment=config.randaugment,
+                min_area=config.min_area,
+                flips=dataset.flips,
+            ),
+            seed=config.seed,
+        )
+        self.steps_each = -(-len(self._order(0)) // config.accumulate)  # of an epoch
+        self.steps = self.steps_each * config.epochs
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and kept: the average of the weights, where there is one."""
+        return self.ema.module if self.ema else self.model.module
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        return epoch_batches(len(self.images), self.config.batch_size, self.config.seed, epoch, self.world.size)
+
+    def train_epoch(self, epoch: int) -> dict[str, Any]:
+        """Train one epoch; returns its row of metrics."""
+        import torch
+
+        config, world, model = self.config, self.world, self.model
+        torch.manual_seed(derived_seed(config.seed, "epoch", epoch))  # dropout and stochastic depth
+        size = size_at(epoch, config.epochs, config.image_size, config.progressive)
+        frozen = epoch < round(config.gradual * config.epochs)
+        if freeze_early_layers(model, frozen) and world.size > 1:
+            self.network = wrap(model.module, model.device)  # its buckets hold the gradients of what is trained
+        order = self._order(epoch)
+        loader = batches(self.images, [world.share(batch) for batch in order], epoch, size, config.workers)
+        shown = track(loader, f"epoch {epoch + 1}/{config.epochs}", len(order)) if world.main else loader
+        begin = time.perf_counter()
+        summed = self._train_batches(shown, len(order), epoch)
+        seconds = time.perf_counter() - begin
+        release_freed_memory()
+        loss, seen = np.sum(world.gather(summed), axis=0)
+        if not math.isfinite(loss):
+            raise RocLabError(f"training diverged in epoch {epoch + 1} (its loss is {loss}): use a lower --lr")
+        return {
+            "step": self.step,
+            "epoch": epoch + 1,
+            "train_loss": loss / seen,
+            "lr": warmup_cosine(self.step - 1, self.steps, config.lr, config.warmup),
+            "image_size": size,
+            "train_seconds": seconds,
+            "images_per_second": seen / seconds,
+        }
+
+    def _train_batches(self, loader: Iterable[tuple[Tensor, Tensor]], length: int, epoch: int) -> list[float]:
+        """Train on `length` batches; returns the summed cross-entropy (no smoothing) and the number of images."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        config, device, module = self.config, self.model.device, self.model.module
+        module.train()
+        if config.batch_norm == "frozen":
+            freeze_statistics(module)
+        total, seen = 0.0, 0
+        for number, (images, labels) in enumerate(loader):
+            images, labels = images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
+            images, own = mix(images, config.mixup, config.cutmix, derived_seed(config.seed, "mix", epoch, number))
+            last_of_step = (number + 1) % config.accumulate == 0 or number + 1 == length
+            begun = number - number % config.accumulate
+            share = 1 / min(config.accumulate, length - begun)  # the last step of an epoch may have fewer batches
+            alone = last_of_step or self.world.size == 1
+            with nullcontext() if alone else self.network.no_sync():  # type: ignore[operator]
+                with autocast(device, config.amp):
+                    logits = self.network(images).float()
+                    loss = mixed_cross_entropy(logits, labels, own, config.label_smoothing)
+                (loss * share).backward()
+            total += cross_entropy(logits.detach(), labels).item() * len(labels)
+            seen += len(labels)
+            if last_of_step:
+                rate = warmup_cosine(self.step, self.steps, config.lr, config.warmup)
+                optimizer_step(module, self.optimizer, rate, config.clip, self.ema)
+                self.step += 1
+        return [total, seen]
+
+    def validate(self) -> dict[str, float]:
+        """Loss and accuracy on the validation images, each process evaluating its share of them."""
+        evaluated = copy.copy(self.model)
+        evaluated.module = self.evaluated
+        mine: Sequence[LabelledImage] = self.world.share(self.val)
+        probs = predict_probs(evaluated, [image.path for image in mine], self.config.image_size) if mine else None
+        parts = [part for part in self.world.gather(probs) if part is not None]
+        loss, top1 = loss_and_accuracy(np.concatenate(parts), labels_of(self.val))
+        return {"val_loss": loss, "val_top1": top1}
+
+
+def start_from_trained_head(model: Classifier, dataset: Dataset, image_size: int) -> dict[str, Any]:
+    """LP-FT (Kumar et al. 2022): with a random head, the first steps would distort the features it is given.
+
+    Returns the metrics of this start, as epoch 0.
+    """
+    begin = time.perf_counter()
+    x, _ = dataset_features(model, dataset, image_size)
+    y = {split: labels_of(dataset.split(split)) for split in ("train", "val")}
+    head = choose_head((x["train"], y["train"], x["val"], y["val"]), len(dataset.classes), 100)
+    put_head(model, head)
+    row: dict[str, Any] = {"step": 0, "epoch": 0}
+    for split in ("train", "val"):
+        row[f"{split}_loss"], row[f"{split}_top1"] = loss_and_accuracy(head.probs(x[split]), y[split])
+    row["head_seconds"] = time.perf_counter() - begin  # extraction of the features and training of the head
+    logger.info(
+        f"epoch 0, the head trained on frozen features: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}"
+    )
+    return row
+
+
+def parameter_groups(model: Classifier, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's groups. Layer group i of n from the stem is trained at layer_decay^(n-1-i) of the learning rate.
+    Weight decay leaves out norms, biases and position tables: for scales and offsets zero is no aim.
+
+    (`timm.optim.param_groups_layer_decay` makes other groups: torchvision's networks have no `group_matcher`.)
+    """
+    names = {id(p): name for name, p in model.module.named_parameters()}
+    layers = model.layer_groups()
+    groups = []
+    for i, layer in enumerate(layers):
+        scale = layer_decay ** (len(layers) - 1 - i)
+        decayed = [p for p in layer if model.decayed(names[id(p)], p)]
+        plain = [p for p in layer if not model.decayed(names[id(p)], p)]
+        for parameters, decay in ((decayed, weight_decay), (plain, 0.0)):
+            if parameters:
+                groups.append({"params": parameters, "weight_decay": decay, "scale": scale})
+    return groups
+
+
+def size_at(epoch: int, epochs: int, image_size: int, progressive: bool) -> int:
+    """Image size (px) that an epoch trains at: with `progressive` 0.6, 0.75 and in the last 40 % of the epochs 0.875 of
+    `image_size`, the size of evaluation.
+
+    Small images train the early epochs as well at a third of the cost (EfficientNetV2, Tan and Le 2021). Random crops
+    show things larger than the whole image does, so evaluation needs more pixels (Touvron et al. 2019).
+    """
+    if not progressive:
+        return image_size
+    share = epoch / epochs
+    last = epoch + 1 == epochs  # where there are few
+    factor = 0.875 if last or share >= 0.6 else 0.75 if share >= 0.3 else 0.6
+    return min(image_size, max(32, round(image_size * factor / 32) * 32))
+
+
+def freeze_early_layers(model: Classifier, frozen: bool) -> bool:
+    """Freeze or unfreeze the half of the layer groups next to the image (gradual unfreezing, Howard and Ruder 2018).
+    Frozen, they need no backward pass, which is most of the work at high resolution.
+
+    Returns whether this changed anything.
+    """
+    layers = model.layer_groups()
+    changed = False
+    for i, layer in enumerate(layers):
+        for parameter in layer:
+            trained = not (frozen and i < len(layers) // 2)
+            changed |= parameter.requires_grad != trained
+            parameter.requires_grad_(trained)
+    return changed
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Put every BatchNorm into evaluation mode: it normalises by the statistics that came with its weights."""
+    from torch import nn
+
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()
+
+
 def best_epoch(rows: Sequence[dict[str, Any]]) -> int:
     """Number of the epoch with the highest validation accuracy; of several, the one with the lowest loss."""
     return min(rows, key=lambda row: (-row["val_top1"], row["val_loss"], row["epoch"]))["epoch"]
 
 
-def stopped_early(rows: Sequence[dict[str, Any]], config: FullConfig) -> bool:
-    """Whether `patience` epochs have gone by since the best one."""
-    return bool(config.patience and rows and rows[-1]["epoch"] - best_epoch(rows) >= config.patience)
-
-
-def shared_probs(
-    model: Classifier, module: nn.Module, images: Sequence[Any], image_size: int, world: World
-) -> np.ndarray:
-    """Class probabilities (N, C) by `module`, each process judging its share of the images."""
-    judge = copy.copy(model)
-    judge.module = module
-    mine = world.share(images)
-    probs = predict_probs(judge, [image.path for image in mine], image_size) if len(mine) else None
-    return np.concatenate([part for part in world.gather(probs) if part is not None])
-
-
-def save_state(
-    path: Any, module: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer, about: dict[str, Any]
-) -> None:
-    """Everything that decides how training goes on, in one file that is written whole or not at all."""
-    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
-    if ema:
-        tensors |= {f"ema.{name}": value for name, value in ema.module.state_dict().items()}
-    for index, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in entry.items()}
-    save_tensors(path, tensors, about)
-
-
-def restore(
-    state: dict[str, torch.Tensor], module: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer
-) -> None:
-    """Put back what `save_state` wrote."""
-    import torch
-
-    def part(prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        return ((name[len(prefix) :], value) for name, value in state.items() if name.startswith(prefix))
-
-    try:
-        module.load_state_dict(dict(part("model.")))
-        if ema:
-            ema.module.load_state_dict(dict(part("ema.")))
-    except RuntimeError as error:
-        raise CheckpointError(f"last.safetensors does not fit this run's model: {str(error).splitlines()[0]}") from None
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    saved = optimizer.state_dict()
-    entries: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in part("optimizer."):
-        index, key = name.split(".", 1)
-        # in the parameter's own memory layout (channels_last): the fused step walks both in storage order
-        placed = value if value.ndim == 0 else torch.empty_like(parameters[int(index)]).copy_(value)
-        entries.setdefault(int(index), {})[key] = placed
-    saved["state"] = entries
-    optimizer.load_state_dict(saved)
+def stopped_early(rows: Sequence[dict[str, Any]], patience: int) -> bool:
+    """Whether `patience` epochs have passed since the best one."""
+    return bool(patience and rows and rows[-1]["epoch"] - best_epoch(rows) >= patience)
 
 
 def rewrite_metrics(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """Make metrics.jsonl agree with the checkpoint: a kill between the two may have left a row too few or too many."""
-    run.truncate_metrics(-1)  # all: 0 is the trained head
+    run.truncate_metrics(-1)  # all: step 0 is the trained head
     for row in rows:
         run.log_metrics(row)

@@ -1,15 +1,16 @@
 """One training run, from the images to a finished run folder.
 
 images -> split.json -> model -> (features: cached features -> head) or (finetune: epochs) -> checkpoints/best
-       -> predictions.csv (val) -> results-val.json; training.json is written last and says the run is finished
+       -> predictions.csv (val) -> results-val.json; training.json is written last and marks the run as finished
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,27 +18,29 @@ from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json, write_json
 from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
+from roclab.core.training.checkpointing import save_tensors
 from roclab.core.training.distributed import World, join
-from roclab.core.training.memory import forget_peak_memory, peak_memory_mb
+from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
+from roclab.vision.config import TrainConfig, run_config
+from roclab.vision.data.dataset import Dataset, labels_of, load_data
+from roclab.vision.evaluate.evaluate import evaluate, pick_device
 from roclab.vision.evaluate.run_reader import VisionRun
-from roclab.vision.models.checkpoint import save_model, save_tensors
-from roclab.vision.train.config import FullConfig, TrainConfig
+from roclab.vision.models.checkpoint import save_model
+from roclab.vision.models.classifier import Classifier, build_model
+from roclab.vision.models.inference import dataset_features
+from roclab.vision.train.budget import duration, expected_seconds, fit_to_budget
+from roclab.vision.train.defaults import COMMON, fill, with_defaults
+from roclab.vision.train.finetune import finetune, rewrite_metrics
+from roclab.vision.train.head import FEW, choose_head, fit_head, further_cuts, put_head
 
-if TYPE_CHECKING:
-    from roclab.vision.data.dataset import Dataset
-    from roclab.vision.models.classifier import Classifier
+logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, out: str | Path) -> Run:
-    """Begin a run in the folder `out` and carry it to its end."""
-    from roclab.vision.data.dataset import load_data
-    from roclab.vision.evaluate.evaluate import pick_device
-    from roclab.vision.models.classifier import build_model
-    from roclab.vision.train.budget import fit_to_budget
-
+    """Begin a run in the folder `out` and finish it."""
     world = join()
     path = Path(out)
-    pick_device(config.device)  # before a run is there that cannot go on
+    pick_device(config.device)  # raises before there is a run
     if (path / "config.json").exists():
         raise RocLabError(f"{path} already holds a run: go on with --resume {path}, or choose another folder")
 
@@ -45,32 +48,31 @@ def train(config: TrainConfig, out: str | Path) -> Run:
         dataset = load_data(
             config.data, config.data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror
         )
-        seed_everything(config.seed)  # a head without trained weights is drawn from it
+        seed_everything(config.seed)  # random weights are drawn from it
         return dataset, build_model(config.model, config.weights, len(dataset.classes), config.image_size)
 
     dataset, model = world.main_first(prepare)
-    full = config.with_defaults(model.image_size or model.recipe.crop, model.any_size)
+    config = with_defaults(config, model.image_size or model.preprocessing.crop, any_size=model.image_size is None)
     notes = list(dataset.notes)
-    if full.budget:
-        full, note = world.from_main(fit_to_budget(full, model, dataset) if world.main else None)
+    if config.budget:
+        model.to(pick_device(config.device))
+        config, note = world.from_main(fit_to_budget(config, model, dataset) if world.main else None)
         notes.append(note)
     if world.main:
         # the manifest first: a folder with a config.json is a run, and every run has its split
         write_json(path / "split.json", dataset.manifest())
-        run = Run.create(path, full.asdict(), weights=model.weights_id, data=dataset.fingerprint())
+        run = Run.create(path, config.asdict(), weights=model.weights_id, data=dataset.fingerprint())
         for note in notes:
             run.log(note)
-    world.from_main(None)  # nobody looks into the folder before it is there
-    return _carry_on(Run.open(path), full, model, dataset, world)
+    world.from_main(None)  # the other processes open the folder once it is there
+    return _finish(Run.open(path), config, model, dataset, world)
 
 
 def resume(path: str | Path, data_root: str | None = None) -> Run:
-    """Carry an interrupted run to its end; a finished one is left as it is. `data_root`: where its images are now."""
-    from roclab.vision.models.classifier import build_model
-
+    """Finish an interrupted run; a finished one is left as it is. `data_root`: where its images are now."""
     world = join()
     run = Run.open(path)
-    config = FullConfig.fromdict(run.config, run.path / "config.json")
+    config = fill(run_config(run), COMMON)  # an older version did not have every setting
     if (run.path / "training.json").exists():
         run.log("this run is finished already")
         return run
@@ -80,41 +82,38 @@ def resume(path: str | Path, data_root: str | None = None) -> Run:
     recorded = read_json(run.path / "provenance.json").get("hashes", {}).get("weights")
     if recorded != model.weights_id:
         raise RocLabError(f"{run.path} began from the weights {recorded}, now {config.weights} is {model.weights_id}")
-    return _carry_on(run, config, model, dataset, world)
+    return _finish(run, config, model, dataset, world)
 
 
 def finish(path: Path, config: TrainConfig) -> None:
-    """Train the run in `path`, from the start or from where it was cut."""
+    """Train the run in `path`, from the start or from where it was interrupted."""
     if (path / "config.json").exists():
         resume(path)
     else:
         train(config, path)
 
 
-def _carry_on(run: Run, config: FullConfig, model: Classifier, dataset: Dataset, world: World) -> Run:
-    from roclab.vision.evaluate.evaluate import evaluate, to_device
-    from roclab.vision.train.budget import expected_seconds, spoken
-    from roclab.vision.train.finetune import finetune
-
+def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, world: World) -> Run:
     if config.full_frame:
-        model.recipe = replace(model.recipe, resize=model.recipe.crop)
-    forget_peak_memory()
-    to_device(model, config.device)
+        model.preprocessing = replace(model.preprocessing, resize=model.preprocessing.crop)
+    reset_peak_memory()
+    model.to(pick_device(config.device))
     if world.main:
         counts = dataset.counts()
         run.log(
             f"{config.model}, {config.strategy}, {config.image_size} px, seed {config.seed}: "
             f"{counts['train']} training and {counts['val']} validation images of {len(dataset.classes)} classes"
         )
-        run.log(f"expected to take about {spoken(expected_seconds(config, model, dataset))}")
+        run.log(f"expected to take about {duration(expected_seconds(config, model, dataset))}")
     begin = time.perf_counter()
     if config.strategy == "finetune":
         timing = finetune(run, config, model, dataset, world)
-    else:
-        timing = train_features(run, config, model, dataset) if world.main else {}
+    elif world.main:
+        timing = train_features(
+            run, model, dataset, config.image_size, config.views, config.epochs, config.refit, config.seed
+        )
     if world.main:
-        memory = peak_memory_mb()
-        timing |= {"peak_memory_mb": memory, "train_wall_seconds": time.perf_counter() - begin}
+        timing |= {"peak_memory_mb": peak_memory_mb(), "train_wall_seconds": time.perf_counter() - begin}
         found = evaluate(run, "val", timing)
         write_json(run.path / "training.json", timing)
         run.log(f"finished: val top-1 {found['top1']:.4f} ({config.strategy}, {config.model}) in {run.path}")
@@ -123,56 +122,45 @@ def _carry_on(run: Run, config: FullConfig, model: Classifier, dataset: Dataset,
     return run
 
 
-def train_features(run: Run, config: FullConfig, model: Classifier, dataset: Dataset) -> dict[str, Any]:
-    """Train the head on the frozen backbone's features; leaves the whole model in the run."""
-    from roclab.vision.train.features import (
-        FEW,
-        choose_head,
-        dataset_features,
-        fit_head,
-        further_cuts,
-        labels_of,
-        put_head,
-    )
-    from roclab.vision.train.finetune import rewrite_metrics
-
-    found = [dataset_features(model, dataset, config.image_size, view, run.log) for view in range(config.views)]
-    views, seconds = [features for features, _ in found], sum(took for _, took in found)
+def train_features(
+    run: Run, model: Classifier, dataset: Dataset, image_size: int, views: int, iterations: int, refit: bool, seed: int
+) -> dict[str, Any]:
+    """Train the head on the frozen backbone's features under `views`; leaves the whole model in the run and returns the
+    timing for training.json. `refit`: once C is chosen, train it again on train + val."""
+    extracted = [dataset_features(model, dataset, image_size, view) for view in range(views)]
+    x, seconds = [features for features, _ in extracted], sum(took for _, took in extracted)
     y_train, y_val = labels_of(dataset.split("train")), labels_of(dataset.split("val"))
-    everything = [np.concatenate([view["train"], view["val"]]) for view in views]
-    labels = np.concatenate([y_train, y_val])
-    cut = (np.concatenate([view["train"] for view in views]), np.tile(y_train, len(views)), views[0]["val"], y_val)
-    # the final head learns from the validation images too, so all of them may help to choose its C
-    crossed = config.refit and len(y_val) < FEW
-    more = further_cuts(everything, labels, config.seed) if crossed else []
+    x_all, y_all = [np.concatenate([view["train"], view["val"]]) for view in x], np.concatenate([y_train, y_val])
+    cut = (np.concatenate([view["train"] for view in x]), np.tile(y_train, views), x[0]["val"], y_val)
+    # the final head is trained on the validation images too, so all of them may help to choose its C
+    more = further_cuts(x_all, y_all, seed) if refit and len(y_val) < FEW else []
+    classes = len(dataset.classes)
 
     begin = time.perf_counter()
-    head = choose_head(cut, len(dataset.classes), config.epochs, more)
-    tried, epochs = head.tried, len(head.history)
+    head = choose_head(cut, classes, iterations, more)
+    tried, history = head.tried, head.history
     head_seconds = time.perf_counter() - begin
     for row in tried:
         run.log(f"C = {row['c']:g}: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}")
     run.log(f"chosen on {'cross-' if more else ''}validation: C = {head.c:g}")
-    rewrite_metrics(run, [{"epoch": i, **row} for i, row in enumerate(head.history, start=1)])
-    if config.refit:
+    rewrite_metrics(run, history)
+    if refit:
         selected = {"weight": head.weight, "bias": head.bias}
         save_tensors(run.checkpoints / "head-before-refit.safetensors", _tensors(selected), {"c": head.c})
-        head = fit_head(
-            np.concatenate(everything), np.tile(labels, len(views)), len(dataset.classes), head.c, config.epochs
-        )
+        head = fit_head(np.concatenate(x_all), np.tile(y_all, views), classes, head.c, iterations)
         run.log("the head was trained again on train + val with the C chosen; val figures are of the head before that")
     put_head(model, head)
-    save_model(run.checkpoints / "best.safetensors", model, dataset.classes, config.image_size)
+    save_model(run.checkpoints / "best.safetensors", model, dataset.classes, image_size)
     last = run.checkpoints / "last.safetensors"
     last.unlink(missing_ok=True)
-    last.symlink_to("best.safetensors")  # a convex problem: its last step is its best
+    last.symlink_to("best.safetensors")  # a convex problem: its last iterate is its best
     return {
         "c": head.c,
         "regularisation": tried,
         "feature_seconds": seconds,
         "head_seconds": head_seconds,
-        "mean_train_seconds_per_epoch": (seconds + head_seconds) / max(1, epochs),
-        "images_per_second": (len(y_train) + len(y_val)) * config.views / seconds if seconds else None,
+        "mean_train_seconds_per_epoch": (seconds + head_seconds) / max(1, len(history)),
+        "images_per_second": len(y_all) * views / seconds if seconds else None,
     }
 
 

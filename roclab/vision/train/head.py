@@ -1,0 +1,179 @@
+"""The head on frozen features: multinomial logistic regression on standardised features.
+
+`put_head` writes it into the network's own last layer, so that the outcome is a whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from roclab.core.exceptions import RocLabError
+from roclab.vision.evaluate.metrics import loss_and_accuracy
+from roclab.vision.models.classifier import Classifier
+from roclab.vision.models.inference import softmax
+
+CS = tuple(float(c) for c in np.round(10.0 ** np.arange(-5, 1.01, 0.5), 8))
+FEW = 500  # validation images; with fewer, the loss on one validation split says little about C
+
+Cut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x (N, D), y (N,), x_val (M, D), y_val (M,)
+
+
+@dataclass
+class Head:
+    """A linear classifier on raw features: `logits = x @ weight.T + bias`."""
+
+    weight: np.ndarray  # (C, D) float32
+    bias: np.ndarray  # (C,)
+    c: float  # inverse regularisation strength, as scikit-learn counts it
+    history: list[dict[str, float]] = field(default_factory=list)  # a row per iteration of L-BFGS
+    tried: list[dict[str, float]] = field(default_factory=list)  # a row per regularisation
+
+    def probs(self, x: np.ndarray) -> np.ndarray:
+        """(N, C) class probabilities of raw features (N, D)."""
+        return softmax(x @ self.weight.T + self.bias)
+
+
+def choose_head(cut: Cut, classes: int, iterations: int, more: Sequence[Cut] = (), cs: Sequence[float] = CS) -> Head:
+    """The head fitted to the cut's training images with the C whose loss on validation images is lowest.
+
+    The loss and not the accuracy: on fifty validation images several C tie in accuracy, and the loss still tells them
+    apart. `more` are further cuts of the same images (cross-validation), over which the loss is averaged.
+    """
+    spaces = [Space.of(x) for x, *_ in (cut, *more)]
+    tried: list[dict[str, float]] = []
+    for c in sorted(
+        cs
+    ):  # strong regularisation first: once the loss has risen twice in a row, weaker ones overfit more
+        scores = []
+        for (x, y, x_val, y_val), space in zip((cut, *more), spaces, strict=True):
+            scores.append(loss_and_accuracy(fit_head(x, y, classes, c, iterations, space=space).probs(x_val), y_val))
+        loss, accuracy = np.mean(scores, axis=0)
+        tried.append({"c": c, "val_loss": float(loss), "val_top1": float(accuracy)})
+        if len(tried) > 2 and tried[-3]["val_loss"] < tried[-2]["val_loss"] < loss:
+            break
+    chosen = min(tried, key=lambda row: row["val_loss"])
+    if not np.isfinite(chosen["val_loss"]):
+        raise RocLabError("the head's training diverged at every regularisation: are there NaN among the features?")
+    x, y, x_val, y_val = cut
+    head = fit_head(x, y, classes, chosen["c"], iterations, (x_val, y_val), spaces[0])
+    head.tried = tried
+    return head
+
+
+def further_cuts(views: Sequence[np.ndarray], y: np.ndarray, seed: int, folds: int = 5) -> list[Cut]:
+    """`folds` cuts of the images, each image validating in one of them. `views` are (N, D) features under each view:
+    all of them train, the first validates."""
+    from sklearn.model_selection import KFold
+
+    if len(y) < 2 * folds:
+        return []
+    return [
+        (np.concatenate([view[rows] for view in views]), np.tile(y[rows], len(views)), views[0][out], y[out])
+        for rows, out in KFold(folds, shuffle=True, random_state=seed).split(y)
+    ]
+
+
+def standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale per feature. The scale is the deviation, but at least its median over the features: a unit that is
+    active on ImageNet's images and hardly on these has a deviation near zero, and dividing by it would let the head
+    depend on its noise."""
+    scale = x.std(0, dtype=np.float64)
+    return x.mean(0, dtype=np.float64), np.maximum(scale, max(float(np.median(scale)), 1e-8))
+
+
+@dataclass
+class Space:
+    """The features as the regression sees them: standardised, and rotated into as few dimensions as there are rows.
+
+    The best weights are combinations of the rows, and neither the loss nor |W|² changes under a rotation, so with
+    fewer images than features the problem has N dimensions, not D: the same optimum, several times faster.
+    """
+
+    mean: np.ndarray  # (D,)
+    scale: np.ndarray  # (D,)
+    z: np.ndarray  # (N, R) float64
+    basis: np.ndarray | None  # (D, R), orthonormal columns; None: R = D, nothing was rotated
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Space:
+        mean, scale = standardisation(x)
+        z = (x - mean) / scale
+        if len(x) >= x.shape[1]:
+            return cls(mean, scale, z, None)
+        basis, triangle = np.linalg.qr(z.T)
+        return cls(mean, scale, np.ascontiguousarray(triangle.T), basis)
+
+    def raw(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (C, R) and bias of this space as those of raw features: W' = W / scale, b' = b - W' mean."""
+        weight = (weight if self.basis is None else weight @ self.basis.T) / self.scale
+        return weight.astype(np.float32), (bias - weight @ self.mean).astype(np.float32)
+
+
+def fit_head(
+    x: np.ndarray,
+    y: np.ndarray,
+    classes: int,
+    c: float,
+    iterations: int = 100,
+    val: tuple[np.ndarray, np.ndarray] | None = None,
+    space: Space | None = None,
+) -> Head:
+    """Multinomial logistic regression, L-BFGS from zero, at most `iterations`; weights on raw features.
+
+    Minimises mean cross-entropy + |W|² / (2 C N) on standardised features, the objective of scikit-learn's
+    `LogisticRegression(C)` divided by C N (which is as fast, but gives no loss per iteration). With `val`, the head's
+    `history` has the losses and accuracies after each iteration.
+    """
+    from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    space = space or Space.of(x)
+    z = space.z
+    n, d = z.shape  # d: the features, or as many directions as there are images
+    target = np.eye(classes)[y]  # (N, C)
+
+    def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return flat[: classes * d].reshape(classes, d), flat[classes * d :]
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weight, bias = unpack(flat)
+        logits = z @ weight.T + bias
+        logits -= logits.max(1, keepdims=True)
+        log_sum = np.log(np.exp(logits).sum(1, keepdims=True))
+        residual = (np.exp(logits - log_sum) - target) / n
+        loss = -(target * (logits - log_sum)).sum() / n + (weight**2).sum() / (2 * c * n)
+        return loss, np.concatenate([(residual.T @ z + weight / (c * n)).ravel(), residual.sum(0)])
+
+    history: list[dict[str, float]] = []
+
+    def log_iteration(flat: np.ndarray) -> None:
+        assert val is not None
+        head = Head(*space.raw(*unpack(flat)), c)
+        row: dict[str, float] = {"step": len(history) + 1}
+        for name, (features, labels) in (("train", (x, y)), ("val", val)):
+            row[f"{name}_loss"], row[f"{name}_top1"] = loss_and_accuracy(head.probs(features), labels)
+        history.append(row)
+
+    # one thread: the products are small, and waiting threads made it up to fifteen times slower
+    with threadpool_limits(1, user_api="blas"):
+        done = minimize(
+            objective,
+            np.zeros(classes * d + classes),
+            jac=True,
+            method="L-BFGS-B",
+            callback=log_iteration if val is not None else None,  # it takes longer than the iterations themselves
+            options={"maxiter": iterations, "gtol": 1e-6, "ftol": 1e-10},
+        )
+    return Head(*space.raw(*unpack(done.x)), c, history)
+
+
+def put_head(model: Classifier, head: Head) -> None:
+    """Write the head's weights into the network's own last layer."""
+    import torch
+
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(head.weight))
+        model.head.bias.copy_(torch.from_numpy(head.bias))
