@@ -25,25 +25,25 @@ def formulas(replaced: Formulas, **config: Any) -> Reference:
     return Reference(config, {}, replaced)
 
 
-def of_norm(title: str, x: Array, g: Array, eps: float, expects: str, hint: str, **more: Any) -> Check:
+def of_norm(
+    title: str, x: Array, g: Array, eps: float, expects: str, hint: str, dtype: str = "float32", **more: Any
+) -> Check:  # fmt: skip
     x = exact(x)
     standard: dict[str, Any] = {"expected": lambda replaced: formulas(replaced).norm(x, g, eps), "tolerance": 2e-5}
     more = standard | {"read": lambda value: [numbers(value["y"])]} | more
-    return Check("RMSNorm", title, "norm", {"x": x, "weight": g, "eps": eps}, expects, hint, **more)
+    return Check("RMSNorm", title, "norm", {"x": x, "weight": g, "eps": eps, "dtype": dtype}, expects, hint, **more)
 
 
 def of_dtype(dtype: str, expects: str, factor: float, tolerance: float) -> Check:
-    x, ones = np.random.default_rng(3).integers(75, 125, (3, 16)) * factor, np.ones(16)  # exact in both dtypes
+    x = np.random.default_rng(3).integers(75, 125, (3, 16)) * factor  # exact in both dtypes
 
     def dtype_fault(value: dict[str, Any]) -> Verdict | None:
         hint = f"RMSNorm must return the dtype it is given, {dtype}"
         return None if value["dtype"] == dtype else fault(f"{value['dtype']} comes back", hint)
 
-    return Check(
-        "RMSNorm", dtype, "norm", {"x": x, "weight": ones, "eps": 1e-6, "dtype": dtype}, expects,
-        f"RMSNorm must square in float32: {dtype} overflows or loses digits",
-        lambda _: formulas({}).norm(x, ones, 1e-6), tolerance, dtype_fault,
-        read=lambda value: [numbers(value["y"])], compare_mistakes=False)  # fmt: skip
+    hint = f"RMSNorm must square in float32: {dtype} overflows or loses digits"
+    more: dict[str, Any] = {"tolerance": tolerance, "fault": dtype_fault, "compare_mistakes": False}
+    return of_norm(dtype, x, np.ones(16), 1e-6, expects, hint, dtype, **more)
 
 
 def scale_fault(value: dict[str, Any]) -> Verdict | None:
