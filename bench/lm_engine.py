@@ -15,8 +15,9 @@ import json
 import statistics
 import time
 
-from roclab.lm.engine.scheduler import Engine, Request
 from roclab.lm.load import open_model
+
+from roclab.lm.engine.scheduler import Engine, Request
 from roclab.lm.settings import SamplingParams
 from roclab.lm.weights.checkpoint import open_checkpoint
 

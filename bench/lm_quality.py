@@ -9,8 +9,9 @@ cut from the text, 64 tokens each with float activations; where a text differs, 
 best tokens at that place is printed. Takes some minutes. The last line is JSON.
 
 int8 and int4 are judged on float weights. Those of a 4-bit file lie on its grid, on which rounding to 4 bits again
-would cost nothing; so `FloatWeights` shuffles the channels first: the same function, but the 32 numbers of a group come
-from many different groups of the file (of o_proj from two, as a head's channels stay together), which no grid fits.
+would cost nothing; so `float_weights` shuffles the channels first: the same function, but the 32 numbers of a group
+come from many different groups of the file (of o_proj from two, as a head's channels stay together), which no grid
+fits.
 "int4 calibrated" is what `roclab lm quantize` writes of them on --calibration, and "int4 calibrated on itself", which
 --models has to ask for, on text that the model wrote.
 """
@@ -35,6 +36,7 @@ from roclab.lm.generate import complete
 from roclab.lm.quantize import calibration_texts, quantize, written_texts
 from roclab.lm.settings import SamplingParams
 from roclab.lm.weights.checkpoint import Checkpoint, open_checkpoint
+from roclab.lm.weights.tensors import Contents, StoredTensor, tensor_in_memory
 
 WINDOW = 512
 LLAMA_CPP = """
@@ -57,45 +59,31 @@ np.save(sys.argv[3], np.concatenate(rows))
 """
 
 
-class FloatWeights(Checkpoint):
+def float_weights(origin: Checkpoint) -> Checkpoint:
     """Another checkpoint's weights as floats, with the channels of the residual stream, of each MLP and of each head's
     values shuffled."""
-
-    def __init__(self, origin: Checkpoint):
-        self.path, self.config, self._origin = origin.path, origin.config, origin
-        config, draw = origin.config, torch.Generator().manual_seed(0)
-        heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        stream, inner, value = (
-            torch.randperm(n, generator=draw) for n in (config.hidden_size, config.intermediate_size, size)
-        )
-        values = torch.cat([value + size * h for h in range(groups)])
-        mixed = torch.cat([value + size * h for h in range(heads)])
-        # a matrix's (rows, columns); None: as they are
-        orders = {
-            "q_proj": (None, stream), "k_proj": (None, stream), "v_proj": (values, stream), "o_proj": (stream, mixed),
-            "gate_proj": (inner, stream), "up_proj": (inner, stream), "down_proj": (stream, inner),
-            "embed_tokens": (None, stream), "lm_head": (None, stream), "layernorm": (stream, None),
-            "norm": (stream, None), "q_norm": (None, None), "k_norm": (None, None),
-        }  # fmt: skip
-        self._weights = {}
-        for name, stored in origin.checked().items():
-            part = name.split(".")[-2]
-            rows, columns = orders["layernorm" if part.endswith("layernorm") else part]
-            weight = origin.tensor(stored, torch.float32)
-            weight = weight if rows is None else weight[rows]
-            self._weights[name] = weight if columns is None or weight.dim() < 2 else weight[:, columns]
-
-    def names(self) -> set[str]:
-        return set(self._weights)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._weights[name].shape)
-
-    def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        return self._weights[name].to(dtype).contiguous()
-
-    def _tokenizer(self) -> Any:
-        return self._origin.load_tokenizer()
+    config, draw = origin.config, torch.Generator().manual_seed(0)
+    heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    stream, inner, value = (
+        torch.randperm(n, generator=draw) for n in (config.hidden_size, config.intermediate_size, size)
+    )
+    values = torch.cat([value + size * h for h in range(groups)])
+    mixed = torch.cat([value + size * h for h in range(heads)])
+    # a matrix's (rows, columns); None: as they are
+    orders = {
+        "q_proj": (None, stream), "k_proj": (None, stream), "v_proj": (values, stream), "o_proj": (stream, mixed),
+        "gate_proj": (inner, stream), "up_proj": (inner, stream), "down_proj": (stream, inner),
+        "embed_tokens": (None, stream), "lm_head": (None, stream), "layernorm": (stream, None),
+        "norm": (stream, None), "q_norm": (None, None), "k_norm": (None, None),
+    }  # fmt: skip
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in origin.tensors.items():
+        part = name.split(".")[-2]
+        rows, columns = orders["layernorm" if part.endswith("layernorm") else part]
+        weight = tensor.load() if rows is None else tensor.load()[rows]
+        weight = weight if columns is None or weight.dim() < 2 else weight[:, columns]
+        tensors[name] = tensor_in_memory(weight.contiguous())
+    return Checkpoint(origin.path, Contents(config, tensors, origin.load_tokenizer))
 
 
 def divergence(expected: torch.Tensor, logits: torch.Tensor) -> float:
@@ -168,7 +156,7 @@ def main() -> None:
     tokenizer, reference = checkpoint.load_tokenizer(), TorchRunner(checkpoint.load_model())
     text = options.text.read_text(encoding="utf-8")
     ids = tokenizer.encode(text[:400_000])
-    floats = FloatWeights(checkpoint)
+    floats = float_weights(checkpoint)
     folder = tempfile.TemporaryDirectory()
 
     def calibrated(texts: torch.Tensor) -> CPURunner:

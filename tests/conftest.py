@@ -51,14 +51,15 @@ def qwen(qwen_folder):
 @pytest.fixture(scope="session")
 def smollm_path() -> Path:
     """SmolLM2-135M-Instruct's GGUF file; `make test` installs the package that ships it."""
+    from roclab.core.fetch import find_package
     from roclab.lm.weights.sources import SHORT_NAMES, Package
 
     package = SHORT_NAMES["smollm2-135m"]
     assert isinstance(package, Package)
-    path = package.path()
-    if path is None:
+    folder = find_package(package.module)
+    if folder is None:
         pytest.skip("the weights are not installed: roclab pull smollm2-135m")
-    return path
+    return folder / package.file
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.progress import track
 from roclab.lm.engine.cpu.build import load_library
+
+logger = logging.getLogger(__name__)
 
 PEERS = ("llama.cpp", "transformers")
 PREFILLS, CONTEXTS, BATCHES = (128, 512, 2048), (100, 2000), (1, 4, 16)
@@ -89,17 +93,15 @@ def bench(
     quantize: str | None = None,
     repeats: int = 3,
     quick: bool = False,
-    progress: Callable[[list[Any]], Iterable[Any]] = iter,
-    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure `model` (a path). `context` bounds the prompt lengths; `quick` leaves out the long ones.
 
     Returns the measurements by program, the machine's limits, and the six figures of the summary line (None where a
-    peer was not measured). A peer that does not run is said and left out; RocLM itself raises RocLabError.
+    peer was not measured). A peer that does not run is reported and left out; RocLM itself raises RocLabError.
     """
     draw = random.Random(0)
 
-    def ids(n: int) -> list[int]:  # random tokens: no text that repeats itself, so nothing can be guessed
+    def ids(n: int) -> list[int]:  # random tokens: no text that repeats itself, so no token can be drafted
         return [draw.randrange(vocabulary) for _ in range(n)]
 
     prefills = [n for n in PREFILLS if n + 1 <= context and (n <= 512 or not quick)]
@@ -131,7 +133,7 @@ def bench(
                 except RocLabError:
                     notes.append(str(error))
         for note in notes:
-            say(note)
+            logger.info(note)
         for _ in range(repeats - 1):
             for program in programs:
                 program.restart()
@@ -143,7 +145,7 @@ def bench(
             tasks.append((f"batch {rows}", "batch", {"prompts": prompts, "n": STEPS}))
         times: dict[str, dict[str, list[float]]] = {p.name: {name: [] for name, _, _ in tasks} for p in programs}
         rounds = [(name, task, arguments) for _ in range(repeats) for name, task, arguments in tasks]
-        for name, task, arguments in progress(rounds):
+        for name, task, arguments in track(rounds, "measuring"):
             for program in programs:
                 if (seconds := program.ask(task, **arguments)) is not None:
                     times[program.name][name].append(seconds)
@@ -208,9 +210,9 @@ def table(result: dict[str, Any]) -> str:
     rows = [
         ("load, s", "load_seconds", 1, ".2f"), ("first token cold, ms", "ttft_cold_ms", 1, ".0f"),
         ("first token warm (64 tokens), ms", "ttft_warm_ms", 1, ".0f"),
-        *((f"read {n:,} tokens, tokens/s", f"prefill {n}", 1, ".0f") for n in PREFILLS),
-        *((f"write at {n:,} of context, tokens/s", f"decode at {n}", 1, ".1f") for n in CONTEXTS),
-        *((f"write {n} texts at once, tokens/s", f"batch {n}", 1, ".1f") for n in BATCHES),
+        *((f"prefill {n:,} tokens, tokens/s", f"prefill {n}", 1, ".0f") for n in PREFILLS),
+        *((f"decode at {n:,} of context, tokens/s", f"decode at {n}", 1, ".1f") for n in CONTEXTS),
+        *((f"decode {n} sequences, tokens/s", f"batch {n}", 1, ".1f") for n in BATCHES),
         ("peak memory, MB", "peak_bytes", 1e-6, ".0f"), ("threads", "threads", 1, ".0f"),
     ]  # fmt: skip
     lines = [" " * 36 + "".join(f"{name:>16}" for name in programs)]
@@ -221,13 +223,13 @@ def table(result: dict[str, Any]) -> str:
                 f"{label:<36}" + "".join("–".rjust(16) if c is None else f"{c * factor:16{form}}" for c in cells)
             )
     few = programs["roclab"].get("writing_threads")
-    lines.append(f"RocLM ran on {programs['roclab']['engine']}" + (f"; {few} of the threads write." if few else "."))
+    lines.append(f"RocLM ran on {programs['roclab']['engine']}" + (f"; {few} of the threads decode." if few else "."))
     if limits := result["machine"]:
         share = result["summary"]["decode_bandwidth_share"]
         lines.append(
             f"This machine reads {limits['bandwidth'] / 1e9:.1f} GB/s and computes {limits['flops'] / 1e9:.0f} GFLOP/s "
             f"(float32). A token reads {programs['roclab']['weight_bytes'] / 1e6:.1f} MB of weights"
-            + (f"; writing uses {share:.0%} of the memory's speed." if share is not None else ".")
+            + (f"; decode uses {share:.0%} of the memory's speed." if share is not None else ".")
         )
     lines += result["notes"]
     return "\n".join(lines)

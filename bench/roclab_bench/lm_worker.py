@@ -21,18 +21,12 @@ from typing import Any
 class RocLM:
     def __init__(self, path: str, options: dict[str, Any]):
         from roclab.lm.engine.cpu.runner import CPURunner
-        from roclab.lm.load import open_model
-        from roclab.lm.weights.checkpoint import open_checkpoint  # imported by `main` already
+        from roclab.lm.loading import load  # imported by `main` already
 
-        checkpoint = open_checkpoint(path)
         self.kernels = CPURunner
-        self.model = open_model(
-            checkpoint, options["engine"], quantize=options.get("quantize"), threads=options.get("threads")
-        )
-        self.tokenizer = checkpoint.load_tokenizer()
-        self.notes: dict[str, Any] = {"engine": "torch" if options["engine"] == "auto" else options["engine"]}
+        self.model, self.tokenizer = load(path, options["engine"], quantize=options.get("quantize"))
+        self.notes: dict[str, Any] = {"engine": "torch"}
         if isinstance(self.model, CPURunner):
-            self.model.wait()
             self.notes = {
                 "engine": f"fast ({self.model.path})",
                 "weight_bytes": self.model.weight_bytes,
@@ -160,8 +154,7 @@ def main() -> None:
         import torch
 
         if kind == "roclab":
-            import roclab.lm.load
-            import roclab.lm.text.tokenizer  # noqa: F401
+            import roclab.lm.loading  # noqa: F401
         if options.get("torch_threads"):
             torch.set_num_threads(options["torch_threads"])
     started = time.perf_counter()

@@ -17,7 +17,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import bench, errors, lm, quantize, report, study, tokenizer, verify, vision
+from roclab.cli import bench, errors, export, lm, quantize, report, study, tokenizer, verify, vision
 from roclab.core.exceptions import RocLabError
 from roclab.core.log import show_messages
 
@@ -32,6 +32,7 @@ lm.app.command("study")(study.study)
 lm.app.command("verify")(verify.verify)
 lm.app.command("bench")(bench.bench)
 lm.app.command("quantize")(quantize.quantize)
+lm.app.command("export")(export.export)
 vision.app.command("errors")(errors.errors)
 app.add_typer(lm.app, name="lm")
 app.add_typer(vision.app, name="vision")

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import typer
 
-from roclab.cli.lm import DEVICE, DTYPE, MODEL, TOKENIZER, _load, say
+from roclab.cli.lm import MODEL, open_model
 from roclab.cli.options import options_from
 from roclab.cli.output import print_json
 from roclab.core.exceptions import RocLabError
 from roclab.course.study.settings import Study
+from roclab.lm.settings import LoadOptions
 
 
+@options_from(LoadOptions, "options", only=("tokenizer", "dtype", "device"))
 @options_from(Study, "settings")
 def study(
     settings: Study,
+    options: LoadOptions,
     out: Path = typer.Option(..., "--out", help="The study's folder; an interrupted study goes on."),
     model: str = MODEL,
-    tokenizer_path: Path = TOKENIZER,
     as_json: bool = typer.Option(False, "--json", help="Print study.json's content."),
-    dtype: str = DTYPE,
-    device: str = DEVICE,
 ) -> None:
     """Ask a fixed set of questions by kind, score the answers by rule, and say what the model is good at.
 
@@ -33,13 +33,15 @@ def study(
     from roclab.lm.weights.checkpoint import open_checkpoint
 
     settings.asked  # noqa: B018  (read now: a mistake in the file is reported before the model is opened)
-    language_model, tokenizer, _ = _load(model, tokenizer_path, dtype, device)
+    checkpoint = open_checkpoint(model)
+    # All runs with float activations, as the greedy one needs them (`for_temperature`).
+    runner, tokenizer, _ = open_model(checkpoint, options.for_temperature(0))
     if not tokenizer.chat_template:
         raise RocLabError(f"{model}: this model has no chat template, so it cannot be asked")
-    path = open_checkpoint(model, say).path
+    path = checkpoint.path
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     hashes = {file.name: file_sha256(file) for file in files}
-    summary = run_study(model, language_model, tokenizer, settings, out, weights=hashes)
+    summary = run_study(model, runner, tokenizer, settings, out, weights=hashes)
     if as_json:
         print_json(summary)
         return

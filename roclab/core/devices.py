@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def usable_device(name: str) -> torch.device:
-    """The device called `name` (cpu, cuda, cuda:1, mps, …). Raises `RocLabError` if it cannot be used here."""
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name` (cpu, cuda, cuda:1, mps, …); "auto" is CUDA, else mps, else the CPU. Raises RocLabError
+    if it cannot be used here."""
     import torch
 
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

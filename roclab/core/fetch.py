@@ -6,17 +6,15 @@ import importlib.util
 import logging
 import math
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from roclab.core.exceptions import DataError, RocLabError
-from roclab.core.files import file_digest
+from roclab.core.files import atomic_folder, file_digest
 from roclab.core.progress import track
 
 logger = logging.getLogger(__name__)
@@ -59,18 +57,14 @@ def fetch_archives(folder: Path, resources: tuple[tuple[str, str], ...], mirror:
         if mirror:
             url = f"{mirror.rstrip('/')}/{url.rsplit('/', 1)[1]}"
         archives.append(fetch(url, folder.parent / url.rsplit("/", 1)[1], md5))
-    unpacked = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        for archive in archives:
-            logger.info(f"unpacking {archive.name}")
-            with tarfile.open(archive) as tar:
-                tar.extractall(unpacked, filter="data")  # refuses absolute paths, links out of the folder, devices
-        os.chmod(unpacked, 0o755)
-        os.replace(unpacked, folder)
+        with atomic_folder(folder) as unpacked:
+            for archive in archives:
+                logger.info(f"unpacking {archive.name}")
+                with tarfile.open(archive) as tar:
+                    tar.extractall(unpacked, filter="data")  # refuses absolute paths, links out of the folder, devices
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{archive} cannot be unpacked into {folder}: {error}") from None
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
     for archive in archives:
         archive.unlink()
     return folder

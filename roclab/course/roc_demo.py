@@ -21,13 +21,13 @@ except ImportError:  # a hand-in carries the package one folder up, or beside th
     sys.path[1:1] = [str(folder) for folder in (here, here.parent) if (folder / "roclab").is_dir()]
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.log import show_messages
 from roclab.lm.conversation import Conversation
 from roclab.lm.engine.runner import Runner
 from roclab.lm.generate import stream
-from roclab.lm.load import open_model
-from roclab.lm.settings import SamplingParams
+from roclab.lm.loading import load
+from roclab.lm.settings import LoadOptions, SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
-from roclab.lm.weights.checkpoint import open_checkpoint
 
 NO_THINKING = "This model's chat template has no thinking mode: it answers the same way with it on or off."
 
@@ -130,12 +130,12 @@ def main(arguments: list[str] | None = None) -> None:
     for text_stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(text_stream, "reconfigure"):  # a character that a terminal lacks, or a byte that is no text
             text_stream.reconfigure(errors="replace")
+    show_messages()
     try:
         params = SamplingParams(temperature=given.temperature, seed=given.seed, max_new_tokens=given.max_new_tokens)
-        checkpoint = open_checkpoint(given.model, lambda message: print(message, file=sys.stderr))
-        # At temperature 0 the words are those of the exact engine: activations stay floats.
-        model = open_model(checkpoint, exact=True if given.temperature == 0 else None)
-        run_demos(given.demo.replace("all", "123"), given.prompt, model, checkpoint.load_tokenizer(), params)
+        options = LoadOptions().for_temperature(given.temperature)
+        runner, tokenizer = load(given.model, **vars(options))
+        run_demos(given.demo.replace("all", "123"), given.prompt, runner, tokenizer, params)
     except RocLabError as error:
         print(f"roc_demo: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,7 +11,7 @@ has them. The very first token is not scored, unless the vocabulary puts a BOS b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from roclab.core.exceptions import DataError
+from roclab.core.progress import track
 from roclab.lm.engine.runner import Runner, score
 from roclab.lm.text.tokenizer import Tokenizer
 
@@ -59,7 +60,6 @@ def evaluate_text(
     *,
     window: int | None = None,
     stride: int | None = None,
-    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> TextScore:
     """Score `text`. `window` (tokens) defaults to 1,024 or the model's context, `stride` to half a window.
 
@@ -79,7 +79,7 @@ def evaluate_text(
         raise DataError("the text has fewer than two tokens: there is nothing to predict")
 
     total, count = 0.0, 0
-    for start, first, end in progress(list(windows(len(ids), window, stride))):
+    for start, first, end in track(list(windows(len(ids), window, stride)), "windows"):
         targets = torch.tensor(ids[first:end], device=runner.device)
         logits = score(runner, ids[start:end], len(targets) + 1)[:-1]  # each position predicts the next token
         total += F.cross_entropy(logits.float(), targets, reduction="sum").item()

@@ -17,10 +17,9 @@ weights) chosen when their group's turn comes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import atomic_file
+from roclab.core.progress import track
 from roclab.lm.engine.cpu.build import load_library, why_no_library
 from roclab.lm.engine.cpu.pack import GROUP, blocks_of, is_quantized, stays_int8, why_not
 from roclab.lm.engine.cpu.runner import CPURunner
@@ -48,8 +48,6 @@ ROUNDS = 2  # of refitting steps and minima, and of trying each quant again
 EQUATIONS = 1 << 24  # numbers of the linear systems that are solved at once: some hundred megabytes
 SHRINKING = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)  # of a group's range: outliers may be cut off
 
-Progress = Callable[[Any], Iterable[Any]]
-
 # Matrices of a layer that share an input, in the order of use.
 _STATIONS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -66,7 +64,6 @@ def quantize(
     to: str,
     texts: Callable[[], Tensor] | None = None,
     device: str | torch.device = "cpu",
-    progress: Progress = iter,
 ) -> None:
     """Write `checkpoint` to `path` in "int8" (Q8_0) or "int4" (Q4_1; in Q8_0 what `stays_int8`), whole or not at all.
     `texts` gives ids (N, T) to calibrate int4 on, and is called once all that can be known before is known to be in
@@ -81,27 +78,26 @@ def quantize(
     if library is None:
         raise RocLabError(f"quantizing needs the kernels: {why_no_library()}")
     check(checkpoint.config, tokenizer)
-    stored_names = checkpoint.checked()
+    stored = checkpoint.tensors
     try:
         with atomic_file(path) as temporary:
             rounded: dict[str, np.ndarray] = {}
             if to == "int4" and texts is not None:
                 ids = texts()
                 model = checkpoint.load_model(torch.float32, device)
-                for name, matrix in round_layers(model, ids.to(device), progress):
+                for name, matrix in round_layers(model, ids.to(device)):
                     rounded[name] = matrix.blocks()
                 del model
 
             def tensors() -> Iterator[tuple[str, str, np.ndarray]]:
-                for name, stored in stored_names.items():
-                    shape = checkpoint.shape(stored)
-                    if len(shape) == 1:
-                        yield name, "F32", checkpoint.tensor(stored, torch.float32).numpy()
+                for name, tensor in stored.items():
+                    if len(tensor.shape) == 1:
+                        yield name, "F32", tensor.load().numpy()
                     elif name in rounded:
-                        yield name, "Q4_1", rounded.pop(name).reshape(shape[0], -1)
+                        yield name, "Q4_1", rounded.pop(name).reshape(tensor.shape[0], -1)
                     else:
-                        blocks = blocks_of(library, checkpoint, name.removesuffix(".weight"), stored, to)
-                        yield name, blocks.kind, blocks.data.reshape(shape[0], -1)
+                        blocks = blocks_of(library, name, tensor, to)
+                        yield name, blocks.kind, blocks.data.reshape(tensor.shape[0], -1)
 
             write_gguf(temporary, checkpoint.config, tokenizer, tensors())
     except OSError as error:
@@ -130,7 +126,6 @@ def written_texts(
     tokens: int,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    progress: Progress = iter,
 ) -> Tensor:
     """Ids (N, window) that the model writes itself at temperature 1, each text from a random first token: where no
     text of the kind it will read is at hand, what it learnt shows in what it writes (Liu et al. 2023, LLM-QAT). On the
@@ -146,7 +141,7 @@ def written_texts(
     first = torch.randint(len(ordinary), (max(1, tokens // window),), generator=draw).tolist()
     starts = [[ordinary[i]] for i in first]
     texts: list[list[int]] = []
-    for at in progress(range(0, len(starts), TEXTS_AT_ONCE)):
+    for at in track(range(0, len(starts), TEXTS_AT_ONCE), "texts"):
         some = starts[at : at + TEXTS_AT_ONCE]
         params = [
             SamplingParams(temperature=1.0, seed=seed + at + i, max_new_tokens=window - 1, ignore_eos=True)
@@ -177,19 +172,20 @@ class Rounded:
 
 
 @torch.inference_mode()
-def round_layers(model: RocLMForCausalLM, texts: Tensor, progress: Progress = iter) -> Iterator[tuple[str, Rounded]]:
+def round_layers(model: RocLMForCausalLM, texts: Tensor) -> Iterator[tuple[str, Rounded]]:
     """Round the matrices of all layers to four bits in place, but those that stay in int8, and give each by its
     parameter's name. `texts` (N, T): token ids to calibrate on; some ten thousand in all. Raises RocLabError for
     weights that are not finite."""
     x = model.model.embed_tokens(texts)
     places = torch.arange(texts.shape[1], device=texts.device)[None]
     positions = model.model.rotary_emb(x[:1], places)
-    for index, layer in enumerate(progress(model.model.layers)):
+    for index, layer in enumerate(track(model.model.layers, "layers")):
         for names in _STATIONS:
             H = _products(layer, names[0], x, positions)
             for name in names:
                 if not stays_int8(name):
                     linear = layer.get_submodule(name)
+                    assert isinstance(linear, nn.Linear)
                     if not (linear.weight.isfinite().all() and H.isfinite().all()):
                         raise RocLabError(f"model.layers.{index}.{name}: its weights or inputs are not finite numbers")
                     rounded = gptq(linear.weight, H)

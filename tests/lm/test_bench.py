@@ -28,7 +28,7 @@ def test_the_table_and_the_line_of_json(tmp_path):
     assert set(summary) >= SUMMARY
     assert summary["decode_ratio_llamacpp"] is None  # the peer could not run: said, and left out
     assert all(summary[key] > 0 for key in SUMMARY - {"decode_ratio_llamacpp", "prefill_ratio_llamacpp"})
-    for row in ("load, s", "read 128 tokens", "write at 100 of context", "write 16 texts at once", "peak memory"):
+    for row in ("load, s", "prefill 128 tokens", "decode at 100 of context", "decode 16 sequences", "peak memory"):
         assert row in done.stdout
     assert "read 512 tokens" not in done.stdout  # beyond this model's context
     assert "llama.cpp" in done.stdout + done.stderr

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from roclab.core.exceptions import CheckpointError
 from roclab.lm.model import RocLMConfig, RocLMForCausalLM, create_roclm_model
-from roclab.lm.weights.checkpoint import SUPPORTED, open_checkpoint
+from roclab.lm.weights.checkpoint import open_checkpoint
+from roclab.lm.weights.tensors import SUPPORTED
 
 from .build import (
     LLAMA3_ROPE,

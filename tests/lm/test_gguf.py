@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from roclab.core.exceptions import CheckpointError
-from roclab.lm.weights.gguf_file import BLOCK_TYPES, GGUFFile
+from roclab.lm.weights.gguf_blocks import BLOCK_TYPES
+from roclab.lm.weights.gguf_file import GGUFFile
 
 from .build import finish
 
@@ -90,11 +91,11 @@ def test_quantized_weights_read_back_as_the_gguf_package_reads_them(name, tmp_pa
         rows = random_blocks(name, weights.size // block_type.size, seed=5).reshape(24, -1)
     path = write(tmp_path / "a.gguf", {"w": (rows, name)})
     expected = gguf.quants.dequantize(rows, kind).astype(np.float32)
-    loaded = GGUFFile(path).load("w")
+    loaded = GGUFFile(path).tensors["w"].load()
     assert loaded.dtype == torch.float32
     assert same_bits(loaded.numpy(), expected)
     for dtype in (torch.float16, torch.bfloat16):
-        assert torch.equal(GGUFFile(path).load("w", dtype), torch.from_numpy(expected).to(dtype))
+        assert torch.equal(GGUFFile(path).tensors["w"].load(dtype), torch.from_numpy(expected).to(dtype))
 
 
 def test_a_tensor_longer_than_one_working_piece_is_whole(tmp_path):
@@ -102,8 +103,10 @@ def test_a_tensor_longer_than_one_working_piece_is_whole(tmp_path):
     rows = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)
     path = write(tmp_path / "a.gguf", {"plain": (weights, "F32"), "packed": (rows, "Q8_0")})
     file = GGUFFile(path)
-    assert same_bits(file.load("plain").numpy(), weights)
-    assert same_bits(file.load("packed").numpy(), gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q8_0))
+    assert same_bits(file.tensors["plain"].load().numpy(), weights)
+    assert same_bits(
+        file.tensors["packed"].load().numpy(), gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q8_0)
+    )
 
 
 def test_every_kind_of_metadata_reads_back_as_written(tmp_path):
@@ -136,7 +139,7 @@ def test_every_kind_of_metadata_reads_back_as_written(tmp_path):
     assert {k.removeprefix("array."): v for k, v in file.metadata.items() if k.startswith("array.")} == arrays
     assert {name: t.shape for name, t in file.tensors.items()} == {name: v.shape for name, v in tensors.items()}
     for name, value in tensors.items():
-        assert np.array_equal(file.load(name).numpy(), value.astype(np.float32))
+        assert np.array_equal(file.tensors[name].load().numpy(), value.astype(np.float32))
 
 
 @pytest.mark.parametrize("alignment", [8, 32, 64, 256])
@@ -149,7 +152,7 @@ def test_tensors_are_found_under_any_alignment(alignment, tmp_path):
     finish(writer)
     file = GGUFFile(tmp_path / "a.gguf")
     for i, value in enumerate(values):
-        assert np.array_equal(file.load(f"t{i}").numpy(), value)
+        assert np.array_equal(file.tensors[f"t{i}"].load().numpy(), value)
 
 
 def test_opening_reads_no_weights(tmp_path):
@@ -157,7 +160,7 @@ def test_opening_reads_no_weights(tmp_path):
     path = write(tmp_path / "a.gguf", {"w": (weights, "F32")})
     tracemalloc.start()
     file = GGUFFile(path)
-    raw = file.raw("w")
+    raw = file.tensors["w"].raw
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert raw.nbytes == weights.nbytes
@@ -192,7 +195,7 @@ def open_whole(path: Path, data: bytes) -> str:
         file = GGUFFile(path)
         for name in file.tensors:
             with np.errstate(all="ignore"):  # damaged scales may be infinite
-                file.load(name)
+                file.tensors[name].load()
     except CheckpointError as error:
         message = str(error)
     finally:

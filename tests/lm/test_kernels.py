@@ -22,7 +22,7 @@ from roclab.lm.engine.prompt_lookup import Costs, Lookup
 from roclab.lm.engine.runner import score
 from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.generate import complete, engine_of, stream
-from roclab.lm.load import open_model
+from roclab.lm.loading import load
 from roclab.lm.settings import SamplingParams
 from roclab.lm.weights.checkpoint import open_checkpoint
 
@@ -122,7 +122,7 @@ def test_quantizing_is_as_near_as_the_gguf_package(kind):
     import gguf
 
     from roclab.lm.engine.cpu.pack import KINDS
-    from roclab.lm.weights.gguf_file import BLOCK_TYPES
+    from roclab.lm.weights.gguf_blocks import BLOCK_TYPES
 
     weights = np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32)
     weights[3, :32], weights[4, 32:64], weights[5, 0] = 0, 0.25, 9e4  # nothing, one value, beyond float16
@@ -393,28 +393,28 @@ def test_common_length():
 
 def test_auto_takes_the_kernels_where_they_fit(tmp_path, smollm_path, monkeypatch):
     real = open_checkpoint(smollm_path)
-    assert isinstance(open_model(real, threads=1), CPURunner)
-    assert isinstance(open_model(real, dtype=torch.bfloat16), TorchRunner)
-    assert isinstance(open_model(real, "torch"), TorchRunner)
+    assert isinstance(load(real, threads=1)[0], CPURunner)
+    assert isinstance(load(real, dtype="bfloat16")[0], TorchRunner)
+    assert isinstance(load(real, "torch")[0], TorchRunner)
     floats = open_checkpoint(write_folder(tmp_path / "f", peer("qwen3", **WIDE)))
-    assert isinstance(open_model(floats), TorchRunner)
-    assert isinstance(open_model(floats, quantize="int8", threads=1), CPURunner)
+    assert isinstance(load(floats)[0], TorchRunner)
+    assert isinstance(load(floats, quantize="int8", threads=1)[0], CPURunner)
     narrow = open_checkpoint(write_gguf(tmp_path / "n.gguf", peer("llama", head_dim=24), block_type="Q8_0"))
-    assert isinstance(open_model(narrow), TorchRunner)
+    assert isinstance(load(narrow)[0], TorchRunner)
     with pytest.raises(RocLabError, match="head_dim is 24"):
-        open_model(narrow, "fast")
+        load(narrow, "fast")
     for engine, options, words in (
-        ("quick", {}, "choose auto, fast or torch"),
-        ("fast", {"device": "cuda"}, "on the CPU"),
+        ("quick", {}, "choose one of auto, fast, torch"),
+        ("fast", {"device": "cuda"}, "on the CPU|not usable here"),
         ("torch", {"quantize": "int8"}, "belong to the fast engine"),
-        ("torch", {"exact": False}, "--int8-activations"),
-        ("fast", {"quantize": "int3"}, "choose int8 or int4"),
+        ("torch", {"float_activations": False}, "--int8-activations"),
+        ("fast", {"quantize": "int3"}, "choose one of int8, int4"),
     ):
         with pytest.raises(RocLabError, match=words):
-            open_model(real, engine, **options)
+            load(real, engine, **options)
     with pytest.raises(RocLabError, match="--quantize int8 or int4"):
-        open_model(floats, "fast")
-    assert isinstance(open_model(real, "torch", exact=True), TorchRunner)  # its activations are floats anyway
+        load(floats, "fast")
+    assert isinstance(load(real, "torch", float_activations=True)[0], TorchRunner)  # its activations are floats anyway
 
 
 def test_greedy_generation_keeps_floats_unless_told(smollm_path):
@@ -433,7 +433,7 @@ def test_without_a_working_compiler_torch_does_the_work(compiler, tmp_path, smol
     load_library.cache_clear()
     try:
         assert load_library() is None
-        assert isinstance(open_model(open_checkpoint(smollm_path)), TorchRunner)
+        assert isinstance(load(open_checkpoint(smollm_path))[0], TorchRunner)
         with pytest.raises(RocLabError, match="kernels 'portable'"):
             load_library("portable")
         assert not list(tmp_path.rglob("*.so"))

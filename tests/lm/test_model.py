@@ -30,7 +30,7 @@ from roclab.lm.model import (
     rope_frequencies,
     rotate_half,
 )
-from roclab.lm.weights.checkpoint import config_from_hugging_face
+from roclab.lm.weights.huggingface import config_from_hugging_face
 
 TOLERANCE = 1e-4
 SMALL = {

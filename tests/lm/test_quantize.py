@@ -25,9 +25,8 @@ from roclab.lm.quantize import (
     round_layers,
     written_texts,
 )
-from roclab.lm.text.tokenizer import END_TOKENS, Tokenizer
 from roclab.lm.weights.checkpoint import open_checkpoint
-from roclab.lm.weights.gguf_writer import tokenizer_entries
+from roclab.lm.weights.gguf_tokenizer import END_TOKENS, gguf_entries, tokenizer_from_gguf
 from tests.lm.build import LLAMA3_ROPE, peer, write_folder
 from tests.test_cli import refused, roclab
 
@@ -123,9 +122,9 @@ def test_the_file_holds_the_model(kind: str, tmp_path: Path) -> None:
     if source.config.rope_scaling:
         assert written.config.rope_scaling is not None
         assert written.config.rope_scaling["rope_type"] == source.config.rope_scaling["rope_type"]
-    assert written.names() == set(source.checked())
-    for name in written.names():
-        before, after = source.tensor(name, torch.float32), written.tensor(name, torch.float32)
+    assert set(written.tensors) == set(source.tensors)
+    for name, tensor in written.tensors.items():
+        before, after = source.tensors[name].load(), tensor.load()
         if before.dim() == 1:
             assert torch.equal(before, after), name
         else:
@@ -154,9 +153,9 @@ def test_int4_is_what_the_rounding_said(folder: Path, tmp_path: Path) -> None:
     rounded = dict(round_layers(model, texts))
     assert len(rounded) == 5 * source.config.num_hidden_layers  # all but k_proj and v_proj
     for name, matrix in rounded.items():
-        assert torch.equal(written.tensor(name, torch.float32), matrix.weight())
+        assert torch.equal(written.tensors[name].load(), matrix.weight())
         assert torch.equal(model.get_parameter(name), matrix.weight())
-    kinds = {name.split(".")[-2]: written.blocks(name)[0] for name in written.names() if len(written.shape(name)) == 2}
+    kinds = {name.split(".")[-2]: tensor.kind for name, tensor in written.tensors.items() if len(tensor.shape) == 2}
     assert {part for part, kind in kinds.items() if kind == "Q8_0"} == {"embed_tokens", "lm_head", "k_proj", "v_proj"}
     assert set(kinds.values()) == {"Q8_0", "Q4_1"}
 
@@ -190,7 +189,7 @@ def test_what_gguf_has_no_words_for(folder: Path, tmp_path: Path) -> None:
     odd = {**tokenizer.definition, "pre_tokenizer": {"type": "Whitespace"}}
     tokenizer._definition = odd
     with pytest.raises(RocLabError, match="pre-tokenizer"):
-        tokenizer_entries(tokenizer, source.config)
+        gguf_entries(tokenizer, source.config)
     needs_kernels()
     source.config = replace(source.config, rope_scaling={**LLAMA3_ROPE, "low_freq_factor": 2.0})
     with pytest.raises(RocLabError, match="rope_scaling"):
@@ -243,10 +242,10 @@ def test_end_and_padding_tokens(folder: Path) -> None:
     source = open_checkpoint(folder)
     tokenizer = source.load_tokenizer()
     config = replace(source.config, pad_token_id=-1, eos_token_id=[2, tokenizer.vocab_size - 1, 3])
-    entries = tokenizer_entries(tokenizer, config)
+    entries = gguf_entries(tokenizer, config)
     assert "pad_token_id" not in entries
     assert [entries.get(f"{key}_token_id") for key in END_TOKENS] == [2, 3, None]
-    written = Tokenizer.from_gguf(
+    written = tokenizer_from_gguf(
         {
             f"tokenizer.ggml.{key.removeprefix('tokenizer_')}": value
             for key, value in {**entries, "tokens": entries["token_list"], "token_type": entries["token_types"],
@@ -256,7 +255,7 @@ def test_end_and_padding_tokens(folder: Path) -> None:
     )  # fmt: skip
     assert len(entries["token_list"]) == config.vocab_size > written.vocab_size == tokenizer.vocab_size
     assert written.id_to_token(config.vocab_size - 1) is None
-    assert tokenizer_entries(written, config)["token_types"] == entries["token_types"]
+    assert gguf_entries(written, config)["token_types"] == entries["token_types"]
     assert entries["tokenizer_pre"] == "gpt-2"  # the only name that llama.cpp knows
 
 
@@ -266,11 +265,11 @@ def test_a_gguf_file_again_and_onto_itself(folder: Path, tmp_path: Path) -> None
     file = tmp_path / "model.gguf"
     quantize(source, source.load_tokenizer(), file, "int8")
     first = open_checkpoint(file)
-    before = {name: first.tensor(name, torch.float32) for name in first.names()}
+    before = {name: tensor.load() for name, tensor in first.tensors.items()}
     quantize(first, first.load_tokenizer(), file, "int8")
     second = open_checkpoint(file)
     for name, weight in before.items():  # int8 again finds the same numbers, but for a scale's last digit
-        torch.testing.assert_close(second.tensor(name, torch.float32), weight, atol=2e-3, rtol=2e-2)
+        torch.testing.assert_close(second.tensors[name].load(), weight, atol=2e-3, rtol=2e-2)
 
 
 def test_a_short_text(folder: Path) -> None:
@@ -301,6 +300,6 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 
 
 def test_configuration_of_the_default_is_qwen3() -> None:
-    from roclab.lm.weights.gguf_writer import _architecture
+    from roclab.lm.weights.tensors import architecture_of
 
-    assert _architecture(RocLMConfig()) == "qwen3"
+    assert architecture_of(RocLMConfig()) == "qwen3"

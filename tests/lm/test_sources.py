@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from pathlib import Path
 
 import pytest
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.fetch import find_package
 from roclab.lm.weights.sources import SHORT_NAMES, Package, locate
 
 from .build import assert_one_line, peer, roclab, write_folder, write_gguf
@@ -140,34 +142,34 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
      "../model", "org/tiny@", "x" * 300, "nul\0byte", "~nobody-of-that-name/x"],
     ids=range(20),
 )  # fmt: skip
-def test_a_wrong_name_lists_the_names_we_know_and_asks_nobody(name, tmp_path, monkeypatch):
+def test_a_wrong_name_lists_the_names_we_know_and_asks_nobody(name, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    heard: list[str] = []
+    caplog.set_level(logging.INFO, "roclab")
     if name in ("..", "/"):  # these are folders that exist
-        assert locate(name, heard.append).is_dir()
+        assert locate(name).is_dir()
     else:
         with pytest.raises(RocLabError) as caught:
-            locate(name, heard.append)
+            locate(name)
         assert all(known in str(caught.value) for known in SHORT_NAMES)
         assert "\n" not in str(caught.value)
-    assert not heard
+    assert not caplog.records  # a look-up would be announced
 
 
-def test_a_file_that_a_local_folder_lacks_is_not_looked_up_on_a_hub(tmp_path, monkeypatch):
+def test_a_file_that_a_local_folder_lacks_is_not_looked_up_on_a_hub(tmp_path, monkeypatch, caplog):
     (tmp_path / "models" / "small").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    heard: list[str] = []
+    caplog.set_level(logging.INFO, "roclab")
     with pytest.raises(RocLabError, match="no such file"):
-        locate("models/small/model.gguf", heard.append)
-    assert not heard
+        locate("models/small/model.gguf")
+    assert not caplog.records  # a look-up would be announced
 
 
 def test_the_short_name_of_installed_weights_finds_the_file_in_any_case(smollm_path):
     assert locate("smollm2-135m") == smollm_path == locate("SmolLM2-135M")
 
 
-def test_a_package_that_is_not_installed_has_no_path():
-    assert Package("none==1", "no_such_module_here", "weights.gguf").path() is None
+def test_a_package_that_is_not_installed_has_no_folder():
+    assert find_package("no_such_module_here") is None
 
 
 def test_every_short_name_is_a_package_or_a_hub_repository():

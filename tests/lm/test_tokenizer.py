@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from roclab.core.exceptions import CheckpointError, RocLabError
-from roclab.lm.text.tokenizer import PRE_TOKENIZERS, Tokenizer
+from roclab.lm.text.tokenizer import Tokenizer
+from roclab.lm.weights.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_from_gguf
 
 from .build import CONTROL, byte_vocabulary, tokenizer_definition
 
@@ -45,7 +46,7 @@ def qwen_from_gguf(qwen_folder) -> Tokenizer:
     rows = 151936  # of the embedding: the converter fills up with unused tokens
     names = {i: name for name, i in ids.items()}
     types = dict.fromkeys(ids.values(), 1) | {t["id"]: 3 if t["special"] else 4 for t in definition["added_tokens"]}
-    return Tokenizer.from_gguf(
+    return tokenizer_from_gguf(
         {
             "tokenizer.ggml.model": "gpt2",
             "tokenizer.ggml.pre": "qwen2",
@@ -158,7 +159,7 @@ def from_gguf(pre: str, **changes) -> Tokenizer:
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 2,
     }
-    return Tokenizer.from_gguf({k: v for k, v in {**metadata, **changes}.items() if v is not None}, "test.gguf")
+    return tokenizer_from_gguf({k: v for k, v in {**metadata, **changes}.items() if v is not None}, "test.gguf")
 
 
 @pytest.mark.parametrize("name", [n for n in EXPRESSIONS if n in PRE_TOKENIZERS])

@@ -8,7 +8,6 @@ for sentence in sentences("31842067", facts):       # `sentences.sentences`
 
 from __future__ import annotations
 
-import logging
 import os
 import unicodedata
 from collections import Counter
@@ -21,8 +20,6 @@ from roclab.course.tokenizer_lab.bpe_trace import Trace, Tracer
 from roclab.lm.text.tokenizer import BYTE_OF, Tokenizer
 from roclab.lm.weights.checkpoint import open_checkpoint
 from roclab.lm.weights.sources import SHORT_NAMES, tokenizer_from_hub
-
-logger = logging.getLogger(__name__)
 
 SMOLLM, QWEN = "SmolLM2", "Qwen3"
 LONGEST_ID = 64  # characters; a coverage picture holds half the square of it
@@ -78,8 +75,8 @@ def open_tokenizer(name: str) -> Tokenizer:
         return Tokenizer.from_directory(path)
     source = SHORT_NAMES.get(name.lower(), name)
     if not path.exists() and isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/")):
-        return Tokenizer.from_directory(tokenizer_from_hub(source, logger.info))
-    return open_checkpoint(name, logger.info).load_tokenizer()
+        return Tokenizer.from_directory(tokenizer_from_hub(source))
+    return open_checkpoint(name).load_tokenizer()
 
 
 def readable(token: str) -> str:

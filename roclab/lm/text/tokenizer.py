@@ -1,20 +1,20 @@
-"""Text to token ids and back, on top of the `tokenizers` library; the chat template lives here too.
+"""Text to token ids and back, on top of the `tokenizers` library.
 
 The one rule that everything below serves: **text typed by somebody never becomes a control token.** Control tokens
-(`<|im_start|>`, `<think>`, …) are renamed, inside the library's tokenizer, to names no text can hold. Only a chat
-template may write the public names; whatever a message contains is ordinary text, spelled out in ordinary tokens.
+(`<|im_start|>`, `<think>`, …) are renamed, inside the library's tokenizer, to names that no text can hold. Only a chat
+template may write the public names; whatever a message contains is encoded as ordinary tokens.
 
     message texts → masked → template renders → public names become inner names → unmasked → token ids
 
-Masked: every character that begins a control token's name stands as a noncharacter while the template runs. (A template
-that itself put a name together out of fixed text and a message's, such as `</{{ word }}>`, would defeat that.)
+Masked: every character that begins a control token's name is replaced by a noncharacter while the template runs. (A
+template that itself put a name together out of fixed text and a message's, such as `</{{ word }}>`, would defeat that.)
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,30 +24,41 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.core.files import read_json
+from roclab.lm.text.chat_template import Mask, render
 
-# Unicode's noncharacters, reserved for use inside a program. In text that comes from outside they are replaced.
+# Noncharacters around the inner name of a control token. In text that comes from outside they are replaced, as are lone
+# surrogates, which were bytes that are not UTF-8.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-_STAND_INS = [chr(i) for i in range(0xFDD2, 0xFDF0)]
-NOT_TEXT = re.compile("[\ufdd0\ufdd1\ud800-\udfff]")  # lone surrogates too: bytes that were no UTF-8
-_NOT_CHAT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")  # the stand-ins are in use while a template runs
+NOT_TEXT = re.compile("[\ufdd0\ufdd1\ud800-\udfff]")
+
+# What a Hugging Face folder holds of a tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+# The flags of an added token in tokenizer.json.
+ADDED_TOKEN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 
 def bytes_to_unicode() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: itself where it is printable, else a character from U+0100 on."""
+    """GPT-2's printable character for each byte: itself where it is printable, else a character from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = (byte for byte in range(256) if byte not in printable)
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-BYTE_OF = {char: byte for byte, char in bytes_to_unicode().items()}
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 class Tokenizer:
     """Encodes ordinary text, renders chats, decodes ids.
 
     Attributes: `control` (name → id of every control token), `bos_token_id`, `eos_token_ids`, `chat_template` (Jinja
-    source or None), `adds_bos` (whether the model wants a BOS before plain text).
+    source or None), `adds_bos` (whether the model wants a BOS before plain text), `folder` (whose files it was read
+    from, or None).
     """
+
+    folder: Path | None = None
 
     def __init__(
         self,
@@ -87,7 +98,7 @@ class Tokenizer:
                 raise CheckpointError(
                     f"{self.origin}: {name!r} is named as a special token but is not in the vocabulary"
                 )
-            added.setdefault(name, {**_ADDED, "content": name, "id": model["vocab"].get(name), "special": True})
+            added.setdefault(name, {**ADDED_TOKEN, "content": name, "id": model["vocab"].get(name), "special": True})
         definition = {**definition, "added_tokens": list(added.values())}
         # Runs of spaces and the like are added tokens too in some vocabularies, and are ordinary text.
         self.control = {name: token["id"] for name, token in added.items() if name.strip()}
@@ -145,65 +156,12 @@ class Tokenizer:
         adds_bos = config.get("add_bos_token")
         if adds_bos is None:  # the post-processor knows
             adds_bos = bos is not None and bos in json.dumps(definition.get("post_processor"), ensure_ascii=False)
-        return cls(
+        tokenizer = cls(
             definition, bos_token=bos, eos_tokens=[eos] if eos else [], adds_bos=bool(adds_bos),
             chat_template=template, origin=str(path / "tokenizer.json"),
         )  # fmt: skip
-
-    @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], origin: str) -> Tokenizer:
-        """Rebuilt from a GGUF file's metadata. Raises CheckpointError for a kind of vocabulary or pre-tokenizer that
-        is not supported: a wrong guess would split texts otherwise than the model was trained on."""
-        kind = metadata.get("tokenizer.ggml.model")
-        if kind != "gpt2":
-            raise CheckpointError(f"{origin}: tokenizer model {kind!r} is not supported (supported: gpt2, that is BPE)")
-        pre = metadata.get("tokenizer.ggml.pre", "")
-        pre = _OTHER_NAMES.get(pre, pre) if isinstance(pre, str) else repr(pre)
-        if pre not in PRE_TOKENIZERS:
-            raise CheckpointError(
-                f"{origin}: pre-tokenizer {pre!r} is not supported (supported: {', '.join(PRE_TOKENIZERS)})"
-            )
-        try:
-            tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
-        except KeyError as error:
-            raise CheckpointError(f"{origin}: the tokenizer is incomplete: {error.args[0]} is missing") from None
-        types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-        for key, entries, of in (("tokens", tokens, str), ("merges", merges, str), ("token_type", types, int)):
-            if not isinstance(entries, list) or not set(map(type, entries)) <= {of}:
-                raise CheckpointError(f"{origin}: tokenizer.ggml.{key} is damaged; fetch the file again")
-        if len(types) != len(tokens):
-            raise CheckpointError(f"{origin}: {len(tokens)} tokens but {len(types)} token types; fetch the file again")
-        added = [
-            {**_ADDED, "id": i, "content": tokens[i], "special": kind == CONTROL}
-            for i, kind in enumerate(types)
-            if kind in (CONTROL, USER_DEFINED)
-        ]
-        vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
-        if UNUSED in types:  # rows of the embedding that stand for nothing
-            vocabulary = {token: i for token, i in vocabulary.items() if types[i] != UNUSED}
-        definition = {
-            "version": "1.0",
-            "added_tokens": added,
-            **PRE_TOKENIZERS[pre],
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-            "model": {
-                "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                "ignore_merges": pre == "llama-bpe",  # Llama 3 takes a whole word from the vocabulary if it is there
-                "vocab": vocabulary, "merges": merges,
-            },
-        }  # fmt: skip
-
-        def named(*keys: str) -> list[str]:
-            ids = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys)
-            return list(dict.fromkeys(tokens[i] for i in ids if isinstance(i, int) and 0 <= i < len(tokens)))
-
-        bos, template = named("bos"), metadata.get("tokenizer.chat_template")
-        return cls(
-            definition, bos_token=bos[0] if bos else None, eos_tokens=named(*END_TOKENS),
-            adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")),
-            chat_template=template if isinstance(template, str) else None, origin=origin,
-        )  # fmt: skip
+        tokenizer.folder = path
+        return tokenizer
 
     # ── text → ids ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,66 +187,52 @@ class Tokenizer:
         or with the template's own complaint."""
         if enable_thinking is not None:
             variables["enable_thinking"] = enable_thinking
+        hide = self._mask.hide
         text = self._render(
-            [{key: item if key == "role" else self._masked(item) for key, item in m.items()} for m in messages],
-            add_generation_prompt=add_generation_prompt,
-            **{name: self._masked(value) for name, value in variables.items()},
+            [{key: item if key == "role" else hide(item) for key, item in m.items()} for m in messages],
+            {"add_generation_prompt": add_generation_prompt, **{name: hide(v) for name, v in variables.items()}},
         )
         text = self._public_names.sub(lambda m: f"{_OPEN}{self.control[m.group()]}{_CLOSE}", text)
-        for first, stand_in in self._mask.items():
-            text = text.replace(stand_in, first)
-        return self._library.encode(text, add_special_tokens=False).ids
+        return self._library.encode(self._mask.show(text), add_special_tokens=False).ids
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The template's text as other programs would see it, for reading only: control tokens by their names."""
-        return self._render(list(messages), **{"add_generation_prompt": True, **variables})
+        return self._render(messages, {"add_generation_prompt": True, **variables})
 
-    def _masked(self, value: Any) -> Any:
-        """A copy in which no string holds a control token: a stand-in takes the place of characters that begin one."""
-        if isinstance(value, str):
-            value = _NOT_CHAT.sub("\ufffd", value)
-            for first, stand_in in self._mask.items():
-                value = value.replace(first, stand_in)
-            return value
-        if isinstance(value, Mapping):
-            return {self._masked(key): self._masked(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._masked(item) for item in value]
-        if value is None or isinstance(value, (bool, int, float)):
-            return value
-        raise RocLabError(f"a chat may hold texts, numbers, lists and dicts, not {type(value).__name__}")
+    def _render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        if not self.chat_template:
+            raise RocLabError(f"{self.origin}: this model has no chat template; use generate without --chat")
+        names = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
+        return render(self.chat_template, messages, {**names, **variables}, self.origin)
 
     @cached_property
     def _public_names(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True))) or "(?!)")
 
     @cached_property
-    def _mask(self) -> dict[str, str]:
-        """First character of a control token's name → its stand-in."""
-        first = sorted({name[0] for name in self.control})
-        if len(first) > len(_STAND_INS):
-            raise CheckpointError(f"{self.origin}: control tokens begin with {len(first)} different characters")
-        return dict(zip(first, _STAND_INS, strict=False))
-
-    def _render(self, messages: list[Any], **variables: Any) -> str:
-        if not self.chat_template:
-            raise RocLabError(f"{self.origin}: this model has no chat template; use generate without --chat")
-        for message in messages:
-            if message.get("role") not in ("system", "user", "assistant", "tool", "developer"):
-                raise RocLabError(f"a chat message has the role {message.get('role')!r}")
-        try:
-            template = _sandbox().from_string(self.chat_template)
-            names = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
-            # Templates are written for callers that always pass tools and documents, None if there are none.
-            return template.render(**{"tools": None, "documents": None, **names, "messages": messages, **variables})
-        except Exception as error:  # a template is a program: it may fail in any way a program can
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RocLabError(f"{self.origin}: the chat template fails: {reason}") from None
+    def _mask(self) -> Mask:
+        return Mask(self.control, self.origin)
 
     @property
     def definition(self) -> Mapping[str, Any]:
         """What the library was built from: a tokenizer.json's content, the control tokens under their inner names."""
         return self._definition
+
+    def public_definition(self) -> dict[str, Any]:
+        """A tokenizer.json's content with the control tokens under their own names, as other programs read it."""
+        names = {f"{_OPEN}{i}{_CLOSE}": name for name, i in self.control.items()}
+        model = self._definition["model"]
+        vocabulary = {names.get(token, token): i for token, i in model["vocab"].items()}
+        added = [{**token, "content": self.id_to_token(token["id"])} for token in self._definition["added_tokens"]]
+        content = {**self._definition, "added_tokens": added, "model": {**model, "vocab": vocabulary}}
+        if self.adds_bos:
+            bos, text = {"SpecialToken": {"id": self.bos_token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+            pair = [bos, text, {"Sequence": {"id": "B", "type_id": 1}}]
+            known = {self.bos_token: {"id": self.bos_token, "ids": [self.bos_token_id], "tokens": [self.bos_token]}}
+            content["post_processor"] = {
+                "type": "TemplateProcessing", "single": [bos, text], "pair": pair, "special_tokens": known,
+            }  # fmt: skip
+        return content
 
     @property
     def has_thinking(self) -> bool:
@@ -329,89 +273,6 @@ class Tokenizer:
         return text[1:] if self._lead_space and text.startswith(" ") else text
 
 
-# The token types of GGUF, and its keys for tokens that end a text.
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-END_TOKENS = ("eos", "eot", "eom")
-
-# The flags of an added token in tokenizer.json.
-_ADDED = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-
-
-def _split_then_bytes(digits: str) -> dict[str, Any]:
-    """The pre-tokenizer that Qwen and Llama 3 share but for the digits: contractions, words with one leading mark,
-    numbers, runs of marks, line ends, spaces."""
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        + digits
-        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, {**_BYTE_LEVEL, "use_regex": False}]}
-
-
-# What a GGUF file names in tokenizer.ggml.pre → the normalizer and pre-tokenizer of that family's tokenizer.json.
-PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
-    "smollm": {
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, {**_BYTE_LEVEL, "use_regex": True}],
-        },
-    },
-    "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": _split_then_bytes(r"\p{N}")},
-    "llama-bpe": {"normalizer": None, "pre_tokenizer": _split_then_bytes(r"\p{N}{1,3}")},
-    "gpt2": {"normalizer": None, "pre_tokenizer": {**_BYTE_LEVEL, "use_regex": True}},
-}
-_OTHER_NAMES = {
-    "gpt-2": "gpt2",
-    "llama3": "llama-bpe",
-    "llama-v3": "llama-bpe",
-    "deepseek-r1-qwen": "qwen2",
-}  # that llama.cpp uses for the same
-
-
-def _sandbox() -> Any:
-    """The Jinja environment chat templates are written for: they come with a model from somewhere, so it is a sandbox
-    that lets them read what they are given and nothing else."""
-    import jinja2
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def strftime_now(pattern: str) -> str:
-        from datetime import datetime
-
-        return datetime.now().strftime(pattern)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        text = json.dumps(value, ensure_ascii=False, **options)
-        if not ensure_ascii:
-            return text
-        # Character by character: an escaped stand-in would no longer be found and taken back.
-        return re.sub("[^\x00-\x7f\ufdd2-\ufdef]", lambda m: json.dumps(m.group())[1:-1], text)
-
-    class Generation(Extension):
-        """{% generation %} … {% endgeneration %} marks what a model wrote, for training; here it changes nothing."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-    )
-    environment.filters["tojson"] = tojson
-    functions: dict[str, Callable[..., Any]] = {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    environment.globals.update(functions)
-    return environment
-
-
 def _pairs(merges: Sequence[Any]) -> Iterable[Sequence[str]]:
     """The two halves of each merge; older files write it as one text with a space between."""
     return (m.split(" ", 1) if isinstance(m, str) else m for m in merges)
@@ -428,7 +289,7 @@ def _library_tokenizer(definition: Mapping[str, Any]) -> LibraryTokenizer:
     given = {key: model[key] for key in options if model.get(key) is not None}
     library.model = models.BPE(vocab=model["vocab"], merges=model["merges"], **given)
     for token in definition["added_tokens"]:
-        flags = {key: token.get(key, False) for key in _ADDED}
+        flags = {key: token.get(key, False) for key in ADDED_TOKEN}
         add = library.add_special_tokens if token.get("special") else library.add_tokens
         add([AddedToken(token["content"], special=bool(token.get("special")), **flags)])
     return library

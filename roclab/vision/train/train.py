@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from roclab.core.devices import pick_device
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json, write_json
 from roclab.core.provenance import seed_everything
@@ -23,7 +24,7 @@ from roclab.core.training.distributed import World, join
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
 from roclab.vision.config import TrainConfig, run_config
 from roclab.vision.data.dataset import Dataset, labels_of, load_data
-from roclab.vision.evaluate.evaluate import evaluate, pick_device
+from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.checkpoint import save_model
 from roclab.vision.models.classifier import Classifier, build_model

@@ -17,8 +17,9 @@ import torch
 
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.cpu.build import PackJob
-from roclab.lm.weights.checkpoint import Checkpoint, GGUFCheckpoint
-from roclab.lm.weights.gguf_file import _f16, _fifth_bits, _k_nibbles, _k_scales, _nibbles
+from roclab.lm.weights.checkpoint import Checkpoint
+from roclab.lm.weights.gguf_blocks import fifth_bits, float16, k_nibbles, k_scales, nibbles
+from roclab.lm.weights.tensors import StoredTensor
 
 QUANTIZATIONS = ("int8", "int4")
 KINDS = {"Q4_0": 0, "Q4_1": 1, "Q8_0": 2}  # enum kind in matmul.h
@@ -43,24 +44,18 @@ class Blocks(NamedTuple):
     mapped: bool = False
 
 
-def blocks_of(library: ctypes.CDLL, checkpoint: Checkpoint, module: str, name: str, quantize: str | None) -> Blocks:
-    """A module's matrix, the checkpoint's tensor `name`. Raises RocLabError for numbers that are not finite."""
-    if isinstance(checkpoint, GGUFCheckpoint) and quantize is None:
-        kind, raw = checkpoint.blocks(name)
-        order = checkpoint.row_order(name)
-        rows = None if order is None else order.to(torch.int32).numpy()
-        if kind in KINDS:
-            return Blocks(kind, raw, rows, mapped=True)
-        if kind in _REPACKED:
-            to, repack = _REPACKED[kind]
-            step = 4096
-            parts = [repack(raw[i : i + step]) for i in range(0, len(raw), step)]
-            checkpoint.release(name)
-            return Blocks(to, np.concatenate(parts), rows)
-    weight = checkpoint.tensor(name, torch.float32).contiguous()
+def blocks_of(library: ctypes.CDLL, name: str, stored: StoredTensor, quantize: str | None) -> Blocks:
+    """The matrix of the parameter `name`. Raises RocLabError for numbers that are not finite."""
+    if quantize is None and stored.kind in (*KINDS, *_REPACKED):
+        order = None if stored.row_order is None else stored.row_order.to(torch.int32).numpy()
+        if stored.kind in KINDS:
+            return Blocks(stored.kind, stored.raw, order, mapped=True)
+        kind, repack = _REPACKED[stored.kind]
+        return Blocks(kind, np.concatenate([repack(piece) for piece in stored.pieces()]), order)
+    weight = stored.load(torch.float32).contiguous()
     if not weight.isfinite().all():
-        raise RocLabError(f"{checkpoint.path}: tensor {name} holds numbers that are not finite: it cannot be quantized")
-    kind = "Q4_1" if quantize == "int4" and not stays_int8(module) else "Q8_0"
+        raise RocLabError(f"tensor {name} holds numbers that are not finite: it cannot be quantized")
+    kind = "Q4_1" if quantize == "int4" and not stays_int8(name.removesuffix(".weight")) else "Q8_0"
     blocks = np.empty((weight.numel() // GROUP, 20 if kind == "Q4_1" else 34), np.uint8)
     library.roclm_quantize(KINDS[kind], weight.data_ptr(), len(blocks), blocks.ctypes.data)
     return Blocks(kind, blocks)
@@ -96,21 +91,18 @@ class Packing:
         self._library.roclm_pack(jobs, len(jobs), self._next)
 
 
-def lies_ready(checkpoint: Checkpoint) -> bool:
-    """Whether every matrix can be laid out from the file's own bytes."""
-    return isinstance(checkpoint, GGUFCheckpoint) and _all_matrices(checkpoint, lambda kind: kind in KINDS)
+def is_packable(checkpoint: Checkpoint) -> bool:
+    """Whether every matrix can be packed from the file's own bytes."""
+    return all(kind in KINDS for kind in _matrix_kinds(checkpoint))
 
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the matrices are quantized already, as in most GGUF files."""
-    return isinstance(checkpoint, GGUFCheckpoint) and _all_matrices(
-        checkpoint, lambda kind: kind not in ("F32", "F16", "BF16")
-    )
+    return all(kind.startswith("Q") for kind in _matrix_kinds(checkpoint))
 
 
-def _all_matrices(checkpoint: GGUFCheckpoint, holds: Callable[[str], bool]) -> bool:
-    names = checkpoint.names()
-    return all(holds(checkpoint.blocks(name)[0]) for name in names if len(checkpoint.shape(name)) == 2)
+def _matrix_kinds(checkpoint: Checkpoint) -> set[str]:
+    return {tensor.kind for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2}
 
 
 def why_not(checkpoint: Checkpoint, quantize: str | None) -> str | None:
@@ -132,9 +124,9 @@ def why_not(checkpoint: Checkpoint, quantize: str | None) -> str | None:
 
 def _q4_k(raw: Array) -> Array:
     """d·sc·q − dmin·m in eight runs of 32 → Q4_1 blocks with scale d·sc and minimum −dmin·m, rounded to float16."""
-    scales, minima = _k_scales(raw[:, 4:16])
-    ends = np.stack([_f16(raw[:, :2]) * scales, -_f16(raw[:, 2:4]) * minima], axis=-1)  # (n, 8, 2)
-    q = _k_nibbles(raw[:, 16:])  # (n, 8, 32)
+    scales, minima = k_scales(raw[:, 4:16])
+    ends = np.stack([float16(raw[:, :2]) * scales, -float16(raw[:, 2:4]) * minima], axis=-1)  # (n, 8, 2)
+    q = k_nibbles(raw[:, 16:])  # (n, 8, 32)
     packed = q[..., :16] | q[..., 16:] << 4
     head = ends.astype(np.float16).view(np.uint8).reshape(len(raw), 8, 4)
     return np.concatenate([head, packed], axis=-1).reshape(-1, 20)
@@ -142,7 +134,7 @@ def _q4_k(raw: Array) -> Array:
 
 def _q5_0(raw: Array) -> Array:
     """d·(q − 16) with q in 0 … 31 → Q8_0 blocks with the same d."""
-    q = (_nibbles(raw[:, 6:]) | _fifth_bits(raw[:, 2:6])).astype(np.int8) - 16
+    q = (nibbles(raw[:, 6:]) | fifth_bits(raw[:, 2:6])).astype(np.int8) - 16
     return np.concatenate([raw[:, :2], q.view(np.uint8)], axis=1)
 
 

@@ -20,6 +20,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -31,10 +32,11 @@ from torch import Tensor
 
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.cpu.build import Shape, load_library, why_no_library
-from roclab.lm.engine.cpu.pack import GROUP, KINDS, TILE, Packing, blocks_of, lies_ready, why_not
+from roclab.lm.engine.cpu.pack import GROUP, KINDS, TILE, Packing, blocks_of, is_packable, why_not
 from roclab.lm.engine.runner import Runner
 from roclab.lm.model import rope_frequencies
 from roclab.lm.weights.checkpoint import Checkpoint
+from roclab.lm.weights.tensors import StoredTensor
 
 MAX_ROWS = 128  # tokens a call: enough to compute rather than to wait for weights, few enough for the caches
 ARENA = 32 << 20  # bytes of memory asked for at a time, for weights
@@ -121,7 +123,7 @@ class CPURunner(Runner):
             config.num_attention_heads, config.num_key_value_heads, config.head_dim, MAX_ROWS, int(float_activations),
             int(int8_cache and not float_activations), config.rms_norm_eps,
         )  # fmt: skip
-        stored = checkpoint.checked()
+        tensors = checkpoint.tensors
         self.handle = library.roclm_new(ctypes.byref(shape))
         if not self.handle:
             raise RocLabError("not enough memory for the model's working space")
@@ -132,9 +134,9 @@ class CPURunner(Runner):
 
         for layer in range(config.num_hidden_layers):
             for which, name in enumerate(_NORMS):
-                if (full := f"model.layers.{layer}.{name}.weight") in stored:
-                    self._set_vector(layer, which, checkpoint.tensor(stored[full], torch.float32))
-        self._set_vector(-1, 0, checkpoint.tensor(stored["model.norm.weight"], torch.float32))
+                if (full := f"model.layers.{layer}.{name}.weight") in tensors:
+                    self._set_vector(layer, which, tensors[full].load())
+        self._set_vector(-1, 0, tensors["model.norm.weight"].load())
         self._set_vector(-1, 1, rope_frequencies(config))
         self._logits_width = library.roclm_stride(config.vocab_size)
         self._scratch = torch.empty(0, self._logits_width)
@@ -152,14 +154,14 @@ class CPURunner(Runner):
         # taken as they lie in the file in one call, as each call would wait for the interpreter, which the caller holds
         # for tens of milliseconds at a time; the others in groups, so that only a few of our own blocks are in memory.
         self._packing: Packing | None = None
-        if quantize is None and lies_ready(checkpoint):
-            self._packing = self._prepare(checkpoint, stored, matrices, quantize)
+        if quantize is None and is_packable(checkpoint):
+            self._packing = self._prepare(tensors, matrices, quantize)
             workers = max(1, _cores() - 1)  # and `wait`
             tasks = [partial(self._lay_out, self._packing)] * workers
         else:
             workers = min(_cores(), 4)
-            groups = _groups(checkpoint, stored, matrices)
-            tasks = [partial(self._prepare_and_lay_out, checkpoint, stored, group, quantize) for group in groups]
+            groups = _groups(tensors, matrices)
+            tasks = [partial(self._prepare_and_lay_out, tensors, group, quantize) for group in groups]
         pool = ThreadPoolExecutor(workers)
         self._loading: list[Future[None]] | None = [pool.submit(task) for task in tasks]
         pool.shutdown(wait=False)
@@ -207,22 +209,22 @@ class CPURunner(Runner):
             return at
 
     def _prepare(
-        self, checkpoint: Checkpoint, stored: dict[str, str], group: Items[tuple[int, int, str]], quantize: str | None
+        self, tensors: Mapping[str, StoredTensor], group: Items[tuple[int, int, str]], quantize: str | None
     ) -> Packing:
         """Room for these matrices, and the jobs that fill it."""
         packing, read = Packing(self.library), 0
         for layer, which, name in group:
-            source = stored[f"{name}.weight"]
-            rows, columns = checkpoint.shape(source)
-            blocks = blocks_of(self.library, checkpoint, name, source, quantize)
+            stored = tensors[f"{name}.weight"]
+            rows, columns = stored.shape
+            blocks = blocks_of(self.library, f"{name}.weight", stored, quantize)
             kind, padded = KINDS[blocks.kind], -(-rows // TILE) * TILE
             size = padded // TILE * (columns // GROUP) * self.library.roclm_tile_bytes(kind)
             tiles = self._room(size)
             packing.add(blocks, rows, columns, tiles)
             bias = None
-            if (full := f"{name}.bias") in stored:
+            if (full := f"{name}.bias") in tensors:
                 vector = torch.zeros(padded)
-                vector[:rows] = checkpoint.tensor(stored[full], torch.float32)
+                vector[:rows] = tensors[full].load()
                 self._kept.append(vector)
                 bias = vector.data_ptr()
             arguments = (kind, rows, columns, tiles, bias)
@@ -326,14 +328,14 @@ class CPURunner(Runner):
 
 
 def _groups(
-    checkpoint: Checkpoint, stored: dict[str, str], matrices: Items[tuple[int, int, str]]
+    tensors: Mapping[str, StoredTensor], matrices: Items[tuple[int, int, str]]
 ) -> list[list[tuple[int, int, str]]]:
     """The matrices in groups of some million weights."""
     groups: list[list[tuple[int, int, str]]] = [[]]
     size = 0
     for matrix in matrices:
         groups[-1].append(matrix)
-        size += math.prod(checkpoint.shape(stored[f"{matrix[2]}.weight"]))
+        size += math.prod(tensors[f"{matrix[2]}.weight"].shape)
         if size >= LAID_OUT_TOGETHER:
             groups, size = [*groups, []], 0
     return groups

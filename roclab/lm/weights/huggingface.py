@@ -1,0 +1,115 @@
+"""A model from a Hugging Face folder: config.json, one or many safetensors, tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roclab.core.exceptions import CheckpointError
+from roclab.lm.model import RocLMConfig
+from roclab.lm.text.tokenizer import Tokenizer, read_json_object
+from roclab.lm.weights.tensors import SUPPORTED, Contents, FloatTensor, StoredTensor
+
+
+def read_huggingface(folder: Path) -> Contents:
+    """Raises CheckpointError for a damaged or missing file, an architecture or feature that is not supported."""
+    config = config_from_hugging_face(read_json_object(folder / "config.json"), str(folder / "config.json"))
+    if (folder / "generation_config.json").exists():  # often names more end tokens than config.json
+        eos = read_json_object(folder / "generation_config.json").get("eos_token_id")
+        also = RocLMConfig(eos_token_id=eos).eos_token_ids
+        config.eos_token_id = list(dict.fromkeys([*config.eos_token_ids, *also])) or None
+    return Contents(config, _tensors(folder), lambda: Tokenizer.from_directory(folder))
+
+
+def _tensors(folder: Path) -> dict[str, StoredTensor]:
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, StoredTensor] = {}
+    for path in _weight_files(folder):
+        try:
+            file = safe_open(path, framework="pt")
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                stored = file.get_slice(name)
+                tensors[name] = FloatTensor(tuple(stored.get_shape()), stored.get_dtype(), partial(_read, file, name))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: missing, although the model's files name it") from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: truncated or damaged ({error}); fetch the file again") from None
+    return tensors
+
+
+def _read(file: Any, name: str, dtype: torch.dtype) -> torch.Tensor:
+    return file.get_tensor(name).to(dtype)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        listed = read_json_object(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+            raise CheckpointError(f"{index}: weight_map, which tells the file of each tensor, is missing")
+        return sorted({folder / file for file in listed.values()})
+    if (folder / "model.safetensors").exists():  # others beside it are adapters or copies in another layout
+        return [folder / "model.safetensors"]
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
+    raise CheckpointError(f"{folder}: no .safetensors file beside config.json")
+
+
+def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMConfig:
+    """config.json's content → RocLMConfig. Raises CheckpointError for an architecture or feature we do not have."""
+    kind = values.get("model_type")
+    if kind not in SUPPORTED:
+        raise CheckpointError(f"{origin}: architecture {kind!r} is not supported (supported: {', '.join(SUPPORTED)})")
+    # A Mistral configuration that does not mention the window has one of 4096; the others switch it on apart.
+    window = values.get("sliding_window", 4096 if kind == "mistral" else None)
+    if window is not None and (kind == "mistral" or values.get("use_sliding_window")):
+        raise CheckpointError(f"{origin}: sliding-window attention (sliding_window={window}) is not supported")
+    if values.get("mlp_bias"):
+        raise CheckpointError(f"{origin}: biases in the MLP (mlp_bias) are not supported")
+    if values.get("quantization_config"):
+        raise CheckpointError(f"{origin}: quantized weights (quantization_config) are only read from GGUF files")
+    try:
+        rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}  # the newer files' name
+    except TypeError:
+        raise CheckpointError(f"{origin}: rope_scaling and rope_parameters must be objects") from None
+    theta = rope.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
+    share = rope.pop("partial_rotary_factor", None) or values.get("partial_rotary_factor") or 1.0
+    if share != 1.0:
+        raise CheckpointError(f"{origin}: rotary positions on a part of each head ({share}) are not supported")
+    if rope.get("rope_type", rope.get("type", "default")) == "default":
+        rope = {}
+    optional = {
+        key: values[key]
+        for key in ("layer_types", "attention_dropout", "pad_token_id", "hidden_act", "max_position_embeddings")
+        if values.get(key) is not None
+    }
+    try:
+        config = RocLMConfig(
+            vocab_size=values["vocab_size"],
+            hidden_size=values["hidden_size"],
+            intermediate_size=values["intermediate_size"],
+            num_hidden_layers=values["num_hidden_layers"],
+            num_attention_heads=values["num_attention_heads"],
+            num_key_value_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
+            head_dim=values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"],
+            rope_theta=theta,
+            rope_scaling=rope or None,
+            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+            attention_bias=kind == "qwen2" or bool(values.get("attention_bias")),
+            o_proj_bias=False if kind == "qwen2" else None,
+            bos_token_id=values.get("bos_token_id"),
+            eos_token_id=values.get("eos_token_id"),
+            tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+            qk_norm=kind == "qwen3",
+            **optional,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{origin}: {error.args[0]} is missing") from None
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{origin}: {error}") from None
+    return config
