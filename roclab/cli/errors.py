@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 
 import typer
 
 from roclab.cli.output import print_json
 
+logger = logging.getLogger(__name__)
+
 
 def errors(
-    runs: list[Path] = typer.Argument(..., help="Folders of finished runs, judged on the same images."),
+    runs: list[Path] = typer.Argument(..., help="Folders of finished runs, evaluated on the same images."),
     out: Path = typer.Option(..., help="Folder of the page; an older page in it is replaced."),
     split: str | None = typer.Option(
         None, help="val or test; test if every run has been evaluated on it, else val, if not given."
@@ -25,24 +27,20 @@ def errors(
 
     Example: roclab vision errors runs/pets/resnet50-features runs/pets/swin_t-features --out errors
     """
-    from roclab.vision.error_analysis import analyse, older_page, write_page
+    from roclab.report.error_page import write_page
+    from roclab.report.folders import ERRORS
+    from roclab.vision.error_analysis.facts import analyse
     from roclab.vision.evaluate.run_reader import VisionRun
 
-    older_page(out)  # before minutes go into the analysis
+    ERRORS.check(out)  # before minutes go into the analysis
     facts = analyse([VisionRun.open(run) for run in runs], split, seed, data_root, heat_maps)
     page = write_page(facts, out)
     for note in facts["notes"]:
-        print(f"note: {note}", file=sys.stderr)
-    if missing := facts["covariates"]["missing"]:
-        print(
-            f"note: {len(missing)} of {facts['n']} images are not where the runs had them, or have changed, "
-            f"{missing[0]} first: left out of what is measured on images; --data-root says where they are",
-            file=sys.stderr,
-        )
+        logger.info("note: %s", note)
     if as_json:
         print_json(facts)
         return
-    width = max(len(row["evidence"]) for row in facts["sentences"])
+    width = max(len(row["evidence"]["kind"]) for row in facts["sentences"])
     for row in facts["sentences"]:
-        print(f"{row['evidence']:{width}}  {row['text']}")
+        print(f"{row['evidence']['kind']:{width}}  {row['text']}")
     print(f"page: {page}")

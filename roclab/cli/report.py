@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from roclab.cli.options import options_from
 from roclab.cli.output import print_json
 from roclab.core.exceptions import RocLabError
+from roclab.report.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 RUNS = typer.Option(..., "--runs", help="Run folders, or folders of runs; more may follow: --runs A B C.")
 MORE = typer.Argument(None, metavar="[RUN]...", help="More run folders.")
 
 
+@options_from(Settings, "stated")
 def report(
     runs: list[Path] = RUNS,
     more: list[Path] | None = MORE,
@@ -31,13 +36,7 @@ def report(
     settings: Path | None = typer.Option(
         None, help="TOML: author, student_id, title, course, date, consulted, ai_tools."
     ),
-    author: str | None = typer.Option(None, help="Your name."),
-    student_id: str | None = typer.Option(None, help="Your student ID."),
-    title: str | None = typer.Option(None, help="Title of the report."),
-    consulted: list[str] | None = typer.Option(None, help='A person consulted; may be repeated. "" says nobody.'),
-    ai_tools: list[str] | None = typer.Option(
-        None, help='An AI tool used and for what; may be repeated. "" says none.'
-    ),
+    stated: Settings = Settings(),
     as_json: bool = typer.Option(False, "--json", help="Print all facts as JSON."),
 ) -> None:
     """Write the report of finished runs: Markdown, HTML, LaTeX and PDF, every figure from a run folder it names.
@@ -45,18 +44,15 @@ def report(
     Example: roclab report --runs runs/pets --errors errors --lab lab --settings me.toml --out report
     """
     from roclab.report.build import report as build
-    from roclab.report.settings import Settings
 
-    said = Settings.read(settings).with_given(
-        author=author, student_id=student_id, title=title, consulted=_lines(consulted), ai_tools=_lines(ai_tools)
-    )
     paths = [*runs, *(more or [])]
+    known = Settings.read(settings).with_given(stated)
     with tempfile.TemporaryDirectory() as folder:
         if errors is None and explain:
             errors = _explained(paths, split, Path(folder) / "errors")
-        facts = build(paths, out, said, split, errors, lab, study, _verified() if verify else None)
+        facts = build(paths, out, known, split, errors, lab, study, _verified() if verify else None)
     for warning in facts["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        logger.warning(warning)
     if as_json:
         print_json(facts)
         return
@@ -64,21 +60,18 @@ def report(
         print(out / name)
 
 
-def _lines(values: list[str] | None) -> tuple[str, ...] | None:
-    return None if not values else tuple(value for value in values if value.strip())
-
-
 def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | None:
     """The error analysis of the finished runs, made into `folder`; None where there is none to be had."""
-    from roclab.report.gather import pick_split, read_runs
-    from roclab.vision.error_analysis import analyse, write_page
+    from roclab.report.error_page import write_page
+    from roclab.report.runs import pick_split, read_runs
+    from roclab.vision.error_analysis.facts import analyse
 
     found = read_runs(paths)
     split = pick_split(found, split)
     try:
         write_page(analyse([run for run in found if run.finished], split, decided=False), folder)
     except RocLabError as error:
-        print(f"warning: no error analysis: {error}", file=sys.stderr)
+        logger.warning("no error analysis: %s", error)
         return None
     return folder
 
@@ -117,7 +110,7 @@ def handin(
         print_json(done)
         return
     for item in done["missing"]:
-        print(f"missing: {item['what']} ({item['remedy']})", file=sys.stderr)
+        logger.info("missing: %s (%s)", item["what"], item["remedy"])
     for line in done["proven"]:
         print(f"proven: {line}")
     print(f"absolute paths were made relative in {len(done['made_relative'])} files")

@@ -99,8 +99,9 @@ def compare(
     """
     from dataclasses import replace
 
+    from roclab.core.files import atomic_write
+    from roclab.report.kit import plain, render
     from roclab.vision.compare import compare as compare_runs
-    from roclab.vision.compare import markdown
 
     names = [name.strip() for name in models.split(",") if name.strip()]
     own: dict[str, str] = {}
@@ -112,10 +113,12 @@ def compare(
     base = replace(base, weights="default" if own else weights)
     wanted = range(first_seed, first_seed + seeds)
     found = compare_runs(base, names, [s.strip() for s in strategies.split(",") if s.strip()], wanted, out, own, engine)
+    page = render("comparison.md", found=found)
+    atomic_write(out / "comparison.md", page)
     if as_json:
         print_json(found)
     else:
-        print(markdown(found))
+        print(plain(page))
         print(f"figures in {out / 'figures'}")
 
 

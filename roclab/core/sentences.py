@@ -113,8 +113,9 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f}"
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def number(value: float | None, digits: int = 2, form: str = "f") -> str:
+    """`form` "e" for powers of ten."""
+    return "–" if value is None else f"{value:.{digits}{form}}"
 
 
 def interval(ci: Sequence[float] | None, digits: int = 1, scale: float = 100, sign: str = "") -> str:

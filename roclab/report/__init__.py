@@ -1,7 +1,7 @@
-"""The write-up and the hand-in: run folders in, a report that nobody typed and a checked zip out.
+"""One reporting kit, and what is written with it: facts -> sentences -> templates, figures -> a folder made as a whole.
 
-gather   run folders and the folders of the other tools -> facts (plain data)
-write    facts -> Markdown, figures beside it
-render   Markdown -> HTML, .tex, PDF
-handin   report, runs, code -> zip, once `checklist` finds nothing missing and `prove` has run it elsewhere
+kit, folders       templates with everything escaped; a folder that replaces its own files only
+runs, facts        run folders and the folders of the other tools -> plain data
+sentences, build   facts -> report.md, with templates/report.md;  formats: HTML, .tex, PDF
+error_page         the facts of `vision.error_analysis` -> its page
 """

@@ -1,24 +1,29 @@
-"""`roclab report`: facts, figures, Markdown and its three formats, in a folder that appears whole or not at all."""
+"""`roclab report`: facts, figures, Markdown and its three formats, in a folder that appears as a whole."""
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
-import tempfile
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write, write_json
-from roclab.report import figures, gather, render
-from roclab.report.facts import FIGURE_FORMATS, collect, run_paths
+from roclab.core.sentences import Sentence, sentences_of
+from roclab.report import figures, formats
+from roclab.report import sentences as words
+from roclab.report.facts import collect
+from roclab.report.folders import REPORT
+from roclab.report.kit import Document, command_lines, escape, render
+from roclab.report.runs import read_runs
 from roclab.report.settings import Settings
-from roclab.report.write import write
+from roclab.vision.evaluate.run_reader import MODELS, STRATEGIES, VisionRun
 
-MARK = "facts.json"  # a folder that holds it is a report, and may be made anew
+COLUMNS = 4  # arms in one table of the classes
 
 
 def report(
@@ -34,61 +39,31 @@ def report(
     """Write the report of the runs in `paths` into the folder `out`: report.md, .html, .tex, .pdf, figures/ and
     facts.json. Returns the facts, with what the author should know under "warnings".
 
+    `errors`, `lab` and `study` are folders of those commands; `verify` is what `roclab.course.verify.verify` returned.
     Raises `RocLabError` if runs are missing or do not belong together, or if `out` holds something else.
     """
-    render.require()
-    out = Path(os.path.normpath(out))  # NEW/.. is the folder it leads to
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists())):
-        raise RocLabError(f"{out} exists and is not a report: choose another --out")
-    runs = gather.read_runs(paths)
-    facts = collect(runs, settings, split, errors, verify, lab, study)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise RocLabError(f"cannot write the report to {out}: {error.strerror}") from None
-    try:
-        work.chmod(0o755)
-        _figures(runs, facts, work / "figures")
-        for key, folder in (("errors", errors), ("lab", lab), ("study", study)):
-            if folder:
-                _copy_figures(folder, key, facts[key]["figures"], work / "figures")
+    formats.require()
+    REPORT.check(out)
+    runs = read_runs(paths)
+    folders = {name: path for name, path in (("errors", errors), ("lab", lab), ("study", study)) if path}
+    facts = collect(runs, settings, split, folders, verify)
+    with REPORT.new(out) as (work, record):
+        _draw(runs, facts, work / "figures")
+        for key, folder in folders.items():
+            for name in facts[key]["figures"]:
+                shutil.copyfile(folder / "figures" / name, work / "figures" / f"{key}-{name}")
         if errors and (errors / "index.html").exists():
             shutil.copytree(errors, work / "errors")
-        atomic_write(work / "report.md", write(facts, commands_of(runs)))
-        facts["warnings"] += render.render(work)
+        atomic_write(work / "report.md", write(facts))
+        facts["warnings"] += formats.convert(work)
         if verify:
             write_json(work / "verify.json", facts["verify"])
         write_json(work / "comparison.json", facts["comparison"])
-        write_json(work / MARK, facts)
-        _put(work, out)
-    except (OSError, shutil.Error) as error:  # a full disk, most likely
-        raise RocLabError(f"cannot write the report to {out}: {_reason(error)}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        record |= facts
     return facts
 
 
-def _reason(error: OSError) -> str:
-    """An error's words; of copying a folder, those about its first file."""
-    if isinstance(error, shutil.Error) and error.args and error.args[0]:
-        return str(error.args[0][0][2])
-    return error.strerror or str(error)
-
-
-def commands_of(runs: Sequence[gather.VisionRun]) -> list[list[str]]:
-    """The commands that made the runs, each once, as one types them; paths relative."""
-    relative = run_paths(list(runs))
-    found: dict[tuple[str, ...], None] = {}
-    for run in runs:
-        words = [str(word) for word in run.provenance.get("command", [])]
-        if words:
-            command = ("roclab", *map(relative.text, words[1:]))
-            found[command] = None
-    return [list(words) for words in found]
-
-
-def _figures(runs: list[gather.VisionRun], facts: dict[str, Any], folder: Path) -> None:
+def _draw(runs: Sequence[VisionRun], facts: dict[str, Any], folder: Path) -> None:
     arms = {name: [run for run in runs if run.ref in members] for name, members in facts["arms"].items()}
     figures.curves(runs, arms, folder / "loss.png")
     figures.accuracy(facts["comparison"]["arms"], facts["split"], folder / "accuracy.png")
@@ -97,28 +72,84 @@ def _figures(runs: list[gather.VisionRun], facts: dict[str, Any], folder: Path) 
         figures.confusion(np.array(counts), facts["data"]["classes"], folder / f"confusion-{i}.png")
 
 
-def _copy_figures(source: Path, prefix: str, names: Sequence[str], folder: Path) -> None:
+def write(facts: dict[str, Any]) -> str:
+    """The whole report as pandoc's Markdown, its metadata first. Figures are expected under figures/."""
+    names = sorted(facts["arms"], key=lambda name: -facts["comparison"]["arms"][name]["top1_mean"])
+    best: dict[tuple[str, str], Any] = {}  # of each model under each strategy
     for name in names:
-        if Path(name).suffix.lower() in FIGURE_FORMATS:
-            shutil.copyfile(source / "figures" / name, folder / f"{prefix}-{name}")
+        config = words.config_of(facts, name)
+        best.setdefault((config["model"], config["strategy"]), facts["comparison"]["arms"][name])
+    arms = list(facts["arms"].items())
+    columns = -(-len(arms) // -(-len(arms) // COLUMNS))  # as many in each table
+    commands = dict.fromkeys(tuple(run["command"][1:]) for run in facts["runs"] if run["command"])
+    return render(
+        "report.md",
+        facts=facts,
+        words=words,
+        doc=Document(),
+        metadata=_metadata(facts),
+        commands="\n".join(line for command in commands for line in command_lines(["roclab", *command])),
+        best=best,
+        class_tables=[dict(arms[i : i + columns]) for i in range(0, len(arms), columns)],
+        parts={tool: _parts(facts, tool) for tool in ("errors", "lab", "study")},
+        models=MODELS,
+        strategies=STRATEGIES,
+    )
 
 
-def _put(work: Path, out: Path) -> None:
-    """Give the finished folder its name; an older report is kept until the new one is there, and what the user has laid
-    beside its files for good."""
-    aside = None
-    if out.exists():
-        aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
-        os.replace(out, aside / out.name)
-    try:
-        os.replace(work, out)
-    except OSError:
-        if aside:
-            os.replace(aside / out.name, out)
-            aside.rmdir()
-        raise
-    if aside:
-        for own in (aside / out.name).iterdir():
-            if not (out / own.name).exists():
-                os.replace(own, out / own.name)
-        shutil.rmtree(aside, ignore_errors=True)
+def _metadata(facts: dict[str, Any]) -> dict[str, Markup]:
+    """Pandoc's YAML block. A JSON string is a YAML string, so nothing a name holds can end it."""
+    settings = facts["settings"]
+    author = settings["author"] or "(author not filled in)"
+    last = max((run["time"] or "" for run in facts["runs"]), default="")
+    day = f"Results as of {datetime.fromisoformat(last):%d %B %Y}".replace("of 0", "of ") if last else ""
+    values = {
+        "title": settings["title"] or f"Transfer learning on {words.data_name(facts)}, and RocLM",
+        "author": f"{author} (student ID {settings['student_id']})" if settings["student_id"] else author,
+        "date": settings["date"] or day,
+        "subtitle": settings["course"] or "",
+        "lang": "en-GB",
+    }
+    return {key: Markup(json.dumps(escape(text), ensure_ascii=False)) for key, text in values.items() if text}
+
+
+def _parts(facts: dict[str, Any], tool: str) -> list[dict[str, Any]]:
+    """The sentences and figures of another tool's folder, by topic: a title, what is said of it, its figures. What has
+    no topic comes first. The error analysis' sentences on accuracy are left out: they are in a section of their own."""
+    made = facts[tool]
+    if not made:
+        return []
+    raw = [value if isinstance(value, dict) else {} for value in made["found"].get("sentences", [])]
+    said = sentences_of(made["found"])
+    if tool == "lab":  # by tokenizer
+        topics = [value.get("tokenizer") or ("Together" if value.get("topic") else "") for value in raw]
+    else:
+        topics = [sentence.topic for sentence in said]
+    rows = [(topic, sentence) for topic, sentence in zip(topics, said, strict=True) if topic != "Accuracy"]
+    drawn = [(_topic_of(tool, Path(name).stem, rows), name) for name in made["figures"]]
+    titles = dict.fromkeys(topic for topic, _ in [*rows, *drawn])
+    return [
+        {
+            "title": title,
+            "sentences": [sentence for topic, sentence in rows if topic == title],
+            "figures": [_figure(tool, made, name) for topic, name in drawn if topic == title],
+        }
+        for title in sorted(titles, key=bool)
+    ]
+
+
+def _topic_of(tool: str, figure: str, rows: list[tuple[str, Sentence]]) -> str:
+    """Figures of the error analysis have the names of facts, those of the lab end in a tokenizer's."""
+    if tool == "errors":
+        return next((topic for topic, sentence in rows if sentence.key.split("/")[1:2] == [figure]), "")
+    return next((topic for topic, _ in rows if topic and figure.endswith(f"-{topic}")), "Together" * (tool == "lab"))
+
+
+def _figure(tool: str, made: dict[str, Any], name: str) -> dict[str, Any]:
+    caption = made["found"].get("captions", {}).get(name, Path(name).stem.replace("-", " ").replace("_", " "))
+    return {
+        "file": f"figures/{tool}-{name}",
+        "caption": caption[:1].upper() + caption[1:].rstrip("."),
+        "source": f"{made['folder']}: figures/{name}",
+        "width": made["figures"][name],
+    }

@@ -10,12 +10,12 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import file_sha256, read_json, write_json
@@ -29,7 +29,7 @@ class FolderKind:
     noun: str
     command: str
     mark: str
-    keys: frozenset[str]
+    keys: tuple[str, ...]
     ours: str
 
     def check(self, out: str | os.PathLike) -> set[str]:
@@ -41,7 +41,7 @@ class FolderKind:
             record = json.loads((out / self.mark).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             record = None
-        if not isinstance(record, dict) or not self.keys <= record.keys():
+        if not isinstance(record, dict) or not set(self.keys) <= record.keys():
             raise RocLabError(f"{out} exists and is not a {self.noun} of `{self.command}`: choose another --out")
         files = record.get("files")  # the first versions did not write such a list: their files stay
         # a record that was edited must lead neither out of the folder nor to files of the user's
@@ -62,13 +62,13 @@ class FolderKind:
             fresh = not out.exists()
             place = out.parent if fresh else out  # on the disk that holds `out`, which may be a disk of its own
             place.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(dir=place, prefix=f".{out.name}.", suffix=".part"))
+            work = place / f".{out.name}.{uuid4().hex[:8]}.part"
+            work.mkdir()
             record: dict[str, Any] = {}
             yield work, record
             files = sorted(p.relative_to(work).as_posix() for p in work.rglob("*") if p.is_file())
             write_json(work / self.mark, record | {"files": files})
             if fresh:
-                work.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner reads
                 os.replace(work, out)
                 return
             for file in (*files, self.mark):
@@ -93,27 +93,13 @@ class FolderKind:
         return found, file_sha256(path)
 
 
-ERRORS = FolderKind(
-    "page", "roclab vision errors", "errors.json", frozenset({"sentences", "captions", "images"}),
-    r"index\.html|(figures|thumbs)/[\w-]+\.(png|jpg)",
-)  # fmt: skip
-REPORT = FolderKind(
-    "report", "roclab report", "facts.json", frozenset({"settings", "comparison"}),
-    r"report\.(md|html|tex|pdf)|(comparison|verify)\.json|figures/.+|errors/.+",
-)  # fmt: skip
-LAB = FolderKind(
-    "lab", "roclab tokenizer lab", "lab.json", frozenset({"student_id", "sentences"}),
-    r"Tokenizer_Lab\.(ipynb|html)|lab\.md|figures/.+",
-)  # fmt: skip
-STUDY = FolderKind(
-    "study", "roclab lm study", "study.json", frozenset({"kinds", "sentences"}), r"(study|transcripts)\.\w+"
-)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+ERRORS = FolderKind("page", "roclab vision errors", "errors.json", ("sentences", "captions", "images"),
+                    r"index\.html|(figures|thumbs)/[\w-]+\.(png|jpg)")  # fmt: skip
+REPORT = FolderKind("report", "roclab report", "facts.json", ("settings", "comparison"),
+                    r"report\.(md|html|tex|pdf)|(comparison|verify)\.json|figures/.+|errors/.+")  # fmt: skip
+LAB = FolderKind("lab", "roclab tokenizer lab", "lab.json", ("student_id", "sentences"),
+                 r"Tokenizer_Lab\.(ipynb|html)|lab\.md|figures/.+")  # fmt: skip
+STUDY = FolderKind("study", "roclab lm study", "study.json", ("kinds", "sentences"), r"(study|transcripts)\.\w+")
 
 
 def _reason(error: OSError) -> str:

@@ -1,7 +1,7 @@
 """Templates filled with facts: Markdown and HTML pages in which nothing that comes from outside acts as markup.
 
 A page is a Jinja template (.md or .html) beside the code that fills it. Every value is escaped for the template's
-format; only what was built by `table`, `Document` or a macro goes in as it is. All words and numbers of
+format; only what `table`, `code`, `literal`, `Document` or a macro made goes in as it is. All words and numbers of
 `roclab.core.sentences` are filters.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,14 +21,19 @@ from markupsafe import Markup
 from roclab.core import sentences
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILTERS = ("percent", "number", "interval", "p_value", "amount", "counted", "listed")
-RULES = {"l": ":{}-", "r": "-{}:", "c": ":{}:"}
+NUMBERS = ("percent", "number", "interval", "p_value", "amount")
+CELL_END = re.compile(r"(?<!\\)\|")
+CODE_TABLE_OR_GAP = re.compile(
+    r"^(?P<fence>`{3,})[^\n]*\n.*?^(?P=fence)$|^\|[^\n]+\|\n\|[-:| ]+\|\n(?:\|[^\n]+\|\n)*|\n{3,}",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def render(template: str | Path, **values: Any) -> str:
     """The text of a template: a name in this package's folder `templates`, or a path."""
     path = TEMPLATES / template  # of an absolute path, that path
-    return _environment(path.parent, path.suffix).get_template(path.name).render(values)
+    text = _environment(path.parent, path.suffix).get_template(path.name).render(values)
+    return tidy(text) if path.suffix == ".md" else text
 
 
 @cache
@@ -42,9 +47,16 @@ def _environment(folder: Path, suffix: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {name: getattr(sentences, name) for name in FILTERS}
-    environment.globals |= {"table": table, "code": code}
+    written = {name: getattr(sentences, name) for name in (*NUMBERS, "counted", "listed")}
+    environment.filters |= written | ({name: _marked(written[name]) for name in NUMBERS} if suffix == ".md" else {})
+    environment.filters["file_name"] = lambda path: Path(path).name
+    environment.globals |= {"code": code, "literal": literal, "table": table}
     return environment
+
+
+def _marked(write: Callable[..., str]) -> Callable[..., Markup]:
+    """A filter whose numbers go in as they are: they hold nothing that acts as Markdown."""
+    return lambda *values, **options: Markup(write(*values, **options))
 
 
 def escape(text: Any) -> Markup:
@@ -58,18 +70,40 @@ def escape(text: Any) -> Markup:
     return Markup(re.sub(r"^([-+:%=]|\d+(?=[.)]))", lambda m: m[1] + "\\" if m[1].isdigit() else "\\" + m[1], flat))
 
 
-def table(head: Sequence[Any], align: str, rows: Iterable[Sequence[Any]], even: bool = False) -> Markup:
-    """A pipe table; `align` has l, r or c for each column. Columns are as wide as their longest cell asks for, long
-    ones less than that (pandoc takes the widths from the rule); with `even` the centred ones are all alike."""
-    lines = [[escape(cell) for cell in row] for row in (head, *rows)]
-    lengths = [max(len(re.sub(r"\\(.)", r"\1", cell)) for cell in column) for column in zip(*lines, strict=True)]
-    widths = [round(min(n, 24) + min(max(n - 24, 0) / 4, 40)) + 2 for n in lengths]
-    if even and "c" in align:
-        middle = min(20, max(w for w, a in zip(widths, align, strict=True) if a == "c"))
-        widths = [middle if a == "c" else w for w, a in zip(widths, align, strict=True)]
-    text = ["| " + " | ".join(line) + " |" for line in lines]
-    text.insert(1, "|" + "|".join(RULES[a].format("-" * (w - 2)) for w, a in zip(widths, align, strict=True)) + "|")
-    return Markup("\n".join(text))
+def table(head: Sequence[Any], align: str, rows: Iterable[Sequence[Any]]) -> Markup:
+    """A pipe table; `align` has l, r or c for each column."""
+    lines = ["| " + " | ".join(map(escape, row)) + " |" for row in (head, *rows)]
+    lines.insert(1, "|" + "|".join({"l": ":-", "r": "-:", "c": ":-:"}[a] for a in align) + "|")
+    return Markup("\n".join(lines))
+
+
+def tidy(markdown: str) -> str:
+    """Gives pipe tables a rule whose dashes say how wide each column is, which is where pandoc takes it from: as wide
+    as its longest cell asks for, long ones less than that; centred columns are all alike. Of several empty lines, which
+    loops leave behind, one stays. Code blocks are left as they are."""
+
+    def widened(match: re.Match[str]) -> str:
+        if match["fence"] or match[0].isspace():
+            return match[0] if match["fence"] else "\n\n"
+        head, _, rest = match[0].split("\n", 2)
+        return "\n".join([head, _rule(match[0].strip().split("\n")), rest])
+
+    return CODE_TABLE_OR_GAP.sub(widened, markdown + "\n").removesuffix("\n")
+
+
+def _rule(lines: list[str]) -> str:
+    head, rule, *rows = ([cell.strip() for cell in CELL_END.split(line)[1:-1]] for line in lines)
+    lengths = [max(len(plain(cell)) for cell in column) for column in zip(head, *rows, strict=True)]
+    widths = [max(1, round(min(n, 24) + min(max(n - 24, 0) / 4, 40))) for n in lengths]
+    centred = [cell.startswith(":") and cell.endswith(":") for cell in rule]
+    alike = min(18, max((w for w, c in zip(widths, centred, strict=True) if c), default=0))
+    widths = [alike if c else w for w, c in zip(widths, centred, strict=True)]
+    return "|" + "|".join(f"{r[0]}{'-' * w}{r[-1]}" for r, w in zip(rule, widths, strict=True)) + "|"
+
+
+def plain(markdown: str) -> str:
+    """Markdown for a terminal: without the backslashes of `escape`."""
+    return re.sub(r"\\(?=[!-/:-@\[-`{-~])", "", markdown)
 
 
 def code(text: str) -> Markup:
@@ -98,29 +132,23 @@ def command_lines(command: Sequence[str], width: int = 88) -> list[str]:
 
 @dataclass
 class Document:
-    """Numbers the figures and tables of a Markdown page. `sources` keeps what each was made from."""
+    """Numbers the figures and tables of a Markdown page; `sources` keeps what each was made from.
+
+    In a template: `![{{ doc.next("Figure", "R1: metrics.jsonl") }} What it shows. {{ doc.source }}](figures/loss.png)`.
+    """
 
     sources: list[tuple[str, str]] = field(default_factory=list)  # Figure 1, R1–R4: metrics.jsonl
-    figures: int = 0
-    tables: int = 0
 
-    def figure(self, file: str, caption: Any, source: str, width: int = 100) -> Markup:
-        """`file` is relative to the page, `width` in percent of the text's."""
-        self.figures += 1
-        return Markup(f"![{self._caption(f'Figure {self.figures}', caption, source)}]({file}){{width={width}%}}")
+    def next(self, kind: str, source: str) -> Markup:
+        """The name of the next figure or table."""
+        self.sources.append((f"{kind} {self.count(kind) + 1}", source))
+        return Markup(f"{self.sources[-1][0]}.")
 
-    def table(
-        self, head: Sequence[Any], align: str, rows: Iterable[Sequence[Any]], caption: Any, source: str,
-        even: bool = False,
-    ) -> Markup:  # fmt: skip
-        self.tables += 1
-        about = self._caption(f"Table {self.tables}", caption, source)
-        return Markup(f"{table(head, align, rows, even)}\n\n: {about}")
-
-    def _caption(self, name: str, caption: Any, source: str) -> str:
-        self.sources.append((name, source))
-        return f"{name}. {escape(caption)} *{escape(source)}.*"
+    def count(self, kind: str) -> int:
+        """How many there are so far, of "Figure" or "Table"."""
+        return sum(name.startswith(kind) for name, _ in self.sources)
 
     @property
-    def next_figure(self) -> str:
-        return f"Figure {self.figures + 1}"
+    def source(self) -> Markup:
+        """The last one's source, as it stands at the end of a caption."""
+        return Markup(f"*{escape(self.sources[-1][1])}.*")

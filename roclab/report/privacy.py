@@ -4,6 +4,7 @@ paths and secrets in texts, notebooks, pictures and PDFs alike."""
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ class Relative:
     """Turns absolute paths into relative ones: `known` says what a folder is called in the hand-in; of any other path
     the last part stays."""
 
-    def __init__(self, known: Mapping[str | os.PathLike, str] | None = None):
+    def __init__(self, known: Mapping[Any, str] | None = None):
         names: dict[str, str] = {}
         for path, name in {tempfile.gettempdir(): "tmp", Path.home(): "~", Path.cwd(): ".", **(known or {})}.items():
             for written in (os.fspath(path), os.path.abspath(path), os.path.realpath(path)):
@@ -85,14 +87,11 @@ class Relative:
         except UnicodeDecodeError:
             return data
         if name.endswith((".json", ".ipynb")):
-            try:
+            with suppress(ValueError):
                 found = json.loads(text)
-            except ValueError:
-                return self.text(text).encode()
-            changed = self.data(found)
-            if changed == found:
-                return data
-            return (json.dumps(changed, indent=1 if name.endswith(".ipynb") else 2, ensure_ascii=False) + "\n").encode()
+                changed, indent = self.data(found), 1 if name.endswith(".ipynb") else 2
+                shown = json.dumps(changed, indent=indent, ensure_ascii=False) + "\n"
+                return data if changed == found else shown.encode()
         return self.text(text).encode()
 
 
@@ -124,10 +123,8 @@ def _texts(name: str, data: bytes) -> Iterator[str]:
     elif data.startswith(b"%PDF"):
         yield data.decode("latin-1")
         for stream in re.finditer(rb"stream\r?\n(.*?)endstream", data, re.DOTALL):
-            try:
+            with suppress(zlib.error):  # a font, a JPEG
                 yield zlib.decompressobj().decompress(stream[1]).decode("latin-1")
-            except zlib.error:
-                continue  # a font, a JPEG
     elif name.endswith(".safetensors") and len(data) > 8:
         yield data[8 : 8 + struct.unpack("<Q", data[:8])[0]].decode("utf-8", "replace")
     else:
@@ -138,25 +135,16 @@ def _texts(name: str, data: bytes) -> Iterator[str]:
             return
         yield re.sub(r"[A-Za-z0-9+/=]{400,}", "", text)  # not the letters of an encoded picture, which it is below
         for encoded in re.finditer(r"iVBORw0KGgo[A-Za-z0-9+/=\\n\s]+", text):
-            try:
-                letters = re.sub(r"\\n|\s", "", encoded[0])
+            letters = re.sub(r"\\n|\s", "", encoded[0])
+            with suppress(ValueError, OSError):
                 yield from _png_texts(base64.b64decode(letters + "=" * (-len(letters) % 4)))
-            except ValueError:
-                continue
 
 
 def _png_texts(data: bytes) -> Iterator[str]:
-    """The text chunks of a PNG file."""
-    at = 8
-    while at + 8 <= len(data):
-        length, kind = struct.unpack(">I4s", data[at : at + 8])
-        if kind in (b"tEXt", b"iTXt", b"zTXt", b"eXIf"):
-            body = data[at + 8 : at + 8 + length]
-            yield body.decode("latin-1")
-            if kind == b"zTXt":
-                with_name = body.split(b"\0", 1)
-                try:
-                    yield zlib.decompress(with_name[1][1:]).decode("latin-1")
-                except (zlib.error, IndexError):
-                    continue
-        at += 12 + length
+    """The text chunks of a PNG file, the packed ones unpacked."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()  # some chunks come after the pixels
+        yield from (str(text) for text in getattr(image, "text", {}).values())
+        yield image.info.get("exif", b"").decode("latin-1")

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.settings import setting
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+LISTS = ("consulted", "ai_tools")
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What the author states; whatever is None stands in the report as not filled in."""
+    """What the author states. None stands in the report as not filled in; an empty list says nobody, or none."""
 
-    author: str | None = None
-    student_id: str | None = None
-    title: str | None = None
+    author: str | None = setting(None, "Your name.")
+    student_id: str | None = setting(None, "Your student ID.")
+    title: str | None = setting(None, "Title of the report.")
     course: str | None = None
     date: str | None = None
-    consulted: tuple[str, ...] | None = field(default=None)  # people; empty: nobody, and that is a statement
-    ai_tools: tuple[str, ...] | None = field(default=None)  # likewise
+    consulted: list[str] | None = setting(None, 'A person consulted; may be repeated. "" says nobody.')
+    ai_tools: list[str] | None = setting(None, 'An AI tool used and for what; may be repeated. "" says none.')
 
     @classmethod
     def read(cls, path: Path | None) -> Settings:
@@ -43,20 +46,22 @@ class Settings:
             raise RocLabError(f"--settings {path} has unknown keys: {', '.join(unknown)} (known: {', '.join(known)})")
         return cls(**{name: _typed(path, name, value) for name, value in values.items()})
 
-    def with_given(self, **given: Any) -> Settings:
+    def with_given(self, given: Settings) -> Settings:
         """A copy in which what was given on the command line replaces what the file says."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        values: dict[str, Any] = {f.name: getattr(given, f.name) for f in fields(given)}
+        values = {n: _stated(v) if n in LISTS else v for n, v in values.items() if v not in (None, [])}
+        return replace(self, **values)
 
-    def unfilled(self) -> list[str]:
-        """Names of what the report has to say and nobody has filled in."""
-        return [name for name in ("author", "student_id", "consulted", "ai_tools") if getattr(self, name) is None]
+
+def _stated(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.strip()]
 
 
 def _typed(path: Path, name: str, value: Any) -> Any:
-    if name in ("consulted", "ai_tools"):
+    if name in LISTS:
         lines = [value] if isinstance(value, str) else value
         if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
-            return tuple(line for line in lines if line.strip())
+            return _stated(lines)
         raise RocLabError(f"--settings {path}: {name} must be a text or a list of texts")
     if isinstance(value, (dict, list, bool)):
         raise RocLabError(f"--settings {path}: {name} must be a text")

@@ -27,7 +27,7 @@ KEY = "hf_" + "a1B2" * 9  # looks like a token, is none
 @pytest.fixture
 def made(runs, lab, tmp_path):
     out = tmp_path / "report"
-    report([runs], out, Settings(author=NAME, student_id="31415", consulted=(), ai_tools=()), lab=lab)
+    report([runs], out, Settings(author=NAME, student_id="31415", consulted=[], ai_tools=[]), lab=lab)
     return out
 
 

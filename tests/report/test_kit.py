@@ -11,17 +11,19 @@ from hypothesis import strategies as st
 from roclab.core.exceptions import RocLabError
 from roclab.core.sentences import Sentence, about, interval, listed, lookup, pointer, strength
 from roclab.report.folders import FolderKind
-from roclab.report.kit import Document, code, render
+from roclab.report.kit import Document, code, escape, plain, render, tidy
 
-PAGES = FolderKind("page", "roclab make page", "page.json", frozenset({"facts"}), r"\w+\.txt|figures/\w+\.png")
+PAGES = FolderKind("page", "roclab make page", "page.json", ("facts",), r"\w+\.txt|figures/\w+\.png")
 ODD = '<b>"*_|`$\\ & \n# x'
 
 
 def test_markdown_and_html_templates_escape_what_they_are_given(tmp_path):
-    (tmp_path / "page.md").write_text("{{ x }} {{ [x, x]|listed }} {{ table([x], 'l', [[x]]) }}{{ code(x) }}", "utf-8")
+    (tmp_path / "page.md").write_text(
+        "{{ x }} {{ [x, x]|listed }}\n{{ table([x], 'l', [[x]]) }}\n{{ code(x) }}", "utf-8"
+    )
     text = render(tmp_path / "page.md", x=ODD)
     shown = r'\<b\>"\*\_\|\`\$\\ \& \# x'
-    assert text.startswith(f"{shown} {shown} and {shown} | {shown} |\n|:---")
+    assert text.startswith(f"{shown} {shown} and {shown}\n| {shown} |\n|:---")
     assert text.endswith(f"```\n{ODD}\n```")
     (tmp_path / "page.html").write_text("<p>{{ x }}</p>", "utf-8")
     assert render(tmp_path / "page.html", x=ODD) == "<p>&lt;b&gt;&#34;*_|`$\\ &amp; \n# x</p>"
@@ -41,13 +43,24 @@ def test_a_code_block_ends_where_it_should(text):
     assert not any(line.startswith(fence) for line in inside)
 
 
-def test_a_document_numbers_and_remembers_its_figures_and_tables():
-    page = Document()
-    assert page.figure("figures/a.png", "What *it* is.", "R1: x_y", 50) == (
-        r"![Figure 1. What \*it\* is. *R1: x\_y.*](figures/a.png){width=50%}"
-    )
-    assert page.table(["a"], "l", [[1]], "T.", "R2").endswith(": Table 1. T. *R2.*")
-    assert page.sources == [("Figure 1", "R1: x_y"), ("Table 1", "R2")]
+def test_a_document_numbers_and_remembers_its_figures_and_tables(tmp_path):
+    doc = Document()
+    figure = "![{{ doc.next('Figure', 'R1: x_y') }} It. {{ doc.source }}](a.png)"
+    template = f"{figure} {{{{ doc.next('Table', 'R2') }}}} {{{{ doc.count('Figure') }}}}"
+    (tmp_path / "page.md").write_text(template, "utf-8")
+    assert render(tmp_path / "page.md", doc=doc) == r"![Figure 1. It. *R1: x\_y.*](a.png) Table 1. 1"
+    assert doc.sources == [("Figure 1", "R1: x_y"), ("Table 1", "R2")]
+
+
+def test_tables_get_widths_and_code_stays_as_it_is():
+    block = "```\n| a |\n|---|\n\n\n\n| b |\n```"
+    text = tidy(f"{block}\n\n\n\n| a | {'long ' * 20}| c |\n|:-|-:|:-:|\n| 1 | 2 | 3 |\n")
+    assert text.startswith(f"{block}\n\n| a |")
+    rule = text.split("\n")[-3]
+    assert rule.startswith("|:--|---")
+    assert 30 < rule.count("-") < 60
+    assert rule.endswith("-:|:-:|")
+    assert plain(escape("a_b [1, 2] | x \\ *y*")) == "a_b [1, 2] | x \\ *y*"
 
 
 def make(out, names, mark=True):

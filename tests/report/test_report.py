@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 
 from roclab.core.exceptions import RocLabError
 from roclab.report.build import report
-from roclab.report.page import FORMAT, command_lines, esc, refs
+from roclab.report.formats import FORMAT
+from roclab.report.kit import TEMPLATES, command_lines, escape
 from roclab.report.privacy import absolute_paths
-from roclab.report.render import TEMPLATES
+from roclab.report.sentences import refs
 from roclab.report.settings import Settings
 from roclab.vision.evaluate.run_reader import VisionRun
 from tests.report.conftest import NAME, train_and_judge
 from tests.vision import small
 
-ME = Settings(author=NAME, student_id="31415", consulted=(), ai_tools=("x_y & z",))
+ME = Settings(author=NAME, student_id="31415", consulted=[], ai_tools=["x_y & z"])
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_the_numbers_are_those_of_the_run_folders(written, trained):
     text = (out / "report.md").read_text(encoding="utf-8")
     found = json.loads((trained / "finetune-0" / "results-test.json").read_text(encoding="utf-8"))
     low, high = found["ci95"]["top1"]
-    assert f"{100 * found['top1']:.1f} ({100 * low:.1f}–{100 * high:.1f})" in text
+    assert f"{100 * found['top1']:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in text
     for run in ("features-0", "features-1", "finetune-0"):
         assert run in text
     assert [run["ref"] for run in facts["runs"]] == ["R1", "R2", "R3"]
@@ -76,8 +77,8 @@ def test_nothing_of_the_machine_is_in_it(written):
 def test_better_is_said_only_where_it_is_shown(written):
     out, facts = written
     text = (out / "report.md").read_text(encoding="utf-8")
-    for pair in facts["comparison"]["pairs"]:
-        assert pair["sentence"].count(" is better than ") == pair["shown"]
+    for pair, said in zip(facts["comparison"]["pairs"], facts["comparison"]["sentences"], strict=True):
+        assert said["text"].count(" is better than ") == pair["shown"]
     assert text.count(" is better than ") <= 2 * sum(pair["shown"] for pair in facts["comparison"]["pairs"])
 
 
@@ -88,12 +89,12 @@ def test_the_same_runs_give_the_same_report(written, trained, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+@pytest.mark.skipif(not shutil.which("lualatex"), reason="lualatex is not installed")
 @pytest.mark.parametrize("author", [NAME, "名前 Ελλη Żółć"])
-def test_the_tex_compiles_under_pdflatex(trained, tmp_path, author):
+def test_the_tex_compiles_under_lualatex(trained, tmp_path, author):
     report([trained], tmp_path / "report", Settings(author=author, student_id="1"))
     done = subprocess.run(
-        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "report.tex"],
+        ["lualatex", "-halt-on-error", "-interaction=nonstopmode", "report.tex"],
         cwd=tmp_path / "report", capture_output=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout.decode("latin-1")[-2000:]
@@ -102,7 +103,7 @@ def test_the_tex_compiles_under_pdflatex(trained, tmp_path, author):
 def test_letters_that_a_format_lacks_are_warned_of(trained, tmp_path):
     facts = report([trained], tmp_path / "report", Settings(author="名前", student_id="1"))
     assert "名前" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert any("pdflatex shows boxes" in warning for warning in facts["warnings"])
+    assert any("report.tex needs a font that has 前名" in warning for warning in facts["warnings"])
 
 
 def test_unfilled_settings_are_said_in_report_and_warnings(trained, tmp_path):
@@ -138,7 +139,7 @@ def test_missing_runs_are_named_all_at_once(tmp_path):
 def test_a_run_of_another_split_is_refused_by_name(runs, tmp_path):
     other = small.make_images(tmp_path / "other", each=10)
     train_and_judge(other, runs / "stranger", seed=3, refit=False)
-    with pytest.raises(RocLabError, match=r"stranger is judged on other test images"):
+    with pytest.raises(RocLabError, match=r"stranger is evaluated on other test images"):
         report([runs], tmp_path / "report", ME)
 
 
@@ -229,17 +230,17 @@ def test_a_full_disk_is_named_and_leaves_nothing(trained, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_is_replaced_whole(trained, tmp_path):
+def test_a_report_replaces_the_older_ones_files(trained, tmp_path):
     report([trained], tmp_path / "report", ME)
-    (tmp_path / "report" / "figures" / "old.png").write_text("of runs that are gone", encoding="utf-8")
-    report([trained], tmp_path / "report", ME)
-    assert not (tmp_path / "report" / "figures" / "old.png").exists()
+    assert (tmp_path / "report" / "figures" / "confusion-2.png").exists()
+    report([trained / "finetune-0"], tmp_path / "report", ME)
+    assert not (tmp_path / "report" / "figures" / "confusion-2.png").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
 
 
 def test_an_error_analysis_of_other_runs_is_refused(trained, tmp_path):
     (tmp_path / "errors").mkdir()
-    about = {"split": "test", "runs": [{"name": "someone-elses"}], "sentences": []}
+    about = {"split": "test", "runs": [{"name": "someone-elses"}], "sentences": [], "captions": {}, "images": {}}
     (tmp_path / "errors" / "errors.json").write_text(json.dumps(about), encoding="utf-8")
     with pytest.raises(RocLabError, match="someone-elses"):
         report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
@@ -250,7 +251,8 @@ def test_an_error_analysis_of_other_runs_is_refused(trained, tmp_path):
 
 def test_sentences_and_figures_of_a_tool_stand_together_by_topic(trained, tmp_path):
 
-    from roclab.vision.error_analysis import analyse, write_page
+    from roclab.report.error_page import write_page
+    from roclab.vision.error_analysis.facts import analyse
 
     runs = [VisionRun.open(trained / name) for name in ("features-0", "finetune-0")]
     write_page(analyse(runs, "test", decided=False), tmp_path / "errors")
@@ -274,7 +276,10 @@ def test_figures_stay_in_their_section(written):
 
 def test_the_optimiser_of_each_run_is_named(runs, tmp_path):
     """SGD where the configuration says so, AdamW where it does or, in older runs, says nothing."""
-    sgd, adamw = "all parameters learn (SGD with Nesterov’s momentum of 0.9, ", "all parameters learn (AdamW, "
+    sgd, adamw = (
+        "all parameters are trained (SGD with Nesterov’s momentum of 0.9, ",
+        "all parameters are trained (AdamW, ",
+    )
     edit(runs / "finetune-0" / "config.json", optimizer="sgd")
     report([runs], tmp_path / "one", ME)
     text = (tmp_path / "one" / "report.md").read_text(encoding="utf-8")
@@ -312,8 +317,9 @@ def test_settings_name_an_unknown_key_and_take_a_number_as_id(tmp_path):
     file = tmp_path / "me.toml"
     file.write_text('student_id = 31415\nai_tools = "one"\nconsulted = []\n', encoding="utf-8")
     found = Settings.read(file)
-    assert (found.student_id, found.ai_tools, found.consulted) == ("31415", ("one",), ())
-    assert found.unfilled() == ["author"]
+    assert (found.author, found.student_id, found.ai_tools, found.consulted) == (None, "31415", ["one"], [])
+    said = found.with_given(Settings(author="Ada", consulted=[""], ai_tools=["two", " "]))
+    assert (said.author, said.student_id, said.ai_tools, said.consulted) == ("Ada", "31415", ["two"], [])
     file.write_text('autor = "x"\n', encoding="utf-8")
     with pytest.raises(RocLabError, match="unknown keys: autor"):
         Settings.read(file)
@@ -333,7 +339,7 @@ def test_references_and_commands_are_short():
 def test_escaped_text_comes_out_of_pandoc_as_it_went_in(texts):
     import pypandoc
 
-    source = "\n\n".join(f"x{i} {esc(text)}" for i, text in enumerate(texts))
+    source = "\n\n".join(f"x{i} {escape(text)}" for i, text in enumerate(texts))
     shown = pypandoc.convert_text(source, "plain", format=FORMAT, extra_args=["--wrap=none"])
     wanted = [" ".join(f"x{i} {text}".split()) for i, text in enumerate(texts)]
     assert [line for line in shown.splitlines() if line] == wanted

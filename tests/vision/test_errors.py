@@ -12,13 +12,14 @@ from PIL import Image
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json
-from roclab.vision.error_analysis import analyse, write_page
-from roclab.vision.error_analysis.analysis import lookup, pointer
+from roclab.core.sentences import lookup, pointer
+from roclab.report.error_page import write_page
 from roclab.vision.error_analysis.covariates import annotated, measure
+from roclab.vision.error_analysis.facts import analyse
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.train.train import train
-from tests.vision.judged import finished_run
+from tests.vision.finished import finished_run
 from tests.vision.small import config, make_images
 from tests.vision.test_cli_vision import roclab
 
@@ -92,16 +93,26 @@ def test_every_sentence_follows_from_the_fact_it_names(images, tmp_path):
         "test_resnet, frozen (lr 0.1)": 2,
     }
     for row in facts["sentences"]:
-        lookup(facts, row["key"])  # the key leads somewhere
-        assert row["evidence"] in ("strong", "moderate", "none", "measured")
+        evidence = row["evidence"]
+        assert evidence["kind"] in ("strong", "moderate", "none", "measured")
+        known = [*numbers(lookup(facts, row["key"])), *numbers(evidence.get("numbers", {})), evidence.get("n", 0)]
+        known += [100 * x for x in known]
         bare = re.sub(
             r"\(lr 0\.\d\)|95 %|after Holm's correction over \d+|\d+(?=px| px)|0 to 255|image-\d+", "", row["text"]
         )
         bare = re.sub(r"images/\S+|\w+/\w+\.jpg|all \d+", "", bare)
         said = [abs(float(x)) for x in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", bare)]
         for x in said:
-            near = any(abs(x - abs(y)) <= max(0.051, 0.51 if x == int(x) else 0) for y in row["numbers"])
+            near = any(
+                abs(x - abs(y)) <= max(0.051, 0.51 if x == int(x) else 0) for y in (*known, *(100 * y for y in known))
+            )
             assert near or x in (0.001, facts["n"], len(facts["pairs"])), (x, row)
+
+
+def numbers(fact):
+    if isinstance(fact, (dict, list)):
+        return [x for inner in (fact.values() if isinstance(fact, dict) else fact) for x in numbers(inner)]
+    return [fact] if isinstance(fact, (int, float)) else []
 
 
 def test_pointers_survive_names_with_slashes():
@@ -120,11 +131,11 @@ def test_runs_that_cannot_be_judged_together(images, tmp_path):
         analyse([one], "train")
 
     elsewhere = finished_run(tmp_path / "elsewhere", make_images(tmp_path / "more", each=25))
-    with pytest.raises(RocLabError, match="judged on other test images"):
+    with pytest.raises(RocLabError, match="evaluated on other test images"):
         analyse([one, elsewhere], "test")
     shutil.rmtree(tmp_path / "more" / "sky")
     two_classes = finished_run(tmp_path / "two", tmp_path / "more")
-    with pytest.raises(RocLabError, match="tells other classes apart"):
+    with pytest.raises(RocLabError, match="has other classes"):
         analyse([one, two_classes], "test")
 
     (other.path / "training.json").unlink()
@@ -199,7 +210,7 @@ def test_all_right_and_all_wrong_have_their_page(images, tmp_path, accuracy):
     facts = analyse(runs, "test")
     checked(write_page(facts, tmp_path / "page"))
     assert facts["shared"]["all"]["count"] == (0 if accuracy else facts["n"])
-    assert all(row["evidence"] != "strong" for row in facts["sentences"] if row["key"].startswith("/pairs"))
+    assert all(row["evidence"]["kind"] != "strong" for row in facts["sentences"] if row["key"].startswith("/pairs"))
 
 
 def test_images_that_are_gone_or_changed_leave_a_page(images, tmp_path):
@@ -241,7 +252,7 @@ def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     page = write_page(facts, tmp_path / "page")
     checked(page)
     text = page.read_text(encoding="utf-8")
-    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;&amp;" in text
+    assert "&lt;script&gt;alert(&#34;1&#34;)&lt;&amp;" in text
     assert "&lt;b&gt;run&amp;" in text
     assert not re.search(r"https?://", text)
 
@@ -312,7 +323,7 @@ def test_a_page_that_cannot_be_written_leaves_the_older_one(images, tmp_path, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("roclab.vision.error_analysis.page.write_json", full)  # the disk is the outside here
+    monkeypatch.setattr("roclab.report.folders.write_json", full)  # the disk is the outside here
     with pytest.raises(RocLabError, match=r"cannot write the page to .*: No space left on device"):
         write_page(facts, page)
     assert {path: path.read_bytes() for path in page.rglob("*") if path.is_file()} == before

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from roclab.core.statistics import difference, holm
 from roclab.vision.error_analysis import facts
 from roclab.vision.error_analysis.gradcam import covering_tells
-from roclab.vision.error_analysis.statistics import calibration, difference, harder_than_the_rest, holm, logistic_slope
+from roclab.vision.error_analysis.statistics import calibration, harder_than_the_rest, logistic_slope
 from roclab.vision.evaluate.metrics import expected_calibration_error
-from tests.vision.judged import judged, random_probs
+from tests.vision.finished import joint_predictions, random_probs
 
 
 def test_holm_of_a_case_worked_out_by_hand():
@@ -78,7 +79,7 @@ def test_where_errors_fall_at_random_there_are_hardly_any_claims():
         rng = np.random.default_rng(world)
         labels = np.repeat(np.arange(8), 15)
         probs = np.stack([random_probs(rng, labels, 8, 0.75) for _ in range(2)])
-        seen = judged(labels, probs, {"A": [0], "B": [1]}, species=species)
+        seen = joint_predictions(labels, probs, {"A": [0], "B": [1]}, species=species)
         groups = facts._species(seen)
         false["crossing"] += groups["crossing"]["p"] < 0.05
         false["difference"] += groups["difference"]["p"] < 0.05
@@ -100,7 +101,7 @@ def test_what_was_planted_is_found():
         row[60:75, 5] = 0.99
     probs[2, :20] = np.roll(probs[2, :20], 1, axis=1)  # and the third run alone is wrong on class 0
     species = {f"class {i}": "cat" if i in (2, 5) else "dog" for i in range(6)}
-    seen = judged(labels, probs, {"A": [0, 1], "B": [2]}, species=species)
+    seen = joint_predictions(labels, probs, {"A": [0, 1], "B": [2]}, species=species)
     hardest = {row["class"]: row for row in facts._hardest(seen, 0)}
     assert hardest["class 2"]["p"] < 0.01
     assert hardest["class 3"]["p"] > 0.5

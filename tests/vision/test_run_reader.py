@@ -5,7 +5,7 @@ import pytest
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json, write_json
 from roclab.vision.evaluate.run_reader import VisionRun, group_arms
-from tests.vision.judged import finished_run
+from tests.vision.finished import finished_run
 from tests.vision.small import make_images
 
 

@@ -7,28 +7,30 @@ Code/        the package, part1/ with main.py and results/, part2/ with roclm_mo
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import file_sha256
+from roclab.core.files import atomic_file, file_sha256
 from roclab.core.provenance import PACKAGES
 from roclab.course.handin.checklist import PACKAGE, Item, checklist, require
 from roclab.course.handin.prove import prove
-from roclab.report import gather
-from roclab.report.facts import run_paths
+from roclab.report.kit import render
 from roclab.report.privacy import Relative
+from roclab.report.runs import find_runs, read_runs, run_paths
 from roclab.vision.evaluate.run_reader import VisionRun
 
+TEMPLATES = Path(__file__).parent / "templates"
 RUN_FILES = ("*.json", "*.jsonl", "predictions.csv", "log.txt", "figures/*", "tensorboard/*")
 NOT_CODE = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".ipynb_checkpoints")
 RUNS_ON = (*PACKAGES, "matplotlib", "tensorboard", "jinja2", "huggingface_hub", "typer", "rich")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same content gives the same bytes
+BEST = "checkpoints/best.safetensors"
+NOTEBOOK = "Tokenizer_Lab.ipynb"
 
 
 def handin(
@@ -51,54 +53,49 @@ def handin(
     items = checklist(runs, report, lab, student_id, name, trouble)
     if not incomplete:
         require(items)
-    relative = _relative(runs, report, lab, study)
+    missing = [item for item in items if not item.found]
+    folders = {"latex": report, "evaluation/tokenizer-lab": lab, "evaluation/study": study}
+    known = {folder: place for place, folder in folders.items() if folder}
+    known |= {run.path: f"Code/part1/results/{run.name}" for run in runs}
+    content = {
+        place: (path, is_code)
+        for place, path, is_code in _content(runs, report, lab, study, with_checkpoints)
+        if path.is_file()
+    }
+    texts = {
+        "README.md": _readme(student_id, name, runs, missing, with_checkpoints),
+        "Code/requirements.txt": _requirements(),
+    }
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
-    except OSError as error:
-        raise RocLabError(f"cannot write {out}: {error.strerror}") from None
-    os.close(handle)
-    try:
-        missing = [item for item in items if not item.found]
-        rewritten = _pack(Path(temporary), _content(runs, report, lab, study, with_checkpoints), relative,
-                          _readme(student_id, name, runs, missing, with_checkpoints))  # fmt: skip
-        shown = prove(Path(temporary), incomplete)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out)
+        with atomic_file(out) as temporary:
+            rewritten = _pack(temporary, content, texts, Relative({**run_paths(runs).names, **known}))
+            shown = prove(temporary, incomplete)
     except OSError as error:
         raise RocLabError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    with zipfile.ZipFile(out) as archive:
-        names = archive.namelist()
     return {
-        "out": str(out), "bytes": out.stat().st_size, "files": names, "proven": shown, "made_relative": rewritten,
+        "out": str(out),
+        "bytes": out.stat().st_size,
+        "files": sorted({*content, *texts}),
+        "proven": shown,
+        "made_relative": rewritten,
         "missing": [{"what": item.what, "remedy": item.remedy} for item in missing],
-        "checked": len(items), "checkpoints": with_checkpoints,
-    }  # fmt: skip
+        "checked": len(items),
+        "checkpoints": with_checkpoints,
+    }
 
 
 def _runs(paths: Sequence[str | Path]) -> tuple[list[VisionRun], str | None]:
     """The runs, or as many as can be read with what is wrong: the list names everything at once."""
     try:
-        return gather.read_runs(paths), None
+        return read_runs(paths), None
     except RocLabError as error:
         readable = []
         for path in paths:
             try:
-                readable += [VisionRun.open(found) for found in gather.find_runs([path])]
+                readable += [VisionRun.open(found) for found in find_runs([path])]
             except RocLabError:
                 continue
         return readable, str(error)
-
-
-def _relative(runs: list[VisionRun], report: Path, lab: Path | None, study: Path | None) -> Relative:
-    known: dict[str | os.PathLike, str] = {}
-    known.update((path, called) for path, called in run_paths(runs).names.items())
-    known |= {run.path: f"Code/part1/results/{run.name}" for run in runs}
-    known[report] = "latex"
-    known |= {folder: f"evaluation/{name}" for folder, name in ((lab, "tokenizer-lab"), (study, "study")) if folder}
-    return Relative(known)
 
 
 def _content(
@@ -107,18 +104,17 @@ def _content(
     """Name in the zip, file, and whether it is code, which is packed as it is."""
     for file in ("report.pdf", "report.tex", "report.md"):
         yield f"latex/{file}", report / file, False
+    for file in ("report.html", "facts.json", "comparison.json", "verify.json"):
+        yield f"evaluation/{file}", report / file, False
     for picture in _files(report / "figures"):
         yield f"latex/figures/{picture.name}", picture, False
         if not picture.name.startswith(("errors-", "lab-", "study-")):
             yield f"Code/part1/results/figures/{picture.name}", picture, False
-    for file in ("report.html", "facts.json", "comparison.json", "verify.json"):
-        yield f"evaluation/{file}", report / file, False
-    yield "Code/part1/results/comparison.json", report / "comparison.json", False
     for folder, place in ((report / "errors", "errors"), (lab, "tokenizer-lab"), (study, "study")):
-        if folder is not None:
-            for path in _files(folder):
-                if path.name != "Tokenizer_Lab.ipynb":
-                    yield f"evaluation/{place}/{path.relative_to(folder).as_posix()}", path, False
+        for path in _files(folder) if folder else ():
+            if path.name != NOTEBOOK:
+                yield f"evaluation/{place}/{path.relative_to(folder or path).as_posix()}", path, False
+    yield "Code/part1/results/comparison.json", report / "comparison.json", False
     for run in runs:
         results = f"Code/part1/results/{run.name}"
         for pattern in RUN_FILES:
@@ -128,53 +124,51 @@ def _content(
                     file = f"tensorboard/events.out.tfevents.{path.name.split('.')[3]}.{number}"
                 yield f"{results}/{file}", path, False
         if with_checkpoints:
-            yield f"{results}/checkpoints/best.safetensors", run.path / "checkpoints" / "best.safetensors", True
-    yield "Code/part1/main.py", PACKAGE / "report" / "templates" / "part1_main.py", True
+            yield f"{results}/{BEST}", run.path / BEST, True
+    yield "Code/part1/main.py", TEMPLATES / "part1_main.py", True
     yield "Code/part2/roclm_model.py", PACKAGE / "lm" / "model.py", True
     yield "Code/part2/roc_demo.py", PACKAGE / "course" / "roc_demo.py", True
-    if lab is not None:
-        yield "Code/part2/Tokenizer_Lab.ipynb", lab / "Tokenizer_Lab.ipynb", False
+    if lab:
+        yield f"Code/part2/{NOTEBOOK}", lab / NOTEBOOK, False
     for path in _files(PACKAGE):
         yield f"Code/roclab/{path.relative_to(PACKAGE).as_posix()}", path, True
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(
-        path for path in folder.rglob("*")
-        if path.is_file() and not any(p in NOT_CODE or p.startswith(".") for p in path.relative_to(folder).parts)
-    )  # fmt: skip
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part in NOT_CODE or part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
-def _pack(target: Path, content: Iterator[tuple[str, Path, bool]], relative: Relative, readme: str) -> list[str]:
+def _pack(target: Path, content: dict[str, tuple[Path, bool]], texts: dict[str, str], relative: Relative) -> list[str]:
     """Write the zip in the order of names, each file with the same date and rights; returns the files whose absolute
     paths were made relative."""
-    files = {name: (path, code) for name, path, code in content if path.is_file()}
     rewritten = []
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-        for name in sorted({*files, "README.md", "Code/requirements.txt"}):
+        for name in sorted({*content, *texts}):
             info = zipfile.ZipInfo(name, EPOCH)
             info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
-            if name == "README.md":
-                archive.writestr(info, readme)
-            elif name == "Code/requirements.txt":
-                archive.writestr(info, _requirements())
-            elif files[name][0].suffix == ".safetensors":
+            if name in texts:
+                archive.writestr(info, texts[name])
+                continue
+            path, is_code = content[name]
+            if path.suffix == ".safetensors":
                 info.compress_type = zipfile.ZIP_STORED
-                with open(files[name][0], "rb") as source, archive.open(info, "w", force_zip64=True) as sink:
+                with open(path, "rb") as source, archive.open(info, "w", force_zip64=True) as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
-            else:
-                path, code = files[name]
-                data = path.read_bytes()
-                changed = data if code else relative.file(name, data)
-                if changed != data:
-                    rewritten.append(name)
-                archive.writestr(info, changed)
+                continue
+            data = path.read_bytes()
+            changed = data if is_code else relative.file(name, data)
+            if changed != data:
+                rewritten.append(name)
+            archive.writestr(info, changed)
     return rewritten
 
 
 def _requirements() -> str:
-    from importlib import metadata
-
     lines = []
     for package in RUNS_ON:
         try:
@@ -185,24 +179,14 @@ def _requirements() -> str:
 
 
 def _readme(
-    student_id: str, name: str, runs: Sequence[VisionRun], missing: Sequence[Item], with_checkpoints: bool
+    student_id: str, name: str, runs: Iterable[VisionRun], missing: Sequence[Item], with_checkpoints: bool
 ) -> str:
-    lines = [
-        f"# Hand-in of {' '.join(name.split())}, student ID {' '.join(student_id.split())}", "",
-        "    cd Code", "    python -m pip install -r requirements.txt", "    python part2/roclm_model.py",
-        "    python part2/roc_demo.py", "    python part1/main.py --help", "",
-        "`latex/` is the write-up, `evaluation/` what the code wrote, `Code/` all code with `part1/results/`.", "",
-        "Absolute paths in configurations, logs and tables were made relative when this was packed; the images "
-        "themselves are not included (`--data-root` says where they are).", "",
-    ]  # fmt: skip
-    if with_checkpoints:
-        lines.append("Checkpoints: `checkpoints/best.safetensors` of every run is included.")
-    else:
-        lines.append("Checkpoints are not included for their size (`--with-checkpoints` packs them). They are:\n")
-    for run in runs:
-        path = run.path / "checkpoints" / "best.safetensors"
-        if path.is_file():
-            lines.append(f"- {run.name}: {path.stat().st_size / 1e6:.0f} MB, SHA-256 {file_sha256(path)}")
-    if missing:
-        lines += ["", "Missing from the handout’s list:", ""] + [f"- {item.what}" for item in missing]
-    return "\n".join(lines) + "\n"
+    files = [(run.name, path) for run in runs if (path := run.path / BEST).is_file()]
+    return render(
+        TEMPLATES / "README.md",
+        name=name,
+        student_id=student_id,
+        checkpoints=[(run, path.stat().st_size, file_sha256(path)) for run, path in files],
+        missing=missing,
+        with_checkpoints=with_checkpoints,
+    )

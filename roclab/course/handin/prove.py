@@ -36,21 +36,15 @@ raise SystemExit(code)
 def prove(zipped: Path, incomplete: bool = False) -> list[str]:
     """Unzip into a temporary folder and try everything; returns what was shown, a line each.
 
-    `incomplete` leaves out what the hand-in is allowed to lack. Raises `RocLabError` with all that
-    failed.
+    `incomplete` leaves out what the hand-in is allowed to lack. Raises `RocLabError` with all that failed.
     """
     with tempfile.TemporaryDirectory(prefix="handin-") as folder:
         root = Path(folder).resolve()
         with zipfile.ZipFile(zipped) as archive:
             archive.extractall(root)
-        private = [
-            line
-            for path in sorted(root.rglob("*"))
-            if path.is_file()
-            for line in find_private(path.relative_to(root).as_posix(), _readable(path))
-        ]
-        shown, failed = ["no absolute path and no secret in any file"] if not private else [], private
-        code = root / "Code"
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        failed = [line for f in files for line in find_private(f.relative_to(root).as_posix(), _readable(f))]
+        shown, code = [] if failed else ["no absolute path and no secret in any file"], root / "Code"
         for script, arguments, alone in (
             ("part2/roclm_model.py", (), True),
             ("part1/main.py", ("--help",), False),

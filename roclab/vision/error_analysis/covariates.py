@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from roclab.core.exceptions import DataError
-from roclab.core.files import cache_folder, file_sha256, write_json
+from roclab.core.files import cache_folder, write_json
+from roclab.core.statistics import add_holm, proportion
 from roclab.vision.data.images import in_threads, open_image
-from roclab.vision.error_analysis.gather import Judged
-from roclab.vision.error_analysis.statistics import holm, logistic_slope, proportion
+from roclab.vision.error_analysis.gather import JointPredictions
+from roclab.vision.error_analysis.statistics import logistic_slope
 
 SIDE = 256  # px: shorter side at which sharpness and brightness are measured, about what the networks see
 MEASURES = {
@@ -25,39 +27,38 @@ MEASURES = {
 }
 LOGARITHMIC = {"megapixels", "sharpness"}  # they span factors: their logarithm goes into the regression
 GROUPS = 4
+SIDES = ("xmin", "ymin", "xmax", "ymax", "width", "height")  # of a box in a Pascal VOC annotation, and of the image
+BOX = re.compile(rf"<({'|'.join(SIDES)})>\s*([\d.]+)\s*<")
 
 
-def image_covariates(judged: Judged) -> dict[str, Any]:
+def image_covariates(joint: JointPredictions) -> dict[str, Any]:
     """For each measure: accuracy in quarters of the images with intervals, and the slope of a logistic regression.
 
     `p` is Holm's over the measures. `left_out` says why a measure is missing, `missing` names images that could not
     be read. Accuracy is the mean over the runs.
     """
-    values, missing = _measure_all(judged)
-    right = 1 - judged.wrong.mean(0)
+    values, missing = _measure_all(joint)
+    if missing:
+        joint.notes.append(
+            f"{len(missing)} of {len(values)} images are not where the runs had them, or have changed, {missing[0]} "
+            "first: left out of what is measured on images; --data-root says where they are"
+        )
+    right = 1 - joint.wrong_share
     measures: dict[str, Any] = {}
     left_out = {}
     for name, says in MEASURES.items():
         there = np.array([i for i, row in enumerate(values) if row.get(name) is not None], dtype=int)
+        x = np.array([values[i][name] for i in there], dtype=float)
         if not len(there):
             left_out[name] = "the data do not say it" if name in ("animal", "head") else "no image could be read"
-            continue
-        x = np.array([values[i][name] for i in there], dtype=float)
-        if np.ptp(x) < 1e-9:
+        elif np.ptp(x) < 1e-9:
             left_out[name] = "it is the same in every image"
-            continue
-        scale = np.log(np.maximum(x, 1e-6)) if name in LOGARITHMIC else x
-        measures[name] = {
-            "says": says,
-            "n": len(there),
-            "groups": _groups(x, right[there]),
-            "slope": logistic_slope(scale, right[there]),
-        }
-        if measures[name]["slope"] is None:
-            measures[name]["why_no_slope"] = "too few errors (or too few right answers) to fit a curve"
-    fitted = [row["slope"] for row in measures.values() if row["slope"]]
-    for slope, p in zip(fitted, holm([slope["p"] for slope in fitted]), strict=True):
-        slope["p_holm"] = p
+        else:
+            slope = logistic_slope(np.log(np.maximum(x, 1e-6)) if name in LOGARITHMIC else x, right[there])
+            measures[name] = {"says": says, "n": len(there), "groups": _groups(x, right[there]), "slope": slope}
+            if slope is None:
+                measures[name]["why_no_slope"] = "too few errors (or too few right answers) to fit a curve"
+    add_holm(row["slope"] for row in measures.values() if row["slope"])
     return {"measures": measures, "left_out": left_out, "missing": missing}
 
 
@@ -76,7 +77,7 @@ def _groups(x: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def _measure_all(judged: Judged) -> tuple[list[dict[str, float | None]], list[str]]:
+def _measure_all(joint: JointPredictions) -> tuple[list[dict[str, float | None]], list[str]]:
     """The measures of each image, opened one at a time; remembered under the hash of the file's bytes."""
     store = cache_folder("covariates") / "measures-1.json"
     known: dict[str, dict[str, float | None]] = {}
@@ -84,22 +85,20 @@ def _measure_all(judged: Judged) -> tuple[list[dict[str, float | None]], list[st
         known = json.loads(store.read_text(encoding="utf-8"))
 
     def look(i: int) -> dict[str, float | None] | None:
-        path = judged.root / judged.paths[i]
         try:
-            if file_sha256(path) != judged.sha256[i]:
-                return None  # another image than the one that was judged
-            seen = known.get(judged.sha256[i]) or measure(path)
+            path = joint.file(i)
+            seen = known.get(joint.sha256[i]) or measure(path)
         except (OSError, DataError):
             return None
-        return seen | annotated(judged.root, path)
+        return seen | annotated(joint.root, path)
 
-    rows = in_threads(look, range(len(judged.paths)), "measuring images")
-    new = {sha256: row for sha256, row in zip(judged.sha256, rows, strict=True) if row and sha256 not in known}
+    rows = in_threads(look, range(len(joint.paths)), "measuring images")
+    new = {sha256: row for sha256, row in zip(joint.sha256, rows, strict=True) if row and sha256 not in known}
     if new:
         own = {key: {k: row[k] for k in ("megapixels", "sharpness", "brightness")} for key, row in new.items()}
         with suppress(OSError):  # a cache: without it everything works, only slower
             write_json(store, known | own)
-    missing = [path for path, row in zip(judged.paths, rows, strict=True) if row is None]
+    missing = [path for path, row in zip(joint.paths, rows, strict=True) if row is None]
     return [row or {} for row in rows], missing
 
 
@@ -125,13 +124,13 @@ def measure(path: Path) -> dict[str, float | None]:
 
 
 def laplacian(grey: np.ndarray) -> np.ndarray:
-    """Sum of the four neighbours minus four times the pixel: (H, W) -> (H - 2, W - 2)."""
+    """The four neighbours minus four times the pixel: (H, W) -> (H - 2, W - 2). scipy's takes ten times as long."""
     middle = grey[1:-1, 1:-1]
     return grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle
 
 
 def annotated(root: Path, image: Path) -> dict[str, float | None]:
-    """What Oxford-IIIT Pet's annotations say of a image, where they are: share that the animal and its head fill.
+    """What Oxford-IIIT Pet's annotations say of an image, where they are: share that the animal and its head fill.
 
     `annotations/trimaps/NAME.png` has 1 for the animal, 2 for the background, 3 for the band between them, of which
     half is counted; `annotations/xmls/NAME.xml` has a box around the head.
@@ -147,19 +146,7 @@ def annotated(root: Path, image: Path) -> dict[str, float | None]:
     box = root / "annotations" / "xmls" / f"{image.stem}.xml"
     if box.is_file():
         with suppress(Exception):
-            found["head"] = _head_share(box.read_text(encoding="utf-8"))
+            values = dict(reversed(BOX.findall(box.read_text(encoding="utf-8"))))  # the first box
+            left, top, right, bottom, width, height = (float(values[name]) for name in SIDES)
+            found["head"] = (right - left) * (bottom - top) / (width * height)
     return found
-
-
-def _head_share(xml: str) -> float | None:
-    """Area of the box over the area of the image, from a Pascal VOC annotation."""
-    import re
-
-    def number(tag: str) -> float:
-        match = re.search(rf"<{tag}>\s*([\d.]+)\s*</{tag}>", xml)
-        if match is None:
-            raise ValueError(tag)
-        return float(match[1])
-
-    area = (number("xmax") - number("xmin")) * (number("ymax") - number("ymin"))
-    return area / (number("width") * number("height"))

@@ -1,19 +1,22 @@
-"""What the runs said about the images: read from their folders, checked, and laid side by side."""
+"""What the runs predicted for the same images: read from their folders, checked, and laid side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from roclab.core.exceptions import RocLabError
+from roclab.core.exceptions import DataError, RocLabError
+from roclab.core.files import file_sha256
 from roclab.vision.evaluate.run_reader import Predictions, VisionRun, group_arms
 
 
 @dataclass
-class Judged:
+class JointPredictions:
     """R runs over the same N images of one split, told apart into C classes."""
 
     split: str
@@ -28,30 +31,51 @@ class Judged:
     arms: dict[str, list[int]]  # name -> its rows in `runs`: the same model and settings under several seeds
     notes: list[str] = field(default_factory=list)
 
-    @property
+    def file(self, i: int) -> Path:
+        """An image's file. Raises `DataError` if it is another than the one that was evaluated, `OSError` if none."""
+        path = self.root / self.paths[i]
+        if file_sha256(path) != self.sha256[i]:
+            raise DataError(f"{path} has changed")
+        return path
+
+    @cached_property
     def predicted(self) -> np.ndarray:  # (R, N)
         return self.probs.argmax(2)
 
-    @property
+    @cached_property
     def wrong(self) -> np.ndarray:  # (R, N) bool
         return self.predicted != self.labels
 
+    @cached_property
+    def wrong_share(self) -> np.ndarray:  # (N,) of the runs
+        return self.wrong.mean(0)
 
-def gather(runs: Sequence[VisionRun], split: str | None = None, data_root: str | None = None) -> Judged:
+    @cached_property
+    def loss(self) -> np.ndarray:  # (N,) nats: negative log-likelihood of the true class, mean over the runs
+        given = self.probs[:, np.arange(len(self.labels)), self.labels]  # (R, N)
+        return -np.log(np.clip(given, 1e-12, None)).mean(0)
+
+    def by_loss(self, images: Iterable[int]) -> list[int]:
+        """The images by their loss, highest first."""
+        return sorted((int(i) for i in images), key=lambda i: (-self.loss[i], i))
+
+
+def gather(
+    runs: Sequence[VisionRun], split: str | None = None, data_root: str | os.PathLike | None = None
+) -> JointPredictions:
     """Read the predictions of finished runs on one split, in the image order of the first.
 
     `split` None: test if every run has been evaluated on it, else val. Raises `RocLabError`, naming the run, if one is
-    unfinished, has no predictions, was judged on other images or tells other classes apart.
+    unfinished, has no predictions, was evaluated on other images or has other classes.
     """
     if not runs:
         raise RocLabError("no run was given: roclab vision errors RUN… --out DIR")
     if split not in (None, "val", "test"):
         raise RocLabError(f"--split {split}: choose val or test")
-    seen: set[Path] = set()
-    for run in runs:
-        if run.path.resolve() in seen:
+    paths = [run.path.resolve() for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        if paths.count(path) > 1:
             raise RocLabError(f"{run.path} was given twice")
-        seen.add(run.path.resolve())
         _ = run.training  # raises if the run was cut
     notes = []
     if split is None:
@@ -66,7 +90,7 @@ def gather(runs: Sequence[VisionRun], split: str | None = None, data_root: str |
     read = [run.predictions(split) for run in runs]
     probs = [_in_order_of(runs[0], read[0], run, own, split) for run, own in zip(runs, read, strict=True)]
     rows = {id(run): row for row, run in enumerate(runs)}
-    return Judged(
+    return JointPredictions(
         split=split,
         classes=list(runs[0].manifest["classes"]),
         species=runs[0].manifest.get("species"),
@@ -84,16 +108,15 @@ def gather(runs: Sequence[VisionRun], split: str | None = None, data_root: str |
 def _in_order_of(first: VisionRun, wanted: Predictions, run: VisionRun, own: Predictions, split: str) -> np.ndarray:
     """Probabilities (N, C) of `run` in the image order of the first run."""
     if run.manifest["classes"] != first.manifest["classes"]:
-        raise RocLabError(f"{run.path} tells other classes apart than {first.path}: judge them one by one")
-    row_of = {key: row for row, key in enumerate(own.keys)}
-    if row_of.keys() != set(wanted.keys):
+        raise RocLabError(f"{run.path} has other classes than {first.path}: analyse them one by one")
+    rows = own.rows_like(wanted)
+    if rows is None:
         cut = split == "val" and run.config["seed"] != first.config["seed"]
         why = " (each seed cuts its own val images: evaluate them on test)" if cut else ""
         raise RocLabError(
-            f"{run.path} was judged on other {split} images than {first.path}{why}: errors are compared on the same "
+            f"{run.path} was evaluated on other {split} images than {first.path}{why}: errors are compared on the same "
             "images only"
         )
-    rows = [row_of[key] for key in wanted.keys]
     if (own.labels[rows] != wanted.labels).any():
         raise RocLabError(f"{run.path} has other labels than {first.path} for the same images")
     return own.probs[rows]

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017): which part of a image speaks for a class, and whether it really decides.
+"""Grad-CAM (Selvaraju et al. 2017): which part of an image speaks for a class, and whether it decides.
 
     map = ReLU(Σ_k α_k A_k),   α_k = mean over places of ∂ logit / ∂ A_k
 
@@ -10,24 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from roclab.core.devices import pick_device
 from roclab.core.exceptions import DataError, RocLabError
-from roclab.core.files import file_sha256
 from roclab.core.progress import track
-from roclab.vision.error_analysis.gather import Judged
-from roclab.vision.error_analysis.statistics import holm
+from roclab.core.statistics import add_holm
+from roclab.core.training.checkpointing import load_tensors
+from roclab.vision.data.images import open_image
+from roclab.vision.data.transforms import eval_transform
+from roclab.vision.error_analysis.gather import JointPredictions
 from roclab.vision.evaluate.metrics import paired_bootstrap
+from roclab.vision.models.checkpoint import load_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from roclab.vision.models.classifier import Classifier
 
-ARMS = 4  # of which heat maps are drawn
+ARMS = 4  # whose heat maps are drawn
 EACH = 2  # images of each kind: all wrong, only A wrong, only B wrong
 RANDOM = 16  # images drawn at random, so that the check is not made on errors alone
 HOT = 0.25  # share of the places that the check covers
@@ -62,27 +66,21 @@ def activation(model: Classifier, image_size: int) -> Activation:
 
     module: Any = model.module
     if hasattr(module, "blocks") and hasattr(module, "num_prefix_tokens") and hasattr(module, "cls_token"):
-        # a plain vision transformer reads its answer off the class token after the last block: what the places said
-        # before that block's attention is the last that matters to it
+        # a plain vision transformer takes its answer from the class token after the last block, so the last activation
+        # of the places that matters is the one before that block's attention
         last = len(module.blocks) - 1
         return Activation(f"blocks.{last}.norm1", "BTC", int(module.num_prefix_tokens))
     found: list[Activation] = []
-    hooks = []
 
-    def watch(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, out: Any) -> None:
-            if isinstance(out, torch.Tensor) and out.ndim == 4:
-                _, a, b, c = out.shape
-                if b == c > 1:
-                    found.append(Activation(name, "BCHW"))
-                elif a == b > 1:
-                    found.append(Activation(name, "BHWC"))
+    def watch(name: str, _module: nn.Module, _inputs: Any, out: Any) -> None:
+        if isinstance(out, torch.Tensor) and out.ndim == 4:
+            _, a, b, c = out.shape
+            if b == c > 1:
+                found.append(Activation(name, "BCHW"))
+            elif a == b > 1:
+                found.append(Activation(name, "BHWC"))
 
-        return hook
-
-    for name, part in module.named_modules():
-        if name:
-            hooks.append(part.register_forward_hook(watch(name)))
+    hooks = [part.register_forward_hook(partial(watch, name)) for name, part in module.named_modules() if name]
     try:
         device = next(module.parameters()).device
         with torch.no_grad():
@@ -142,51 +140,51 @@ def hottest(heat: np.ndarray) -> np.ndarray:
     return cells.reshape(heat.shape)
 
 
-def what_decided(judged: Judged, shared: dict[str, Any], pairs: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+def what_decided(
+    joint: JointPredictions, shared: dict[str, Any], pairs: list[dict[str, Any]], seed: int
+) -> dict[str, Any]:
     """Heat maps for telling images, and for each arm whether the hottest places decide.
 
-    The check: the hottest quarter of the places is covered, and the probability of the class called falls by so much
+    The check: the hottest quarter of the places is covered, and the probability of the predicted class falls by so much
     (`drop_hot`); then a part of the same shape elsewhere (moved by half the map, twice), which gives `drop_elsewhere`.
     Their difference has a paired bootstrap interval and Wilcoxon's p over the images drawn at random, so it holds for
     ordinary images too. An arm is represented by its first run.
     """
-    arms = sorted(judged.arms, key=lambda name: float(judged.wrong[judged.arms[name]].mean()))[:ARMS]
+    arms = sorted(joint.arms, key=lambda name: float(joint.wrong[joint.arms[name]].mean()))[:ARMS]
     wanted: list[tuple[int, str, list[str]]] = [(i, "wrong by all", arms) for i in shared["by_all"][:EACH]]
     for pair in pairs:
-        if pair["a"] in arms[:2] and pair["b"] in arms[:2]:
-            both = [pair["a"], pair["b"]]
-            wanted += [(i, f"only {pair['a']} wrong", both) for i in pair["only_a_wrong"][:EACH]]
-            wanted += [(i, f"only {pair['b']} wrong", both) for i in pair["only_b_wrong"][:EACH]]
-    n = len(judged.labels)
+        if {pair["a"], pair["b"]} == set(arms[:2]):
+            for side in "ab":
+                wanted += [(i, f"only {pair[side]} wrong", arms[:2]) for i in pair[f"only_{side}_wrong"][:EACH]]
+    n = len(joint.labels)
     drawn = np.random.default_rng(seed).choice(n, min(RANDOM, n), replace=False)
     found: dict[str, Any] = {"arms": {}, "shown": []}
-    for arm in track(arms, "what decided"):
-        row = judged.arms[arm][0]
+    for arm in track(arms, "heat maps"):
+        row = joint.arms[arm][0]
         try:
-            looker = _Looker(judged, row)
+            explainer = _Explainer(joint, row)
         except (RocLabError, RuntimeError) as error:
-            judged.notes.append(f"{judged.runs[row].path.name}: no heat maps ({error})")
+            joint.notes.append(f"{joint.runs[row].path.name}: no heat maps ({error})")
             continue
-        checks = [check for i in drawn if (check := looker.look(int(i)))]
+        checks = [check for i in drawn if (check := explainer.explain(int(i)))]
         for i, kind, which in wanted:
-            if arm in which and (check := looker.look(i)):
+            if arm in which and (check := explainer.explain(i)):
                 found["shown"].append({"image": i, "arm": arm, "kind": kind, **check})
         if len(checks) > 1:
             hot, elsewhere = (np.array([check[k] for check in checks]) for k in ("drop_hot", "drop_elsewhere"))
             found["arms"][arm] = {
-                "run": judged.runs[row].path.name,
-                "layer": looker.where.module,
-                "layout": looker.where.layout,
+                "run": joint.runs[row].path.name,
+                "layer": explainer.where.module,
+                "layout": explainer.where.layout,
                 "images": len(checks),
                 "drop_hot": float(hot.mean()),
                 "drop_elsewhere": float(elsewhere.mean()),
                 **paired_bootstrap(hot, elsewhere, seed),
                 "p": covering_tells(hot, elsewhere),
-                "resize": looker.model.preprocessing.resize_for(looker.size),
-                "crop": looker.size,
+                "resize": explainer.model.preprocessing.resize_for(explainer.size),
+                "crop": explainer.size,
             }
-    for row, p in zip(found["arms"].values(), holm([row["p"] for row in found["arms"].values()]), strict=True):
-        row["p_holm"] = p
+    add_holm(found["arms"].values())
     return found
 
 
@@ -200,52 +198,42 @@ def covering_tells(hot: np.ndarray, elsewhere: np.ndarray) -> float:
     return float(wilcoxon(hot, elsewhere, alternative="greater").pvalue)
 
 
-class _Looker:
-    """One run's network, with what is needed to ask it about images one at a time."""
+class _Explainer:
+    """One run's network, and what is needed to explain its predictions image by image."""
 
-    def __init__(self, judged: Judged, row: int) -> None:
-        from roclab.vision.data.transforms import eval_transform
-        from roclab.vision.models.checkpoint import load_model
-
-        self.judged, self.row = judged, row
-        run = judged.runs[row]
+    def __init__(self, joint: JointPredictions, row: int) -> None:
+        self.joint, self.row = joint, row
+        run = joint.runs[row]
         self.model, _, self.size = load_model(run)
         self.model.to(pick_device(run.config.get("device", "auto")))
         self.model.module.eval().requires_grad_(False)
         before = run.checkpoints / "head-before-refit.safetensors"
-        if judged.split == "val" and before.exists():  # the final head has seen the val images; this one judged them
-            from roclab.core.training.checkpointing import load_tensors
-
+        if joint.split == "val" and before.exists():  # the final head has seen the val images, this one has not
             self.model.head.load_state_dict(load_tensors(before)[0])
         self.where = activation(self.model, self.size)
         self.transform = eval_transform(self.model.preprocessing, self.size)
 
-    def look(self, i: int) -> dict[str, Any] | None:
-        """The heat map of the class called, scaled to at most 1, and the check; None if the image is not there."""
+    def explain(self, i: int) -> dict[str, Any] | None:
+        """The heat map of the predicted class, scaled to at most 1, and the check; None if the image is not there."""
         import torch
 
-        from roclab.vision.data.images import open_image
-
-        path = self.judged.root / self.judged.paths[i]
         try:
-            if file_sha256(path) != self.judged.sha256[i]:
-                return None
-            image = open_image(path, at_least=self.model.preprocessing.resize_for(self.size))
+            image = open_image(self.joint.file(i), at_least=self.model.preprocessing.resize_for(self.size))
         except (OSError, DataError):
             return None
         device = next(self.model.module.parameters()).device
         tensor = self.transform(image)[None].to(device)
-        called = int(self.judged.predicted[self.row, i])
-        maps, logits = grad_cam(self.model, tensor, [called], self.where)
+        predicted = int(self.joint.predicted[self.row, i])
+        maps, logits = grad_cam(self.model, tensor, [predicted], self.where)
         heat = maps[0].float().cpu().numpy()
         cells = hottest(heat)
         half = (heat.shape[0] // 2, heat.shape[1] // 2)
         others = [np.roll(cells, half, (0, 1)), np.roll(cells, half[1], 1)]
         with torch.inference_mode():
             again = self.model.module(torch.cat([covered(tensor, part) for part in (cells, *others)]))
-        p = torch.softmax(torch.cat([logits, again]).float(), 1)[:, called].cpu().numpy()
+        p = torch.softmax(torch.cat([logits, again]).float(), 1)[:, predicted].cpu().numpy()
         return {
-            "called": self.judged.classes[called],
+            "predicted": self.joint.classes[predicted],
             "probability": float(p[0]),
             "heat": np.round(heat / max(float(heat.max()), 1e-12), 3).tolist(),
             "drop_hot": float(p[0] - p[1]),

@@ -1,57 +1,26 @@
-"""The statistics of the error analysis that `vision.metrics` does not hold.
+"""The statistics of the error analysis that `evaluate.metrics` and `evaluate.pairs` do not hold.
 
-A image is the unit everywhere. Several runs over the same images are not several images: where there are more runs, a
+An image is the unit everywhere. Several runs over the same images are not several images: where there are more runs, an
 image's score is its mean over them, and intervals and tests count images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from roclab.core.statistics import wilson
+from roclab.core.statistics import Z, wilson
 from roclab.vision.evaluate.metrics import expected_calibration_error, paired_bootstrap
 
 DRAWS = 9999  # of a permutation test: its smallest p-value is 1 in 10,000
 RESAMPLES = 999  # of the calibration error, which costs more
 
 
-def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979): p-values that hold however many of `tests` questions were asked.
-
-    `tests` is the number of questions if some were not worth a p-value (theirs counts as 1).
-    """
-    tests = max(tests or 0, len(p_values))
-    adjusted, least = [1.0] * len(p_values), 0.0
-    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
-        least = max(least, min(1.0, (tests - rank) * p_values[i]))
-        adjusted[int(i)] = float(least)
-    return adjusted
-
-
-def proportion(successes: float, n: int) -> dict[str, Any]:
-    """A share with its n and Wilson's 95 % interval; without images the share is None."""
-    if n == 0:
-        return {"count": 0.0, "n": 0, "share": None, "ci95": None}
-    return {"count": float(successes), "n": int(n), "share": float(successes / n), "ci95": wilson(successes, n)}
-
-
-def difference(a: float, n_a: int, b: float, n_b: int) -> dict[str, Any]:
-    """Difference of two independent shares a/n_a - b/n_b, with Newcombe's 95 % interval (1998, method 10)."""
-    p_a, p_b = a / n_a, b / n_b
-    (low_a, high_a), (low_b, high_b) = wilson(a, n_a), wilson(b, n_b)
-    gap = p_a - p_b
-    low = gap - float(np.hypot(p_a - low_a, high_b - p_b))
-    high = gap + float(np.hypot(high_a - p_a, p_b - low_b))
-    return {"difference": float(gap), "ci95": [low, high]}
-
-
 def harder_than_the_rest(wrong: np.ndarray, inside: np.ndarray, seed: int = 0) -> float:
     """One-sided p-value: is the mean of `wrong` (N,) over the images `inside` (N,) bool higher than chance puts it?
 
-    Chance: the same number of images drawn from all of them without replacement. Exact (Fisher 1935) where a image is
+    Chance: the same number of images drawn from all of them without replacement. Exact (Fisher 1935) where an image is
     only right or wrong; else `DRAWS` draws of how many images of each score come up.
     """
     levels, counts = np.unique(wrong, return_counts=True)
@@ -79,37 +48,22 @@ def calibration(labels: np.ndarray, probs: np.ndarray, bins: int = 15, seed: int
     confidence = probs.max(2)  # (R, N)
     correct = probs.argmax(2) == labels
     draw = np.random.default_rng(seed)
-    runs, n = confidence.shape
+    n = confidence.shape[1]
 
     def ece(sure: np.ndarray, right: np.ndarray) -> float:
-        # the metric asks for a table of probabilities: class 0 is what was called, the truth is class 0 or another
+        # the metric asks for a table of probabilities: the predicted class is 0, the true one 0 or another
         tables = (np.stack([row, np.zeros_like(row)], 1) for row in sure)
-        return float(np.mean([expected_calibration_error(1 - r, t, bins) for t, r in zip(tables, right, strict=True)]))
+        labels = 1 - right.astype(int)
+        return float(np.mean([expected_calibration_error(y, t, bins) for y, t in zip(labels, tables, strict=True)]))
 
-    observed = ece(confidence, correct.astype(int))
+    observed = ece(confidence, correct)
     again, null = [], []
     for _ in range(RESAMPLES):
         rows = draw.integers(0, n, n)
-        again.append(ece(confidence[:, rows], correct[:, rows].astype(int)))
-        # one number a image: runs that agree on a image are right or wrong on it together
-        null.append(ece(confidence, (draw.random(n) < confidence).astype(int)))
+        again.append(ece(confidence[:, rows], correct[:, rows]))
+        # one number an image: runs that agree on an image are right or wrong on it together
+        null.append(ece(confidence, draw.random(n) < confidence))
     low, high = np.clip(2 * observed - np.percentile(again, [97.5, 2.5]), 0, 1)
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    table = []
-    for b in range(bins):
-        inside = which == b
-        if count := int(inside.sum()):
-            right, images = float(correct[inside].sum()) / runs, count / runs
-            table.append(
-                {
-                    "from": b / bins,
-                    "to": (b + 1) / bins,
-                    "images": images,
-                    "confidence": float(confidence[inside].mean()),
-                    "accuracy": float(correct[inside].mean()),
-                    "ci95": wilson(right, images),
-                }
-            )
     gap = paired_bootstrap(confidence.mean(0), correct.mean(0), seed)
     return {
         "ece": observed,
@@ -120,8 +74,28 @@ def calibration(labels: np.ndarray, probs: np.ndarray, bins: int = 15, seed: int
         "accuracy": float(correct.mean()),
         "gap": gap["difference"],
         "gap_ci95": gap["ci95"],
-        "bins": table,
+        "bins": _reliability(confidence, correct, bins),
     }
+
+
+def _reliability(confidence: np.ndarray, correct: np.ndarray, bins: int) -> list[dict[str, Any]]:
+    """Of each bin of confidence that is not empty: images (per run), mean confidence, accuracy with its interval."""
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    runs, found = len(confidence), []
+    for b in np.unique(which):
+        inside = which == b
+        images = float(inside.sum()) / runs
+        found.append(
+            {
+                "from": float(b) / bins,
+                "to": float(b + 1) / bins,
+                "images": images,
+                "confidence": float(confidence[inside].mean()),
+                "accuracy": float(correct[inside].mean()),
+                "ci95": wilson(float(correct[inside].sum()) / runs, images),
+            }
+        )
+    return found
 
 
 def logistic_slope(x: np.ndarray, right: np.ndarray) -> dict[str, Any] | None:
@@ -155,6 +129,6 @@ def logistic_slope(x: np.ndarray, right: np.ndarray) -> dict[str, Any] | None:
     error = float(np.sqrt((bread @ (scores.T @ scores) @ bread)[1, 1] * n / (n - 2)))
     return {
         "odds_ratio": float(np.exp(beta[1])),
-        "ci95": [float(np.exp(beta[1] - 1.96 * error)), float(np.exp(beta[1] + 1.96 * error))],
+        "ci95": [float(np.exp(beta[1] + side * Z * error)) for side in (-1, 1)],
         "p": float(2 * norm.sf(abs(beta[1]) / error)),
     }

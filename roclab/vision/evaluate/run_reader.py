@@ -39,6 +39,11 @@ class Predictions:
     labels: np.ndarray  # (N,) integers
     probs: np.ndarray  # (N, C)
 
+    def rows_like(self, other: Predictions) -> list[int] | None:
+        """The rows here of the images of `other`, in its order; None if they are not the same images."""
+        row_of = {key: row for row, key in enumerate(self.keys)}
+        return [row_of[key] for key in other.keys] if row_of.keys() == set(other.keys) else None
+
 
 class VisionRun(Run):
     """A run of `roclab vision train`, finished or cut. `name` and `ref` (R1, R2 …) are what a report calls it."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from roclab.core.files import write_json
 from roclab.vision.data.dataset import load_data
-from roclab.vision.error_analysis.gather import Judged
+from roclab.vision.error_analysis.gather import JointPredictions
 from roclab.vision.evaluate.evaluate import write_predictions
 from roclab.vision.evaluate.run_reader import VisionRun
 
@@ -37,7 +37,9 @@ def random_probs(rng: np.random.Generator, labels: np.ndarray, classes: int, acc
     return probs
 
 
-def judged(labels: np.ndarray, probs: np.ndarray, arms: dict[str, list[int]], **more: object) -> Judged:
+def joint_predictions(
+    labels: np.ndarray, probs: np.ndarray, arms: dict[str, list[int]], **more: object
+) -> JointPredictions:
     """Predictions (R, N, C) as `gather` would have read them, of images that lie nowhere."""
     classes = [f"class {i}" for i in range(probs.shape[2])]
     names = [f"image-{i}.jpg" for i in range(len(labels))]
@@ -45,4 +47,4 @@ def judged(labels: np.ndarray, probs: np.ndarray, arms: dict[str, list[int]], **
     runs = [VisionRun(f"run-{row}", {"seed": seeds[row]}) for row in range(len(probs))]
     values: dict = {"split": "test", "classes": classes, "species": None, "root": Path("nowhere"), "paths": names}
     values |= {"sha256": names, "labels": labels, "probs": probs, "runs": runs, "arms": arms}
-    return Judged(**(values | more))
+    return JointPredictions(**(values | more))
