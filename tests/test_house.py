@@ -21,7 +21,7 @@ FILE_LINES, FUNCTION_LINES, ALL_LINES = 450, 80, 17_000
 # What does not keep the rules yet. An entry that is no longer needed fails too: the list only gets shorter.
 EXCEPTIONS: dict[str, set[str]] = {
     "cycles": set(),
-    "imports inside functions": {},
+    "imports inside functions": set(),
     "too long": {
         "roclab: more than 17000 lines in all",
     },
