@@ -7,7 +7,7 @@ text states, and a pointer to the fact. Reports only choose which sentences to s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # Kind of evidence -> its words for a reader. A claim (better, harder, …) is "strong" or "moderate" where its p-value
@@ -63,8 +63,9 @@ class Sentence:
             evidence = {"kind": evidence}
         elif "kind" not in evidence:
             evidence = {"numbers": evidence}
+        known = {f.name: evidence[f.name] for f in fields(Evidence) if f.name in evidence}
         topic = value.get("topic") or ""
-        return cls(str(value.get("text", "")), Evidence(**evidence), str(value.get("key", "")), str(topic))
+        return cls(str(value.get("text", "")), Evidence(**known), str(value.get("key", "")), str(topic))
 
 
 def sentences_of(found: Mapping[str, Any]) -> list[Sentence]:

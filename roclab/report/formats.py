@@ -74,7 +74,7 @@ def _letters_without_glyph(source: str) -> list[str]:
     found = []
     if foreign:
         found.append(
-            f"report.tex needs a font that has {''.join(foreign[:20])}: say one with \\setmainfont, then run lualatex"
+            f"report.tex needs a font that has {''.join(foreign[:20])}: name it with \\setmainfont, then run lualatex"
         )
     # Typst's own fonts cover Latin, Greek, Cyrillic and Hebrew
     if without := [c for c in foreign if ord(c) > 0x5FF and ord(c) not in _covered()]:

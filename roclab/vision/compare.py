@@ -48,7 +48,7 @@ def compare(
     out = Path(out)
     configs = {
         out / f"{model.replace('/', '-')}-{strategy}-seed{seed}": replace(
-            # no refit: fine-tuning has no use for the validation images, so the frozen backbone may not learn from them
+            # no refit: fine-tuning is not trained on validation images, so a frozen backbone's head may not be either
             base,
             model=model,
             strategy=strategy,

@@ -1,4 +1,4 @@
-"""Real runs, small: a tiny network on striped images, three runs trained and judged once for all tests."""
+"""Real runs, small: a tiny network on striped images, three runs trained and evaluated once for all tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.vision import small
 NAME = r"Jörg_Müller & Söhne #1 {50%} \ ~ ^ $"
 
 
-def train_and_judge(images: Path, out: Path, split: str = "test", **changes: object) -> Path:
+def train_and_evaluate(images: Path, out: Path, split: str = "test", **changes: object) -> Path:
     from roclab.vision.evaluate.evaluate import evaluate
     from roclab.vision.train.train import train
 
@@ -35,8 +35,8 @@ def trained(images, tmp_path_factory) -> Path:
     """A folder with three finished runs, two arms. Not to be changed: `runs` is a copy."""
     folder = tmp_path_factory.mktemp("trained")
     for seed in (0, 1):
-        train_and_judge(images, folder / f"features-{seed}", seed=seed, refit=False)
-    train_and_judge(images, folder / "finetune-0", strategy="finetune", epochs=2, seed=0)
+        train_and_evaluate(images, folder / f"features-{seed}", seed=seed, refit=False)
+    train_and_evaluate(images, folder / "finetune-0", strategy="finetune", epochs=2, seed=0)
     return folder
 
 

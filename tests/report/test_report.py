@@ -21,7 +21,7 @@ from roclab.report.privacy import absolute_paths
 from roclab.report.sentences import refs
 from roclab.report.settings import Settings
 from roclab.vision.evaluate.run_reader import VisionRun
-from tests.report.conftest import NAME, train_and_judge
+from tests.report.conftest import NAME, train_and_evaluate
 from tests.vision import small
 
 ME = Settings(author=NAME, student_id="31415", consulted=[], ai_tools=["x_y & z"])
@@ -138,18 +138,18 @@ def test_missing_runs_are_named_all_at_once(tmp_path):
 
 def test_a_run_of_another_split_is_refused_by_name(runs, tmp_path):
     other = small.make_images(tmp_path / "other", each=10)
-    train_and_judge(other, runs / "stranger", seed=3, refit=False)
+    train_and_evaluate(other, runs / "stranger", seed=3, refit=False)
     with pytest.raises(RocLabError, match=r"stranger is evaluated on other test images"):
         report([runs], tmp_path / "report", ME)
 
 
 def test_another_validation_cut_under_the_same_seed_is_refused(runs, images, tmp_path):
-    train_and_judge(images, runs / "wider", seed=0, refit=False, val_fraction=0.4)
+    train_and_evaluate(images, runs / "wider", seed=0, refit=False, val_fraction=0.4)
     with pytest.raises(RocLabError, match=r"wider cuts other validation images"):
         report([runs], tmp_path / "report", ME)
 
 
-def test_a_run_that_was_not_judged_on_test_comes_with_the_command(runs, tmp_path):
+def test_a_run_that_was_not_evaluated_on_test_comes_with_the_command(runs, tmp_path):
     (runs / "finetune-0" / "results-test.json").unlink()
     with pytest.raises(RocLabError, match=r"roclab vision evaluate .*finetune-0 --split test"):
         report([runs], tmp_path / "report", ME)
@@ -180,7 +180,7 @@ def test_a_class_without_a_test_image_has_dashes_and_a_note(tmp_path):
     small.make_images(data / "train", each=10)
     small.make_images(data / "test", each=4)
     shutil.rmtree(data / "test" / "sky")
-    run = train_and_judge(data, tmp_path / "run", refit=False)
+    run = train_and_evaluate(data, tmp_path / "run", refit=False)
     facts = report([run], tmp_path / "report", ME)
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert facts["data"]["without_test_images"] == ["sky"]

@@ -1,4 +1,4 @@
-"""`roclab vision errors`: from run folders to facts, sentences and a page; and runs that cannot be judged together."""
+"""`roclab vision errors`: from run folders to facts, sentences and a page; and runs that do not fit together."""
 
 import csv
 import json
@@ -120,7 +120,7 @@ def test_pointers_survive_names_with_slashes():
     assert lookup(facts, pointer("arms", "timm/resnet~50.a1", "x", 1)) == 2
 
 
-def test_runs_that_cannot_be_judged_together(images, tmp_path):
+def test_runs_that_cannot_be_analysed_together(images, tmp_path):
     one, other = (finished_run(tmp_path / f"run{i}", images, i) for i in range(2))
     with pytest.raises(RocLabError, match=r"each seed cuts its own val images: evaluate them on test"):
         analyse([one, other], "val")
