@@ -14,7 +14,7 @@ from roclab.course.study.settings import Study
 from roclab.lm.settings import LoadOptions
 
 
-@options_from(LoadOptions, "options", only=("tokenizer", "dtype", "device"))
+@options_from(LoadOptions, "options", only=("tokenizer", "dtype", "device", "engine"))
 @options_from(Study, "settings")
 def study(
     settings: Study,
