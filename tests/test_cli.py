@@ -10,19 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lm.test_engine import ANSWER, GRAVITY
-
-ROOT = Path(__file__).parent.parent
-
-
-def roclab(*arguments, stdin=""):
-    return subprocess.run(
-        [sys.executable, "-m", "roclab", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-    )
+from tests.processes import roclab
 
 
 def refused(done) -> str:

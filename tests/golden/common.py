@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,29 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests import processes
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-
-
-# Reads a list of commands, and runs each as `python -m roclab` would. One process for many, because it takes up to
-# fifteen seconds to import torch, torchvision and timm.
-SHELL = """
-import contextlib, io, json, runpy, sys, traceback
-
-answers = []
-for words, typed in json.load(sys.stdin):
-    sys.argv, sys.stdin, out, err, code = ["roclab", *words], io.StringIO(typed), io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            runpy.run_module("roclab", run_name="__main__")
-        except SystemExit as end:
-            code = end.code or 0
-        except Exception:
-            traceback.print_exc()
-            code = 1
-    answers.append([code, out.getvalue(), err.getvalue()])
-print(json.dumps(answers))
-"""
 
 
 @dataclass(frozen=True)
@@ -64,20 +42,15 @@ class Answer:
 def roclab(*commands: Sequence[Any], cwd: Path = ROOT, typed: str = "", **environment: Any) -> list[Answer]:
     """Run the commands one after the other; `typed` is what the last one reads. One thread: sums are then always added
     in the same order."""
-    # The folder of this checkout comes first, so that a run from another folder does not find another roclab.
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    env = {
-        "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "COLUMNS": "120", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
-    asked = [(list(map(str, words)), typed if words is commands[-1] else "") for words in commands]
-    done = subprocess.run(
-        [sys.executable, "-c", SHELL], input=json.dumps(asked), capture_output=True, text=True, encoding="utf-8",
-        timeout=500, cwd=cwd, env=os.environ | env | {key: str(value) for key, value in environment.items()},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
-    answers = json.loads(done.stdout.splitlines()[-1])
-    return [Answer(words, *answer) for (words, _), answer in zip(asked, answers, strict=True)]
+    answers = []
+    for words in commands:
+        # The folder of this checkout comes first, so that a run from another folder does not find another roclab.
+        done = processes.roclab(
+            *words, stdin=typed if words is commands[-1] else "", cwd=cwd, seconds=500, COLUMNS=120,
+            CUDA_VISIBLE_DEVICES="", **environment,
+        )  # fmt: skip
+        answers.append(Answer(list(map(str, words)), done.returncode, done.stdout, done.stderr))
+    return answers
 
 
 def machine_key(*packages: str) -> str:

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-# What a child process needs: no second thread pool on a small machine, nothing from a developer's own Hub account.
-CHILD_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    "HF_HUB_ETAG_TIMEOUT": "5",
-    "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody there: a test that wants a Hub names its own
-    "NO_PROXY": "*",
-}
+from tests.processes import roclab as roclab
 
 TINY = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -216,20 +205,6 @@ def write_gguf(
             writer.add_tensor(gguf_name(name), data)
     finish(writer)
     return path
-
-
-def roclab(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "roclab", *arguments],
-        env={**os.environ, **CHILD_ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:

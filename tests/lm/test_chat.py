@@ -26,7 +26,7 @@ from roclab.lm.settings import SamplingParams
 from roclab.lm.text.detokenizer import ThinkingSplit
 from roclab.lm.text.tokenizer import Tokenizer
 
-from .build import learn_by_heart
+from .build import learn_by_heart, roclab
 
 QUESTION, THOUGHT, ANSWER = "What is 7 · 8?", "7 · 8 is 56. 🙂", "It is 56 ✓"
 SECOND, SECOND_ANSWER = "And 6 · 7?", "It is 42"
@@ -219,14 +219,11 @@ def test_chat_through_pipes(thinker_folder, tmp_path):
         " /etc is a folder?",
         "/system none",
     ]
-    done = subprocess.run(
-        command("--model", thinker_folder, "-n", "60"),
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        timeout=120,
+    done = roclab(
+        "lm", "chat", "-t", "0", "--model", thinker_folder, "-n", "60",
+        stdin="\n".join(lines),
         cwd=below,  # a name that is wrongly taken as relative leaves its file here, not in the repository
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not any(below.iterdir())
     assert "/save ~nobody-here/x: there is no such user" in done.stderr

@@ -18,8 +18,8 @@ from roclab.course.handin.prove import run_script
 from roclab.report.build import report
 from roclab.report.privacy import Relative, absolute_paths, find_private
 from roclab.report.settings import Settings
+from tests.processes import roclab
 from tests.report.conftest import NAME
-from tests.vision.test_cli_vision import roclab
 
 KEY = "hf_" + "a1B2" * 9  # looks like a token, is none
 

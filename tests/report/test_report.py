@@ -6,7 +6,6 @@ import html
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from roclab.report.privacy import absolute_paths
 from roclab.report.sentences import refs
 from roclab.report.settings import Settings
 from roclab.vision.evaluate.run_reader import VisionRun
+from tests.processes import roclab
 from tests.report.conftest import NAME, train_and_evaluate
 from tests.vision import small
 
@@ -363,11 +363,10 @@ def test_the_command_line_gives_one_line_and_code_2(command, tmp_path):
         "report": ["--out", tmp_path / "out"],
         "handin": ["--student-id", "1", "--name", "x", "--report", tmp_path, "--lab", tmp_path],
     }[command]
-    words = [sys.executable, "-m", "roclab", command, "--runs", tmp_path / "gone", *own]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
+    done = roclab(command, "--runs", tmp_path / "gone", *own)
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
     assert "gone does not exist" in done.stderr
-    shown = subprocess.run([*map(str, words[:4]), "--help"], capture_output=True, text=True, timeout=300)
+    shown = roclab(command, "--help")
     assert f"Example: roclab {command}" in " ".join(shown.stdout.replace("│", " ").split())

@@ -1,15 +1,13 @@
 """The audit names every difficulty, changes nothing and stops at nothing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from roclab.core.exceptions import DataError
 from roclab.vision.data.audit import audit, describe
+from tests.processes import roclab
 from tests.vision.conftest import picture
 from tests.vision.test_data import hard  # noqa: F401 (the folder with every difficulty)
 
@@ -76,13 +74,9 @@ def test_pets3_has_a_png_named_jpg(shared_data: Path):
 
 
 def test_the_command(folder: Path):
-    command = [sys.executable, "-m", "roclab", "vision", "audit", str(folder)]
-    root = Path(__file__).parents[2]
-    text = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=True).stdout
-    assert text.startswith("images: 20 images, 2 classes")
-    done = subprocess.run([*command, "--json"], cwd=root, env=os.environ, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["classes"] == {"cat": 10, "dog": 10}
-    wrong = subprocess.run([*command[:-1], "nowhere"], cwd=root, capture_output=True, text=True, check=False)
+    assert roclab("vision", "audit", folder).stdout.startswith("images: 20 images, 2 classes")
+    assert json.loads(roclab("vision", "audit", folder, "--json").stdout)["classes"] == {"cat": 10, "dog": 10}
+    wrong = roclab("vision", "audit", "nowhere")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("roclab: --data nowhere")
     assert wrong.stderr.count("\n") == 1

@@ -2,19 +2,11 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
+from tests.processes import roclab
 from tests.vision.small import MODEL, make_images
-
-
-def roclab(*words, **environment):
-    command = [sys.executable, "-m", "roclab", *map(str, words)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 @pytest.fixture(scope="module")

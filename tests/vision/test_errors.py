@@ -19,9 +19,9 @@ from roclab.vision.error_analysis.facts import analyse
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.train.train import train
+from tests.processes import roclab
 from tests.vision.finished import finished_run
 from tests.vision.small import config, make_images
-from tests.vision.test_cli_vision import roclab
 
 
 @pytest.fixture
