@@ -75,6 +75,18 @@ class Completion:
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     error: str = ""
 
+    def add(self, event: TokenEvent) -> None:
+        """Its next token, or why there is none."""
+        self.finish_reason, self.error = event.finish_reason or self.finish_reason, event.error
+        if event.error:
+            return
+        self.token_ids.append(event.token_id)
+        self.text += event.text
+        self.thinking += event.thinking
+        if event.logprob is not None:
+            self.logprobs.append(event.logprob)
+            self.top_logprobs.append(event.top_logprobs)
+
 
 def complete(
     runner: Runner,
@@ -88,18 +100,7 @@ def complete(
     every prompt failed."""
     results = [Completion(len(prompt)) for prompt in prompts]
     for event in progress(stream(runner, tokenizer, prompts, params, timings)):
-        result = results[event.row]
-        if event.error:
-            result.finish_reason, result.error = "error", event.error
-            continue
-        result.token_ids.append(event.token_id)
-        result.text += event.text
-        result.thinking += event.thinking
-        if event.logprob is not None:
-            result.logprobs.append(event.logprob)
-            result.top_logprobs.append(event.top_logprobs)
-        if event.finish_reason:
-            result.finish_reason = event.finish_reason
+        results[event.row].add(event)
     if all(result.error for result in results):
         raise RocLabError(results[0].error)
     for result in results:

@@ -12,8 +12,8 @@ that was interrupted goes on where it stopped.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,39 +33,9 @@ TRANSCRIPTS = "transcripts.jsonl"
 MODES = {None: "auto", True: "on", False: "off"}
 
 
-@dataclass
-class Talk:
-    """The conversation about one question in one run and thinking mode."""
-
-    question: Mapping[str, Any]
-    run: str
-    thinking: bool | None
-    params: SamplingParams
-    messages: list[dict[str, str]] = field(default_factory=list)
-    turns: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def done(self) -> bool:
-        return len(self.turns) == len(self.question["turns"])
-
-    def ask(self, tokenizer: Tokenizer) -> list[int]:
-        """The prompt of the next turn."""
-        self.messages.append({"role": "user", "content": self.question["turns"][len(self.turns)]})
-        return tokenizer.encode_chat(self.messages, enable_thinking=self.thinking)
-
-    def add(self, answer: Completion) -> None:
-        """The answer to the turn that was asked."""
-        text, thought = answer.text.strip(), answer.thinking.strip()
-        turn = {"user": self.messages[-1]["content"], "thinking": thought, "answer": text}
-        self.turns.append(turn | {"finish_reason": answer.finish_reason, "new_tokens": len(answer.token_ids)})
-        thinking = {"reasoning_content": thought} if thought else {}
-        self.messages.append({"role": "assistant", "content": text, **thinking})
-
-    def transcript(self) -> dict[str, Any]:
-        return {
-            "question": self.question["id"], "kind": self.question["kind"], "run": self.run,
-            "thinking": MODES[self.thinking], "turns": self.turns,
-        }  # fmt: skip
+# A conversation: it yields a prompt with its sampling, is sent what became of it, and returns its transcript.
+Talk = Generator[tuple[list[int], SamplingParams], Completion, dict[str, Any]]
+Key = tuple[str, str, str]  # question, run, thinking mode
 
 
 def run_study(
@@ -81,7 +51,7 @@ def run_study(
         "modes": [MODES[mode] for mode in modes], "questions": Path(study.questions or "study_questions.json").name,
         "dtype": str(runner.dtype or "quantized"), "device": runner.device.type,
     }  # fmt: skip
-    talks = {_key(talk.transcript()): talk for talk in _talks(study, modes)}
+    talks = dict(_talks(tokenizer, study, modes))
     with _open_run(Path(out), config, hashes) as run:
         path = run.path / TRANSCRIPTS
         done = _read_transcripts(path)
@@ -92,17 +62,18 @@ def run_study(
         for transcript in track(answers, "answers", len(talks), done=len(done)):
             append_json_line(path, transcript)
             done[_key(transcript)] = transcript
-        for key, talk in talks.items():  # scored last, so that a rule fixed later holds for answers given before
-            answer = done[key]["turns"][-1]["answer"]
-            done[key]["passed"], done[key]["reasons"] = score(talk.question["checks"], answer)
         transcripts = [done[key] for key in talks]
+        checks = {question["id"]: question["checks"] for question in study.asked}
+        for transcript in transcripts:  # scored last, so that a rule fixed later holds for answers given before
+            answer = transcript["turns"][-1]["answer"]
+            transcript["passed"], transcript["reasons"] = score(checks[transcript["question"]], answer)
         write_json_lines(path, transcripts)
         summary = summarize(config, study.runs, transcripts)
         write_report(run.path, config, summary, transcripts)
         return summary
 
 
-def _talks(study: Study, modes: Sequence[bool | None]) -> Iterator[Talk]:
+def _talks(tokenizer: Tokenizer, study: Study, modes: Sequence[bool | None]) -> Iterator[tuple[Key, Talk]]:
     """All conversations; those about one question one after the other, so that they share what is computed of it."""
     for mode in modes:
         tokens = study.max_new_tokens + (study.thinking_tokens if mode else 0)
@@ -111,30 +82,52 @@ def _talks(study: Study, modes: Sequence[bool | None]) -> Iterator[Talk]:
                 params = SamplingParams(max_new_tokens=tokens, seed=number * 100_000_000 + place)
                 if number:
                     params = replace(params, temperature=study.temperature, top_p=study.top_p)
-                yield Talk(question, run, mode, params)
+                key = (question["id"], run, MODES[mode])
+                yield key, _talk(tokenizer, question, run, mode, params)
+
+
+def _talk(
+    tokenizer: Tokenizer, question: Mapping[str, Any], run: str, thinking: bool | None, params: SamplingParams
+) -> Talk:
+    messages: list[dict[str, str]] = []
+    turns: list[dict[str, Any]] = []
+    for number, text in enumerate(question["turns"]):
+        messages.append({"role": "user", "content": text})
+        prompt = tokenizer.encode_chat(messages, enable_thinking=thinking)
+        result = yield prompt, replace(params, seed=params.seed + number * 100_000)
+        if result.error:
+            raise RocLabError(f"question {question['id']}: {result.error}")
+        answer, thought = result.text.strip(), result.thinking.strip()
+        message = {"role": "assistant", "content": answer}
+        messages.append(message | {"reasoning_content": thought} if thought else message)
+        turns.append(
+            {
+                "user": text, "thinking": thought, "answer": answer, "finish_reason": result.finish_reason,
+                "new_tokens": len(result.token_ids),
+            }
+        )  # fmt: skip
+    return {
+        "question": question["id"], "kind": question["kind"], "run": run, "thinking": MODES[thinking], "turns": turns,
+    }  # fmt: skip
 
 
 def _answers(runner: Runner, tokenizer: Tokenizer, talks: Sequence[Talk], batch_size: int) -> Iterator[dict[str, Any]]:
     """The transcript of each conversation as it ends; `batch_size` are held at once, turn by turn."""
     for first in range(0, len(talks), batch_size):
-        batch = list(talks[first : first + batch_size])
-        while batch:
-            prompts = [talk.ask(tokenizer) for talk in batch]
-            params = [replace(talk.params, seed=talk.params.seed + 100_000 * len(talk.turns)) for talk in batch]
-            results = [Completion(len(prompt)) for prompt in prompts]
-            for event in stream(runner, tokenizer, prompts, params):
-                talk, result = batch[event.row], results[event.row]
-                if event.error:
-                    raise RocLabError(f"question {talk.question['id']}: {event.error}")
-                result.token_ids.append(event.token_id)
-                result.text += event.text
-                result.thinking += event.thinking
+        asked = [(talk, *next(talk)) for talk in talks[first : first + batch_size]]
+        while asked:
+            again, results = [], [Completion(len(prompt)) for _, prompt, _ in asked]
+            for event in stream(
+                runner, tokenizer, [prompt for _, prompt, _ in asked], [params for *_, params in asked]
+            ):
+                results[event.row].add(event)
                 if event.finish_reason:
-                    result.finish_reason = event.finish_reason
-                    talk.add(result)
-                    if talk.done:
-                        yield talk.transcript()
-            batch = [talk for talk in batch if not talk.done]
+                    talk = asked[event.row][0]
+                    try:
+                        again.append((talk, *talk.send(results[event.row])))
+                    except StopIteration as end:
+                        yield end.value
+            asked = again
 
 
 def _open_run(path: Path, config: dict[str, Any], hashes: dict[str, Any]) -> Run:
@@ -154,11 +147,11 @@ def _open_run(path: Path, config: dict[str, Any], hashes: dict[str, Any]) -> Run
     return run
 
 
-def _key(transcript: dict[str, Any]) -> tuple[str, str, str]:
+def _key(transcript: dict[str, Any]) -> Key:
     return transcript["question"], transcript["run"], transcript["thinking"]
 
 
-def _read_transcripts(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+def _read_transcripts(path: Path) -> dict[Key, dict[str, Any]]:
     """The answers so far; a last line that was not finished is removed."""
     found = read_json_lines(path, "remove that line, or the file")
     write_json_lines(path, found)
