@@ -33,7 +33,7 @@ import torch
 
 from roclab.course.verify import probes
 
-FILE_MB = 64  # what a file may print or write into one file
+FILE_MB = 16  # what a file may print or write into one file
 CRASHES = 3  # so many children may die or hang; the probes behind are not run
 MODULE = "roclm_under_test"  # not __main__, so that what stands below `if __name__ == "__main__"` does not run
 MAIN = "below if __name__ == '__main__'"

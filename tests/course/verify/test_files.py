@@ -25,7 +25,7 @@ os._exit(0)"""
     [
         ("import time\ntime.sleep(600)", "hangs: not imported after 2 seconds"),
         ("while True: pass", "hangs: not imported after 2 seconds"),
-        ("while True: print('x' * 1000)", "it prints, or writes into a file, more than 64 MB"),
+        ("while True: print('x' * 1000)", "it prints, or writes into a file, more than 16 MB"),
         ("import os\nos._exit(3)", "ended itself with exit code 3"),
         ("import os\nos._exit(0)", "ended itself with exit code 0"),
         ("import ctypes\nctypes.string_at(0)", "crashed with SIGSEGV (a memory fault)"),
