@@ -10,8 +10,7 @@ checkpoint has them, per-head QK-norm. Parameters have Qwen3's names: `load_stat
 
 Letters in shapes: B batch, T new tokens, S all tokens seen so far (cached + new), D hidden_size,
 H query heads, K key-value heads, C head_dim, F intermediate_size, V vocab_size.
-
-    roclab lm verify                 # checks this file, or one of your own
+(`roclab lm verify` checks this file, or one of your own.)
 """
 
 from __future__ import annotations
@@ -79,8 +78,9 @@ class RocLMConfig:
         need(self.hidden_act == "silu", "hidden_act", "'silu' (SwiGLU)")
         need(self.attn_implementation in ("sdpa", "eager"), "attn_implementation", "'sdpa' or 'eager'")
         need(all(isinstance(i, int) for i in self.eos_token_ids), "eos_token_id", "a whole number, a list or None")
-        full = ["full_attention"] * layers
-        need(list(self.layer_types or full) == full, "layer_types", f"'full_attention' for each of {layers} layers")
+        kinds = list(self.layer_types or [])
+        full = len(kinds) in (0, layers) and kinds.count("full_attention") == len(kinds)
+        need(full, "layer_types", f"'full_attention' for each of {layers} layers")
         scaling = self.rope_scaling or {}
         need(isinstance(scaling, Mapping), "rope_scaling", "a dict")
         if self.rope_type not in ROPE_SCALING:

@@ -17,7 +17,8 @@ from roclab.lm.model import create_roclm_model
 from roclab.lm.settings import SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
 
-from ..lm.build import CHAT_TEMPLATE, CHILD_ENVIRONMENT, learn_by_heart, tokenizer_definition
+from ..lm.build import CHAT_TEMPLATE, learn_by_heart, tokenizer_definition
+from ..processes import ENVIRONMENT
 
 QUESTION, THOUGHT, ANSWER = "7 * 8?", "7 * 8 = 56.", "It is 56."
 
@@ -57,7 +58,7 @@ def run(*arguments: str, stdin: str = "", script: Path | None = None, cwd: Path 
     return subprocess.run(
         [sys.executable, *command, *arguments],
         input=stdin,
-        env={**os.environ, **CHILD_ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -159,7 +160,7 @@ def test_in_a_hand_in_the_package_lies_beside_its_folder(smollm_path, tmp_path):
         "import roclab; print(roclab.__file__)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", hidden], env={**os.environ, **CHILD_ENVIRONMENT, "PYTHONPATH": ""},
+        [sys.executable, "-c", hidden], env={**os.environ, **ENVIRONMENT, "PYTHONPATH": ""},
         capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -312,7 +312,7 @@ BAD_FOLDERS = {
     ),
     "rope scaling without its factor": (
         lambda f: edit(f / "config.json", rope_parameters={"rope_type": "linear"}),
-        ["factor", "None"],
+        ["rope_scaling", "factor", "linear"],
     ),
     "rope scaling that is no object": (lambda f: edit(f / "config.json", rope_scaling="linear"), ["rope_scaling"]),
     "rope on a part of each head": (lambda f: edit(f / "config.json", partial_rotary_factor=0.5), ["0.5"]),
