@@ -5,12 +5,10 @@
       → N × [ x + Attention(RMSNorm(x)) ; x + SwiGLU(RMSNorm(x)) ]
       → RMSNorm → LM head → logits (B, T, V)
 
-Notable choices: RMSNorm, rotary positions on queries and keys, grouped-query attention, a gated MLP, no biases unless a
-checkpoint has them, per-head QK-norm. Parameters have Qwen3's names: `load_state_dict(strict=True)` takes its weights.
+Parameters have Qwen3's names: `load_state_dict(strict=True)` takes its weights. `roclab lm verify` checks this file.
 
 Letters in shapes: B batch, T new tokens, S all tokens seen so far (cached + new), D hidden_size,
 H query heads, K key-value heads, C head_dim, F intermediate_size, V vocab_size.
-(`roclab lm verify` checks this file, or one of your own.)
 """
 
 from __future__ import annotations
@@ -24,15 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CosSin = tuple[Tensor, Tensor]
 ROPE_SCALING = {  # the constants of each kind of `rope_scaling`
-    "default": (), "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "default": (), "linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
 }  # fmt: skip
-
-
-def is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < math.inf
 
 
 @dataclass
@@ -48,7 +41,7 @@ class RocLMConfig:
     head_dim: int = 128
     max_position_embeddings: int = 32768
     rope_theta: float = 1000000.0
-    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "linear" | "llama3", "factor": …, …}
+    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "linear" | "llama3" | "yarn", "factor": …, …}
     rms_norm_eps: float = 1e-6
     hidden_act: str = "silu"
     attention_bias: bool = False
@@ -57,7 +50,8 @@ class RocLMConfig:
     bos_token_id: int | None = 151643
     eos_token_id: int | list[int] | None = 151645
     tie_word_embeddings: bool = True
-    layer_types: list[str] | None = None  # None: "full_attention" in every layer, the only kind there is
+    layer_types: list[str] | None = None  # "full_attention", "sliding_attention"; None: all alike
+    sliding_window: int | None = None  # how many tokens a sliding layer sees, its own included
     # Ours, beyond the handout:
     qk_norm: bool = True  # RMSNorm over each head's q and k, before RoPE (Qwen3); Llama and Qwen2 have none
     o_proj_bias: bool | None = None  # None: as attention_bias; Qwen2 has biases on q, k, v but not on o
@@ -68,25 +62,27 @@ class RocLMConfig:
             if not holds:
                 raise ValueError(f"{name} must be {what}: got {getattr(self, name)!r}")
 
+        def is_positive(value: Any) -> bool:
+            return isinstance(value, (int, float)) and 0 < value < math.inf
+
         for name, value in ((f.name, getattr(self, f.name)) for f in fields(self) if f.type == "int"):
             need(isinstance(value, int) and value > 0, name, "a positive whole number")
         for name in ("rope_theta", "rms_norm_eps"):
             need(is_positive(getattr(self, name)), name, "a positive number")
-        heads, kv_heads, layers = self.num_attention_heads, self.num_key_value_heads, self.num_hidden_layers
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         need(heads % kv_heads == 0, "num_attention_heads", f"a multiple of num_key_value_heads ({kv_heads})")
         need(self.head_dim % 2 == 0, "head_dim", "even, because RoPE turns pairs")
         need(self.hidden_act == "silu", "hidden_act", "'silu' (SwiGLU)")
         need(self.attn_implementation in ("sdpa", "eager"), "attn_implementation", "'sdpa' or 'eager'")
         need(all(isinstance(i, int) for i in self.eos_token_ids), "eos_token_id", "a whole number, a list or None")
-        kinds = list(self.layer_types or [])
-        full = len(kinds) in (0, layers) and kinds.count("full_attention") == len(kinds)
-        need(full, "layer_types", f"'full_attention' for each of {layers} layers")
-        scaling = self.rope_scaling or {}
-        need(isinstance(scaling, Mapping), "rope_scaling", "a dict")
-        if self.rope_type not in ROPE_SCALING:
-            raise ValueError(f"rope_scaling {self.rope_type!r} is not supported (supported: {', '.join(ROPE_SCALING)})")
+        need(self.sliding_window is None or is_positive(self.sliding_window), "sliding_window", "positive or None")
+        known, kinds = ("full_attention", "sliding_attention")[: 1 + bool(self.sliding_window)], self.layer_types or []
+        fits = len(kinds) in (0, self.num_hidden_layers) and all(kind in known for kind in kinds)
+        need(fits, "layer_types", f"{' or '.join(known)} for each of {self.num_hidden_layers} layers")
+        need(isinstance(self.rope_scaling or {}, Mapping), "rope_scaling", "a dict")
+        need(self.rope_type in ROPE_SCALING, "rope_scaling", f"of a supported kind ({', '.join(ROPE_SCALING)})")
         for name in ROPE_SCALING[self.rope_type]:
-            need(is_positive(scaling.get(name)), "rope_scaling", f"a dict with a positive {name}")
+            need(is_positive((self.rope_scaling or {}).get(name)), "rope_scaling", f"a dict with a positive {name}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RocLMConfig:
@@ -99,14 +95,12 @@ class RocLMConfig:
     @property
     def eos_token_ids(self) -> list[int]:
         """The ids that end a text: none, one or several (Llama 3 has three)."""
-        eos = self.eos_token_id
-        return [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
+        return list(eos) if isinstance(eos := self.eos_token_id, (list, tuple)) else [] if eos is None else [eos]
 
     @property
     def rope_type(self) -> str:
         """The kind of `rope_scaling`; it stands under the key "type" in older files."""
-        scaling = self.rope_scaling or {}
-        return scaling.get("rope_type", scaling.get("type", "default"))
+        return (self.rope_scaling or {}).get("rope_type", (self.rope_scaling or {}).get("type", "default"))
 
 
 class RocLMRMSNorm(nn.Module):
@@ -136,41 +130,44 @@ class RocLMMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def rope_frequencies(config: RocLMConfig) -> Tensor:
-    """The angle per position of each pair of dimensions: θ_i = base^(−2i/C), i < C/2 (Su et al. 2021). Shape (C/2,).
-
-    `rope_scaling` adapts a model to longer texts. "linear" divides every angle by the factor (Chen et al. 2023);
-    "llama3" divides those of long wavelengths only, and blends in between (Llama 3.1).
-    """
+def rope_frequencies(config: RocLMConfig) -> tuple[Tensor, float]:
+    """The angle per position of each pair of dimensions: θ_i = base^(−2i/C), i < C/2 (Su et al. 2021), shape (C/2,);
+    and what cosines and sines are multiplied with. `rope_scaling` adapts a model to longer texts: "linear" divides
+    every angle by the factor (Chen et al. 2023); "llama3" (Llama 3.1) and "yarn" (Peng et al. 2023) those of long
+    wavelengths only, and blend in between; "yarn" also makes attention sharper."""
     # device="cpu": a model built on the meta device needs its frequencies too.
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
     angles = 1.0 / (config.rope_theta**exponents)
     constants = [(config.rope_scaling or {})[name] for name in ROPE_SCALING[config.rope_type]]
-    if config.rope_type == "linear":
-        return angles / constants[0]
-    if config.rope_type == "llama3":
-        factor, low, high, original_context = constants
-        turns = original_context * angles / (2 * math.pi)  # of each pair, over the original context
+    if len(constants) < 2:
+        return angles / constants[0] if constants else angles, 1.0
+    factor, context, *bounds = constants
+    if config.rope_type == "llama3":  # blends between two numbers of turns over the original context
+        turns, (low, high) = context * angles / (2 * math.pi), bounds
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: short wavelength, 0: long wavelength
-        return keep * angles + (1 - keep) * angles / factor
-    return angles
+    else:  # between the pairs that make 32 turns and one
+        fast, slow = (math.log(context / (n * 2 * math.pi), config.rope_theta) * config.head_dim / 2 for n in (32, 1))
+        low, high = max(math.floor(fast), 0), min(math.ceil(slow), config.head_dim - 1)
+        keep = 1 - ((torch.arange(len(angles), device="cpu") - low) / max(high - low, 0.001)).clamp(0, 1)
+    magnitude = 0.1 * math.log(factor) + 1 if config.rope_type == "yarn" else 1.0
+    return keep * angles + (1 - keep) * angles / factor, magnitude
 
 
 class RocLMRotaryEmbedding(nn.Module):
     """Cosines and sines for given positions; each angle serves dimension i and i + C/2 (see `rotate_half`)."""
 
-    inv_freq: Tensor  # (C/2,)
-
     def __init__(self, config: RocLMConfig):
         super().__init__()
-        self.register_buffer("inv_freq", rope_frequencies(config), persistent=False)
+        self.inv_freq: Tensor  # (C/2,)
+        inv_freq, self.magnitude = rope_frequencies(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """x gives the dtype; position_ids (B, T) → cos, sin, each (B, T, C)."""
         # Float32 always: at position 30,000 bfloat16 would know the angle only to ±64 radians.
         angles = position_ids[:, :, None].float() * self.inv_freq.float()  # (B, T, C/2)
         angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        return (angles.cos() * self.magnitude).to(x.dtype), (angles.sin() * self.magnitude).to(x.dtype)
 
 
 def rotate_half(x: Tensor) -> Tensor:
@@ -191,20 +188,17 @@ def repeat_kv(x: Tensor, n_rep: int) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far: a new token costs one step instead of a whole pass. All rows have
-    one length here; `roclab.lm.engine.torch_runner` has the cache for rows of any lengths."""
+    """Keys and values of the tokens seen so far, all rows of one length: a new token costs a step, not a whole pass."""
 
     def __init__(self, config: RocLMConfig, batch_size: int, capacity: int, device: Any = None, dtype: Any = None):
         # The full capacity at once: tensors that grow would copy everything at every token.
-        shape = (batch_size, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.capacity = capacity
+        shape = (config.num_hidden_layers, 2, batch_size, config.num_key_value_heads, capacity, config.head_dim)
+        self.kv, self.capacity = torch.empty(shape, device=device, dtype=dtype), capacity
         self.length = 0  # tokens held; the model adds the new ones after every layer has appended
 
     def attend(self, attention: RocLMAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Append a layer's k, v (B, K, T, C) and attend with q (B, H, T, C) to all S tokens so far → (B, H, T, C)."""
-        keys, values = self.keys[attention.layer_idx], self.values[attention.layer_idx]
+        keys, values = self.kv[attention.layer_idx, 0], self.kv[attention.layer_idx, 1]
         if (end := self.length + k.shape[2]) > self.capacity:
             raise ValueError(f"{end} tokens do not fit: the cache holds {self.capacity}")
         keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
@@ -217,6 +211,8 @@ class RocLMAttention(nn.Module):
     def __init__(self, config: RocLMConfig, layer_idx: int):
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
+        slides = config.layer_types is None or config.layer_types[layer_idx] == "sliding_attention"
+        self.window = config.sliding_window if slides else None  # None: sees everything before
         D, C, bias = config.hidden_size, config.head_dim, config.attention_bias
         o_bias = bias if config.o_proj_bias is None else config.o_proj_bias
         self.q_proj = nn.Linear(D, config.num_attention_heads * C, bias=bias)
@@ -228,7 +224,9 @@ class RocLMAttention(nn.Module):
             self.k_norm = RocLMRMSNorm(C, config.rms_norm_eps)
         self.attention_map: Tensor | None = None  # (B, H, T, S) of the last call, with attn_implementation "eager"
 
-    def forward(self, x: Tensor, cos_sin: CosSin, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None = None
+    ) -> Tensor:
         B, T, _ = x.shape  # (B, T, D) → (B, T, D)
         q = self.q_proj(x).view(B, T, -1, self.config.head_dim)  # (B, T, H, C)
         k = self.k_proj(x).view(B, T, -1, self.config.head_dim)  # (B, T, K, C)
@@ -245,8 +243,11 @@ class RocLMAttention(nn.Module):
         T, S = q.shape[2], k.shape[2]
         dropout = self.config.attention_dropout if self.training else 0.0
         eager = self.config.attn_implementation == "eager"
-        if mask is None and (eager or 1 < T < S):  # else SDPA's is_causal, or one query that sees everything
+        window = S if self.window is None else self.window
+        if mask is None and (eager or 1 < T < S or window < S):  # else SDPA's is_causal, or one query that sees all
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        if mask is not None and window < S:
+            mask = mask.triu(S - T - window + 1)
         if mask is None or not eager:
             causal = mask is None and T > 1
             return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, enable_gqa=True)
@@ -266,7 +267,9 @@ class RocLMDecoderLayer(nn.Module):
         self.input_layernorm = RocLMRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RocLMRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos_sin: CosSin, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None = None
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos_sin, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -317,8 +320,7 @@ class RocLMForCausalLM(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor | None = None, mask: Tensor | None = None,
         cache: KVCache | None = None, logits_to_keep: int = 0,
     ) -> Tensor:  # fmt: skip
-        """Logits (B, T, V), or of the last `logits_to_keep` positions only: for a long prompt that saves most of the
-        head's work. The other arguments as in `RocLMModel.forward`."""
+        """Logits (B, T, V), or of the last `logits_to_keep` positions only. The rest is as in `RocLMModel.forward`."""
         x = self.model(input_ids, position_ids, mask, cache)
         return self.lm_head(x[:, -logits_to_keep:])
 
@@ -389,11 +391,9 @@ def create_roclm_model(config_dict: Mapping[str, Any] | None = None) -> RocLMFor
 
 if __name__ == "__main__":  # a small model, and that its cache gives the logits of one pass
     torch.manual_seed(0)
-    tiny = create_roclm_model({"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 16})
+    tiny = create_roclm_model({"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3}).requires_grad_(False)
     ids, cache = torch.randint(0, 97, (2, 12)), KVCache(tiny.config, 2, 12)
-    with torch.no_grad():
-        logits = tiny(ids)
-        steps = torch.cat([tiny(part, cache=cache) for part in ids.split([5, 3, 1, 1, 1, 1], dim=1)], dim=1)
-    difference = (logits - steps).abs().max().item()
-    print(f"RocLM: logits {tuple(logits.shape)}; token by token with the cache they differ by {difference:.1e}")
+    steps = torch.cat([tiny(part, cache=cache) for part in ids.split([5, 3, 1, 1, 1, 1], dim=1)], dim=1)
+    difference = (tiny(ids) - steps).abs().max().item()
+    print(f"RocLM: logits {tuple(steps.shape)}; token by token with the cache they differ by {difference:.1e}")
     raise SystemExit(difference > 1e-5)

@@ -227,7 +227,7 @@ def test_swiglu_is_the_formula():
 
 def test_rope_turns_pairs_and_depends_on_distance_only():
     config = RocLMConfig.from_dict({**SMALL, "rope_theta": 10000.0})
-    angles = rope_frequencies(config)
+    angles, _ = rope_frequencies(config)
     assert gap(angles, 10000.0 ** (-torch.arange(0, 16, 2) / 16)) < 1e-7
     q, k = torch.randn(2, 1, 1, 1, 16)
     rope = model_module.RocLMRotaryEmbedding(config)

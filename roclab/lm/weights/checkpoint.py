@@ -24,7 +24,7 @@ from roclab.core.progress import track
 from roclab.lm.model import RocLMConfig, RocLMForCausalLM
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.lm.weights import course
-from roclab.lm.weights.gguf_reader import read_gguf
+from roclab.lm.weights.gguf_reader import model_files, read_gguf
 from roclab.lm.weights.huggingface import read_huggingface
 from roclab.lm.weights.sources import locate
 from roclab.lm.weights.tensors import Contents, StoredTensor, tensor_in_memory
@@ -124,7 +124,7 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
         return Checkpoint(path / course.WEIGHTS, course.read_course(path / course.WEIGHTS))
     if (path / "config.json").exists():
         return Checkpoint(path, read_huggingface(path))
-    gguf_files = sorted(path.glob("*.gguf"))
+    gguf_files = model_files(path)
     if len(gguf_files) == 1:
         return Checkpoint(gguf_files[0], read_gguf(gguf_files[0]))
     if gguf_files:

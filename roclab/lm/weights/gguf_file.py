@@ -99,6 +99,10 @@ class GGUFFile:
             raise CheckpointError(f"{self.path}: not a GGUF file (it does not begin with 'GGUF')")
         self._at = 4
         version, tensor_count, entry_count = self._unpack("I"), self._unpack("Q"), self._unpack("Q")
+        if not version & 0xFFFF:
+            raise CheckpointError(
+                f"{self.path}: big-endian; take the little-endian file, or convert this one with gguf-convert-endian"
+            )
         if version not in (2, 3):
             raise CheckpointError(f"{self.path}: GGUF version {version} is not supported (supported: 2, 3)")
         self.metadata: dict[str, Any] = {}

@@ -82,5 +82,5 @@ def llama3_scaling(config: RocLMConfig, divisors: Tensor) -> dict[str, Any] | No
         "rope_type": "llama3", "factor": divisors.max().item(), "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
     }  # fmt: skip
-    plain, scaled = (rope_frequencies(replace(config, rope_scaling=kind)) for kind in (None, scaling))
+    plain, scaled = (rope_frequencies(replace(config, rope_scaling=kind))[0] for kind in (None, scaling))
     return scaling if torch.allclose(plain / scaled, divisors, rtol=1e-3) else None

@@ -101,7 +101,7 @@ def _divisors(config: RocLMConfig) -> torch.Tensor | None:
     """What each angle is divided by in Llama 3's scaling, (C/2,), as GGUF stores it; None without it."""
     if config.rope_type != "llama3":
         return None
-    divisors = rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)
+    divisors = rope_frequencies(replace(config, rope_scaling=None))[0] / rope_frequencies(config)[0]
     if llama3_scaling(config, divisors) is None:
         raise RocLabError("GGUF cannot hold this model's rope_scaling: its constants are not those of Llama 3")
     return divisors

@@ -12,7 +12,7 @@ import torch
 from roclab.core.exceptions import CheckpointError
 from roclab.lm.model import RocLMConfig
 from roclab.lm.text.tokenizer import Tokenizer, read_json_object
-from roclab.lm.weights.tensors import SUPPORTED, Contents, FloatTensor, StoredTensor
+from roclab.lm.weights.tensors import SUPPORTED, Contents, FloatTensor, StoredTensor, checked_rope_scaling
 
 
 def read_huggingface(folder: Path) -> Contents:
@@ -60,15 +60,24 @@ def _weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder}: no .safetensors file beside config.json")
 
 
+def _windows(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`sliding_window` and `layer_types`. A Mistral configuration that does not mention the window has one of 4096; the
+    others switch it on apart, for the layers from `max_window_layers` on where they do not list the kinds."""
+    window = values.get("sliding_window", 4096 if kind == "mistral" else None)
+    if not window or (kind != "mistral" and not values.get("use_sliding_window")):
+        return {"layer_types": values.get("layer_types")}
+    kinds, layers = values.get("layer_types"), values["num_hidden_layers"]
+    if kinds is None and kind != "mistral" and layers < 1000:  # a damaged count is reported elsewhere
+        full = values.get("max_window_layers", layers)
+        kinds = ["full_attention" if layer < full else "sliding_attention" for layer in range(layers)]
+    return {"layer_types": kinds, "sliding_window": window}
+
+
 def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMConfig:
     """config.json's content → RocLMConfig. Raises CheckpointError for an architecture or feature we do not have."""
     kind = values.get("model_type")
     if kind not in SUPPORTED:
         raise CheckpointError(f"{origin}: architecture {kind!r} is not supported (supported: {', '.join(SUPPORTED)})")
-    # A Mistral configuration that does not mention the window has one of 4096; the others switch it on apart.
-    window = values.get("sliding_window", 4096 if kind == "mistral" else None)
-    if window is not None and (kind == "mistral" or values.get("use_sliding_window")):
-        raise CheckpointError(f"{origin}: sliding-window attention (sliding_window={window}) is not supported")
     if values.get("mlp_bias"):
         raise CheckpointError(f"{origin}: biases in the MLP (mlp_bias) are not supported")
     if values.get("quantization_config"):
@@ -81,11 +90,9 @@ def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMCon
     share = rope.pop("partial_rotary_factor", None) or values.get("partial_rotary_factor") or 1.0
     if share != 1.0:
         raise CheckpointError(f"{origin}: rotary positions on a part of each head ({share}) are not supported")
-    if rope.get("rope_type", rope.get("type", "default")) == "default":
-        rope = {}
     optional = {
         key: values[key]
-        for key in ("layer_types", "attention_dropout", "pad_token_id", "hidden_act", "max_position_embeddings")
+        for key in ("attention_dropout", "pad_token_id", "hidden_act", "max_position_embeddings")
         if values.get(key) is not None
     }
     try:
@@ -98,7 +105,7 @@ def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMCon
             num_key_value_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
             head_dim=values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"],
             rope_theta=theta,
-            rope_scaling=rope or None,
+            rope_scaling=checked_rope_scaling(rope, optional.get("max_position_embeddings"), origin),
             rms_norm_eps=values.get("rms_norm_eps", 1e-6),
             attention_bias=kind == "qwen2" or bool(values.get("attention_bias")),
             o_proj_bias=False if kind == "qwen2" else None,
@@ -106,6 +113,7 @@ def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMCon
             eos_token_id=values.get("eos_token_id"),
             tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
             qk_norm=kind == "qwen3",
+            **_windows(kind, values),
             **optional,
         )
     except KeyError as error:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from roclab.core.exceptions import RocLabError
-from roclab.lm.model import RocLMConfig
+from roclab.core.exceptions import CheckpointError, RocLabError
+from roclab.lm.model import ROPE_SCALING, RocLMConfig
 from roclab.lm.text.tokenizer import Tokenizer
 
 SUPPORTED = ("qwen3", "qwen2", "llama", "mistral")  # architectures, as both formats name them
@@ -81,6 +81,26 @@ def architecture_of(config: RocLMConfig) -> str:
     if config.qk_norm:
         return "qwen3"
     return "qwen2" if config.attention_bias and config.o_proj_bias is False else "llama"
+
+
+def checked_rope_scaling(rope: Mapping[str, Any], context: int | None, origin: str) -> dict[str, Any] | None:
+    """A file's `rope_scaling`, or None if it has none. Raises CheckpointError for one that says too little, contradicts
+    itself, or asks for what RocLM does not compute; it tells how far the model works without."""
+    kinds = {rope[key] for key in ("rope_type", "type") if rope.get(key)}
+    kind = kinds.pop() if len(kinds) == 1 else "default" if not kinds else None
+    constants = ROPE_SCALING.get(kind or "", ())
+    given = {key: value for key, value in rope.items() if value is not None and key not in ("rope_type", "type")}
+    usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "finetuned": True}  # yarn's, which RocLM has built in
+    wrong = [key for key in constants if key not in given]
+    wrong += [key for key in given if key not in constants and usual.get(key) != given[key] and kind != "default"]
+    if kind in ROPE_SCALING and not wrong and (kind != "default" or "factor" not in given):
+        return None if kind == "default" else {"rope_type": kind, **{key: given[key] for key in constants}}
+    far = given.get("original_max_position_embeddings") or context
+    raise CheckpointError(
+        f"{origin}: rope_scaling {dict(rope)} is not supported (supported: "
+        + "; ".join(f"{name}: {', '.join(keys)}" for name, keys in ROPE_SCALING.items() if keys)
+        + f"); without it the model works up to {far} tokens: remove it from the file"
+    )
 
 
 def export_dtype(tensors: Mapping[str, StoredTensor], dtype: str) -> torch.dtype:

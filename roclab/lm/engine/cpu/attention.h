@@ -39,8 +39,10 @@ INLINE void score(int N, const float *const *q, const kv_t *keys, int C, int len
         }
 }
 
-/* In place: exp(scale·(s − max)) for positions below `length`, 0 from there to `padded`; returns the sum and scale·max. */
-INLINE float soften(float *scores, int length, int padded, float scale, float *largest) {
+/* In place: exp(scale·(s − max)) for positions from `first` to below `length`, 0 before and from there to `padded`;
+   returns the sum and scale·max. */
+INLINE float soften(float *scores, int first, int length, int padded, float scale, float *largest) {
+    for (int i = 0; i < first; i++) scores[i] = -INFINITY;
     for (int i = length; i < padded; i++) scores[i] = -INFINITY;
     vf top = vset(-INFINITY);
     int used = (length + LANES - 1) / LANES * LANES; /* whole vectors; the rest needs no exp */
@@ -75,26 +77,27 @@ INLINE void mix(int N, int VECS, const float *weights, long ld, const kv_t *valu
         for (int i = 0; i < VECS; i++) vstore(out[n] + c + i * LANES, acc[n][i] / sums[n]);
 }
 
-INLINE void attend_some(int N, const float *const *q, const int *lengths, const kv_t *keys, const kv_t *values, int C,
-                        float scale, float *scores, long ld, float *const *out) {
+INLINE void attend_some(int N, const float *const *q, const int *firsts, const int *lengths, const kv_t *keys, const kv_t *values,
+                        int C, float scale, float *scores, long ld, float *const *out) {
     int longest = 0;
     for (int n = 0; n < N; n++) longest = lengths[n] > longest ? lengths[n] : longest;
     int padded = (longest + SPAN - 1) / SPAN * SPAN;
     float sums[QUERIES], unused;
     score(N, q, keys, C, longest, scores, ld);
-    for (int n = 0; n < N; n++) sums[n] = soften(scores + n * ld, lengths[n], padded, scale, &unused);
+    for (int n = 0; n < N; n++) sums[n] = soften(scores + n * ld, firsts[n], lengths[n], padded, scale, &unused);
     int c = 0;
     for (; c + 2 * LANES <= C; c += 2 * LANES) mix(N, 2, scores, ld, values, C, longest, sums, out, c);
     for (; c < C; c += LANES) mix(N, 1, scores, ld, values, C, longest, sums, out, c);
 }
 
-/* N ≤ QUERIES queries q[n] (C), the n-th seeing the first lengths[n] positions; `scores` (QUERIES, ld) is scratch. */
-static void attend(int N, const float *const *q, const int *lengths, const kv_t *keys, const kv_t *values, int C,
-                   float scale, float *scores, long ld, float *const *out) {
+/* N ≤ QUERIES queries q[n] (C), the n-th seeing positions firsts[n] to below lengths[n]; `scores` (QUERIES, ld) is
+   scratch. */
+static void attend(int N, const float *const *q, const int *firsts, const int *lengths, const kv_t *keys,
+                   const kv_t *values, int C, float scale, float *scores, long ld, float *const *out) {
     switch (N) { /* a constant N keeps the sums in registers */
-    case 1: attend_some(1, q, lengths, keys, values, C, scale, scores, ld, out); break;
-    case 2: attend_some(2, q, lengths, keys, values, C, scale, scores, ld, out); break;
-    case 3: attend_some(3, q, lengths, keys, values, C, scale, scores, ld, out); break;
-    default: attend_some(4, q, lengths, keys, values, C, scale, scores, ld, out);
+    case 1: attend_some(1, q, firsts, lengths, keys, values, C, scale, scores, ld, out); break;
+    case 2: attend_some(2, q, firsts, lengths, keys, values, C, scale, scores, ld, out); break;
+    case 3: attend_some(3, q, firsts, lengths, keys, values, C, scale, scores, ld, out); break;
+    default: attend_some(4, q, firsts, lengths, keys, values, C, scale, scores, ld, out);
     }
 }

@@ -126,20 +126,23 @@ static void mix_rests(const chunk *c, int N, int span, int spans, int8_scratch *
     }
 }
 
-/* N ≤ TOGETHER queries, rows of `q`, against a chunk; the n-th sees its first lengths[n] positions. out[n] (C):
-   Σ exp(score − top)·v, not yet divided by the sum. */
-static void int8_attend(const chunk *c, const acts *q, int N, const int *lengths, float scale, int8_scratch *s) {
+/* N ≤ TOGETHER queries, rows of `q`, against a chunk; the n-th sees its positions firsts[n] to below lengths[n]. out[n]
+   (C): Σ exp(score − top)·v, not yet divided by the sum; zeros where it sees none. */
+static void int8_attend(const chunk *c, const acts *q, int N, const int *firsts, const int *lengths, float scale,
+                        int8_scratch *s) {
     int longest = 0;
-    for (int n = 0; n < N; n++) longest = lengths[n] > longest ? lengths[n] : longest;
+    for (int n = 0; n < N; n++)
+        if (firsts[n] < lengths[n] && lengths[n] > longest) longest = lengths[n];
     int spans = (longest + GROUP - 1) / GROUP;
     for (int i = 0; i < spans * GROUP; i += TILE)
         tile_all(Q8, 0, c->keys + i / TILE * c->G * TILE_BYTES(Q8), c->G, q, N, NULL, s->scores + i, CHUNK);
     for (int n = 0; n < N; n++) {
         float *e = s->scores + n * CHUNK;
-        if (lengths[n] <= 0) { /* no position of this chunk is visible: the result is not used */
+        if (firsts[n] >= lengths[n]) { /* no position of this chunk is visible */
             memset(e, 0, spans * GROUP * sizeof(float)), s->heft[n] = 0;
+            s->state[n] = (chunk_state){-1e30f, 0};
         } else {
-            s->state[n].sum = soften(e, lengths[n], spans * GROUP, scale, &s->state[n].top);
+            s->state[n].sum = soften(e, firsts[n], lengths[n], spans * GROUP, scale, &s->state[n].top);
             vf heft = {0};
             for (int i = 0; i < spans * GROUP; i += LANES) {
                 vf w = vload(e + i) * halves(c->scales + i);

@@ -50,6 +50,7 @@ class Shape(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("vocab", "hidden", "intermediate", "layers", "heads", "kv_heads",
                                               "head_dim", "max_rows", "exact", "kv_int8")),
         ("eps", ctypes.c_float),
+        ("magnitude", ctypes.c_float),
     ]  # fmt: skip
 
 
@@ -181,6 +182,7 @@ def _declare(library: Library) -> Library:
         ("roclm_free", None, [pointer]),
         ("roclm_set_matrix", None, [pointer, whole, whole, whole, whole, whole, pointer, pointer]),
         ("roclm_set_vector", None, [pointer, whole, whole, pointer]),
+        ("roclm_set_window", None, [pointer, whole, whole]),
         ("roclm_threads", whole, [pointer, whole, whole]),
         ("roclm_forward", whole, [pointer, whole, pointer, pointer, pointer, pointer, whole, pointer, pointer]),
         ("roclm_stride", ctypes.c_long, [ctypes.c_long]),

@@ -24,11 +24,12 @@ enum { ATTENTION_NORM, MLP_NORM, Q_NORM, K_NORM, NORMS };
 typedef struct {
     matrix m[MATRICES];
     const float *norm[NORMS]; /* Q_NORM and K_NORM may be NULL */
+    int window; /* how many positions a token sees, its own included; 0: all */
 } layer;
 
 typedef struct {
     int32_t vocab, hidden, intermediate, layers, heads, kv_heads, head_dim, max_rows, exact, kv_int8;
-    float eps;
+    float eps, magnitude; /* of cosines and sines */
 } shape;
 
 typedef struct {
@@ -146,7 +147,8 @@ static void begin_row(model *m, int l, int t) {
     int C = m->s.head_dim, D = m->s.hidden;
     for (int i = 0; i < C / 2; i++) {
         float angle = (float)m->positions[t] * m->inv_freq[i];
-        m->cos[(long)t * C / 2 + i] = cosf(angle), m->sin[(long)t * C / 2 + i] = sinf(angle);
+        m->cos[(long)t * C / 2 + i] = cosf(angle) * m->s.magnitude;
+        m->sin[(long)t * C / 2 + i] = sinf(angle) * m->s.magnitude;
     }
     float *x = m->x + (long)t * D, *y = m->y + (long)t * D;
     embed(&m->embedding, m->tokens[t], x);
@@ -304,21 +306,28 @@ static void multiply(model *m, const product *list, int n, int tokens) {
     }
 }
 
+/* The first position that the token at `position` sees. */
+INLINE int first_seen(const layer *l, int position) {
+    return l->window && position >= l->window ? position - l->window + 1 : 0;
+}
+
 static void attend_floats(model *m, int thread, int l, int t, int end, int h) {
     int C = m->s.head_dim, H = m->s.heads, share = H / m->s.kv_heads, total = (end - t) * share;
     const kv_t *keys = (const kv_t *)cache_of(m, l, t, h), *values = keys + m->capacity[t] * C;
     for (int i = 0; i < total; i += QUERIES) {
         const float *q[QUERIES];
         float *out[QUERIES];
-        int lengths[QUERIES], N = total - i < QUERIES ? total - i : QUERIES;
+        int firsts[QUERIES], lengths[QUERIES], N = total - i < QUERIES ? total - i : QUERIES;
+        int begin = first_seen(&m->layers[l], m->positions[t + i / share]) / SPAN * SPAN; /* nobody sees what is before */
         for (int n = 0; n < N; n++) {
             int row = t + (i + n) / share, head = h * share + (i + n) % share;
             q[n] = m->q + row * stride(m->layers[l].m[WQ].rows) + head * C;
             out[n] = m->mixed + (long)row * H * C + head * C;
-            lengths[n] = m->positions[row] + 1;
+            firsts[n] = first_seen(&m->layers[l], m->positions[row]) - begin;
+            lengths[n] = m->positions[row] + 1 - begin;
         }
-        attend(N, q, lengths, keys, values, C, 1.0f / sqrtf((float)C), m->scores[thread], m->scores_length[thread],
-               out);
+        attend(N, q, firsts, lengths, keys + (long)begin * C, values + (long)begin * C, C, 1.0f / sqrtf((float)C),
+               m->scores[thread], m->scores_length[thread], out);
     }
 }
 
@@ -328,7 +337,7 @@ static void attend_int8(model *m, int thread, int l, int t, int end, int h, int 
     uint8_t *memory = cache_of(m, l, t, h);
     int8_scratch *s = &m->scratch[thread];
     for (int i = 0; i < total; i += TOGETHER) { /* more than once only where a head's queries are more */
-        int lengths[TOGETHER], N = total - i < TOGETHER ? total - i : TOGETHER;
+        int firsts[TOGETHER], lengths[TOGETHER], N = total - i < TOGETHER ? total - i : TOGETHER;
         long first = (((long)h * m->rows + t) * share + i) * ((C + GROUP - 1) / GROUP);
         acts q = {m->queries.q + first * GROUP, m->queries.scale + first, m->queries.isum + first,
                   m->queries.sum + first, NULL};
@@ -336,10 +345,12 @@ static void attend_int8(model *m, int thread, int l, int t, int end, int h, int 
         for (int j = c; j <= last; j++) {
             chunk at = chunk_at(memory, C, (long)j * CHUNK);
             for (int n = 0; n < N; n++) {
-                int length = m->positions[t + (i + n) / share] + 1 - j * CHUNK;
+                int position = m->positions[t + (i + n) / share], length = position + 1 - j * CHUNK;
+                int first = first_seen(&m->layers[l], position) - j * CHUNK;
+                firsts[n] = first > 0 ? first : 0;
                 lengths[n] = length < CHUNK ? length : CHUNK;
             }
-            int8_attend(&at, &q, N, lengths, 1.0f / sqrtf((float)C), s);
+            int8_attend(&at, &q, N, firsts, lengths, 1.0f / sqrtf((float)C), s);
             for (int n = 0; n < N; n++) {
                 if (lengths[n] <= 0) continue;
                 int row = t + (i + n) / share, head = h * share + (i + n) % share;
@@ -459,6 +470,7 @@ EXPORT void roclm_set_vector(model *m, int l, int which, const float *v) {
 
 /* `few` threads for one row or a few, which memory bandwidth limits, and `many` for more rows and long contexts, which
    arithmetic limits. Returns the larger number that could be started. */
+EXPORT void roclm_set_window(model *m, int l, int window) { m->layers[l].window = window; }
 EXPORT int roclm_threads(model *m, int few, int many) {
     m->few = few;
     return pool_resize(&m->threads, few > many ? few : many);

@@ -118,10 +118,11 @@ class CPURunner(Runner):
         self.weight_bytes = 0  # read for every token; known after `wait`
         self._lock = threading.RLock()  # one call at a time: the working space is one
         self._kept: list[Tensor] = []  # vectors the C side points at
+        inv_freq, magnitude = rope_frequencies(config)
         shape = Shape(
             config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
             config.num_attention_heads, config.num_key_value_heads, config.head_dim, MAX_ROWS, int(float_activations),
-            int(int8_cache and not float_activations), config.rms_norm_eps,
+            int(int8_cache and not float_activations), config.rms_norm_eps, magnitude,
         )  # fmt: skip
         tensors = checkpoint.tensors
         self.handle = library.roclm_new(ctypes.byref(shape))
@@ -132,12 +133,15 @@ class CPURunner(Runner):
         self._memory_lock = threading.Lock()
         weakref.finalize(self, _free_all, library, self.handle, self._memory)
 
+        kinds = config.layer_types or ["sliding_attention"] * config.num_hidden_layers
         for layer in range(config.num_hidden_layers):
+            if config.sliding_window and kinds[layer] == "sliding_attention":
+                library.roclm_set_window(self.handle, layer, config.sliding_window)
             for which, name in enumerate(_NORMS):
                 if (full := f"model.layers.{layer}.{name}.weight") in tensors:
                     self._set_vector(layer, which, tensors[full].load())
         self._set_vector(-1, 0, tensors["model.norm.weight"].load())
-        self._set_vector(-1, 1, rope_frequencies(config))
+        self._set_vector(-1, 1, inv_freq)
         self._logits_width = library.roclm_stride(config.vocab_size)
         self._scratch = torch.empty(0, self._logits_width)
         self._trial = None if threads else Trial(_cores())
