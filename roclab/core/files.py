@@ -69,7 +69,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file; a missing or damaged one raises `RocLabError` in one line."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors write a BOM
     except FileNotFoundError:
         raise RocLabError(f"{path} is missing") from None
     except OSError as error:

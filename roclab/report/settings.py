@@ -36,7 +36,7 @@ class Settings:
         if path is None:
             return cls()
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise RocLabError(f"--settings {path}: {error.strerror}") from None
         except ValueError as error:  # TOML's and UTF-8's

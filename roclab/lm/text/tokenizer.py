@@ -25,6 +25,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.core.files import read_json
 from roclab.lm.text.chat_template import Mask, render
+from roclab.lm.text.sentencepiece import read_sentencepiece
 
 # Noncharacters around the inner name of a control token. In text that comes from outside they are replaced, as are lone
 # surrogates, which were bytes that are not UTF-8.
@@ -34,8 +35,10 @@ NOT_TEXT = re.compile("[\ufdd0\ufdd1\ud800-\udfff]")
 # What a Hugging Face folder holds of a tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt",
+    "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
+# What ends a turn of a chat, in the field's vocabularies. Files often name another token, or only the text's end.
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eom_id|>")
 # The flags of an added token in tokenizer.json.
 ADDED_TOKEN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
@@ -68,9 +71,11 @@ class Tokenizer:
         eos_tokens: Sequence[str] = (),
         adds_bos: bool = False,
         chat_template: str | None = None,
+        twins: Mapping[int, str] | None = None,
         origin: str = "tokenizer",
     ):
-        """`definition` is the content of a tokenizer.json; `origin` names it in messages."""
+        """`definition` is the content of a tokenizer.json; `twins` are ids that no text is encoded as, because another
+        id has the same name; `origin` names the definition in messages."""
         self.origin = origin
         self.chat_template = chat_template
         try:
@@ -83,7 +88,10 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_tokens[0] if eos_tokens else None
         self.bos_token_id = self.token_to_id(bos_token) if bos_token else None
-        self.eos_token_ids = [i for name in eos_tokens if (i := self.token_to_id(name)) is not None]
+        ends = [*eos_tokens, *(name for name in END_OF_TURN if name in self.control and name in (chat_template or ""))]
+        self.eos_token_ids = [i for name in dict.fromkeys(ends) if (i := self.token_to_id(name)) is not None]
+        self._names |= twins or {}
+        self._largest_id = max(self._names)
         self.adds_bos = adds_bos and self.bos_token_id is not None
 
     def _build(self, definition: Mapping[str, Any], named: Sequence[str]) -> None:
@@ -107,7 +115,6 @@ class Tokenizer:
         self._names = dict(zip(vocabulary.values(), vocabulary, strict=True))
         self._names |= {token["id"]: token["content"] for token in self._definition["added_tokens"]}
         self._control_names = {i: name for name, i in self.control.items()}
-        self._largest_id = max(self._names)
         self._lead_space = _has_part(definition.get("decoder"), "Strip")  # SentencePiece style: "▁Hello" is "Hello"
         self._byte_level = _has_part(definition.get("decoder"), "ByteLevel")
         self._library = _library_tokenizer(self._definition)
@@ -139,15 +146,21 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
-        """From tokenizer.json, tokenizer_config.json and chat_template.jinja, as Hugging Face directories hold them.
-        Raises CheckpointError if tokenizer.json is missing or damaged."""
+        """From tokenizer.json (or SentencePiece's tokenizer.model), tokenizer_config.json and chat_template.jinja, as
+        Hugging Face directories hold them. Raises CheckpointError if the first is missing or damaged."""
         path = Path(path)
-        definition = read_json_object(path / "tokenizer.json")
         config = read_json_object(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+        file = path / "tokenizer.json"
+        if file.exists() or not (path / "tokenizer.model").exists():
+            definition = read_json_object(file)
+        else:
+            file = path / "tokenizer.model"
+            definition = _with_added_tokens(read_sentencepiece(file), path, config)
+            config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True} | config
         template: Any = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
             try:
-                template = (path / "chat_template.jinja").read_text(encoding="utf-8")
+                template = (path / "chat_template.jinja").read_text(encoding="utf-8-sig")
             except (ValueError, OSError) as error:
                 raise CheckpointError(f"{path / 'chat_template.jinja'}: cannot be read: {error}") from None
         if isinstance(template, list):  # several by name: tool use has its own in some models
@@ -158,7 +171,7 @@ class Tokenizer:
             adds_bos = bos is not None and bos in json.dumps(definition.get("post_processor"), ensure_ascii=False)
         tokenizer = cls(
             definition, bos_token=bos, eos_tokens=[eos] if eos else [], adds_bos=bool(adds_bos),
-            chat_template=template, origin=str(path / "tokenizer.json"),
+            chat_template=template, origin=str(file),
         )  # fmt: skip
         tokenizer.folder = path
         return tokenizer
@@ -271,6 +284,17 @@ class Tokenizer:
         """Ids → text; bytes that are no UTF-8 become U+FFFD. Control tokens vanish, or show with `control=True`."""
         text = b"".join(self.token_bytes(i, control=control) for i in ids).decode("utf-8", errors="replace")
         return text[1:] if self._lead_space and text.startswith(" ") else text
+
+
+def _with_added_tokens(definition: dict[str, Any], folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A SentencePiece vocabulary with the tokens that tokenizer_config.json and added_tokens.json add to it."""
+    more = {int(i): dict(token) for i, token in (config.get("added_tokens_decoder") or {}).items()}
+    if (folder / "added_tokens.json").exists():
+        for name, i in read_json_object(folder / "added_tokens.json").items():
+            more.setdefault(i, {"content": name, "special": True})
+    known = {token["id"] for token in definition["added_tokens"]} | set(definition["model"]["vocab"].values())
+    added = [{**ADDED_TOKEN, **token, "id": i} for i, token in sorted(more.items()) if i not in known]
+    return {**definition, "added_tokens": [*definition["added_tokens"], *added]}
 
 
 def _pairs(merges: Sequence[Any]) -> Iterable[Sequence[str]]:

@@ -10,11 +10,13 @@ The formats, each in a module of its own: Hugging Face folders, GGUF files, the 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -29,6 +31,8 @@ from roclab.lm.weights.huggingface import read_huggingface
 from roclab.lm.weights.sources import locate
 from roclab.lm.weights.tensors import Contents, StoredTensor, tensor_in_memory
 
+logger = logging.getLogger(__name__)
+
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -38,6 +42,10 @@ class Checkpoint:
     def __init__(self, path: Path, contents: Contents):
         self.path, self.config = path, contents.config
         self._stored, self._tokenizer = contents.tensors, contents.tokenizer
+        both = [self._stored.get(name) for name in (_EMBEDDING, _HEAD)]
+        if self.config.tie_word_embeddings and both[0] and both[1] and not np.array_equal(both[0].raw, both[1].raw):
+            logger.warning("%s: tie_word_embeddings is true, but there is another %s: it is used", path, _HEAD)
+            self.config = replace(self.config, tie_word_embeddings=False)
 
     @classmethod
     def of(cls, model: RocLMForCausalLM, tokenizer: Tokenizer) -> Checkpoint:
@@ -100,6 +108,9 @@ class Checkpoint:
     def load_tokenizer(self, folder: Path | None = None) -> Tokenizer:
         """The tokenizer, or another folder's. Raises CheckpointError if it has ids that the embedding lacks."""
         tokenizer = Tokenizer.from_directory(folder) if folder else self._tokenizer()
+        for i in self.config.eos_token_ids:
+            if not 0 <= i < self.config.vocab_size:
+                logger.warning("%s: the end token is id %d, beyond the vocabulary: it ends no text", self.path, i)
         if tokenizer.vocab_size > self.config.vocab_size:
             raise CheckpointError(
                 f"{tokenizer.origin}: the vocabulary has {tokenizer.vocab_size} tokens, but the model's embedding has "

@@ -94,6 +94,49 @@ def _q6_k(b: Array) -> Array:  # low nibbles 128, high pairs 64, int8 sub-scales
     return (d[:, :, None] * q.reshape(-1, 16, 16).astype(np.float32)).reshape(-1, 256)
 
 
+_PAIRS = np.array([0, 2, 4, 6], np.uint8)[:, None]  # the places of four 2-bit numbers in a byte
+
+
+def two_bits(packed: Array) -> Array:
+    """(n, 64) bytes → (n, 16, 16): each run of 32 bytes holds four runs of 32 weights, the lowest bits first."""
+    return ((packed.reshape(-1, 2, 1, 32) >> _PAIRS) & 3).reshape(-1, 16, 16)
+
+
+def _q2_k(b: Array) -> Array:  # 4-bit sub-scales and minima 16, weights 64, scale 2, minimum 2: d·sc·q − dmin·m
+    d = float16(b[:, 80:82]) * (b[:, :16] & 0x0F).astype(np.float32)
+    m = float16(b[:, 82:84]) * (b[:, :16] >> 4).astype(np.float32)
+    return (d[:, :, None] * two_bits(b[:, 16:80]).astype(np.float32) - m[:, :, None]).reshape(-1, 256)
+
+
+def _q3_k(b: Array) -> Array:  # third bits 32, low pairs 64, 6-bit sub-scales 12, scale 2: d·(sc − 32)·(q − 4)
+    low, high = b[:, 96:104], b[:, 104:108]  # nibbles of 16 scales, and their upper pairs
+    scales = np.concatenate([low & 0x0F, low >> 4], axis=1) | ((high[:, None] >> _PAIRS) & 3).reshape(-1, 16) << 4
+    third = (b[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None]) & 1  # (n, 8, 32)
+    q = (two_bits(b[:, 32:96]) | third.reshape(-1, 16, 16) << 2).astype(np.int8) - 4
+    d = float16(b[:, 108:]) * (scales.astype(np.int8) - 32).astype(np.float32)
+    return (d[:, :, None] * q.astype(np.float32)).reshape(-1, 256)
+
+
+# What the sixteen 4-bit numbers stand for: uneven steps, and 4-bit floats (doubled).
+_IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+
+
+def _iq4_nl(b: Array) -> Array:  # scale 2, weights 16: d·table[q]
+    return float16(b[:, :2]) * _IQ4[nibbles(b[:, 2:])]
+
+
+def _iq4_xs(b: Array) -> Array:  # scale 2, sub-scales' upper pairs 2 and nibbles 4, weights 128: d·(sc − 32)·table[q]
+    low = np.stack([b[:, 4:8] & 0x0F, b[:, 4:8] >> 4], axis=-1).reshape(-1, 8)
+    high = ((b[:, 2:4, None] >> _PAIRS[:, 0]) & 3).reshape(-1, 8)
+    d = float16(b[:, :2]) * ((low | high << 4).astype(np.int8) - 32).astype(np.float32)
+    return (d[:, :, None] * _IQ4[nibbles(b[:, 8:].reshape(-1, 16)).reshape(-1, 8, 32)]).reshape(-1, 256)
+
+
+def _mxfp4(b: Array) -> Array:  # the scale's exponent 1, weights 16: 2^(e − 128)·table[q]
+    return np.ldexp(np.float32(1), b[:, :1].astype(np.int32) - 128) * _FP4[nibbles(b[:, 1:])]
+
+
 def _bf16(b: Array) -> Array:
     return (b.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
@@ -120,4 +163,9 @@ BLOCK_TYPES = {  # by the format's numbers
     12: BlockType("Q4_K", 256, 144, _q4_k),
     13: BlockType("Q5_K", 256, 176, _q5_k),
     14: BlockType("Q6_K", 256, 210, _q6_k),
+    10: BlockType("Q2_K", 256, 84, _q2_k),
+    11: BlockType("Q3_K", 256, 110, _q3_k),
+    20: BlockType("IQ4_NL", 32, 18, _iq4_nl),
+    23: BlockType("IQ4_XS", 256, 136, _iq4_xs),
+    39: BlockType("MXFP4", 32, 17, _mxfp4),
 }

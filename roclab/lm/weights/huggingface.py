@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from roclab.core.exceptions import CheckpointError
 from roclab.lm.model import RocLMConfig
 from roclab.lm.text.tokenizer import Tokenizer, read_json_object
 from roclab.lm.weights.tensors import SUPPORTED, Contents, FloatTensor, StoredTensor, checked_rope_scaling
+
+logger = logging.getLogger(__name__)
 
 
 def read_huggingface(folder: Path) -> Contents:
@@ -29,16 +32,19 @@ def _tensors(folder: Path) -> dict[str, StoredTensor]:
     from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, StoredTensor] = {}
-    for path in _weight_files(folder):
+    for path, listed in _weight_files(folder).items():
         try:
             file = safe_open(path, framework="pt")
-            for name in file.keys():  # noqa: SIM118  (not a dict)
-                stored = file.get_slice(name)
-                tensors[name] = FloatTensor(tuple(stored.get_shape()), stored.get_dtype(), partial(_read, file, name))
+            held = set(file.keys())
         except FileNotFoundError:
-            raise CheckpointError(f"{path}: missing, although the model's files name it") from None
+            raise CheckpointError(f"{path}: missing, {_interrupted(folder) or 'although the index names it'}") from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: truncated or damaged ({error}); fetch the file again") from None
+        if absent := sorted(set(listed or ()) - held):
+            raise CheckpointError(f"{path}: tensor {absent[0]} is missing, which the index says is here")
+        for name in listed or sorted(held):
+            stored = file.get_slice(name)
+            tensors[name] = FloatTensor(tuple(stored.get_shape()), stored.get_dtype(), partial(_read, file, name))
     return tensors
 
 
@@ -46,18 +52,31 @@ def _read(file: Any, name: str, dtype: torch.dtype) -> torch.Tensor:
     return file.get_tensor(name).to(dtype)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The files, and the tensors to take from each; None: all."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
         listed = read_json_object(index).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
             raise CheckpointError(f"{index}: weight_map, which tells the file of each tensor, is missing")
-        return sorted({folder / file for file in listed.values()})
-    if (folder / "model.safetensors").exists():  # others beside it are adapters or copies in another layout
-        return [folder / "model.safetensors"]
-    if files := sorted(folder.glob("*.safetensors")):
+        files: dict[Path, list[str] | None] = {}
+        for name, file in listed.items():
+            files[folder / file] = [*(files.get(folder / file) or []), name]
+        if whole not in files and whole.exists() and not any(file.exists() for file in files):
+            logger.warning("%s: names files that are not here; %s is taken instead", index, whole.name)
+            return {whole: None}
         return files
-    raise CheckpointError(f"{folder}: no .safetensors file beside config.json")
+    if whole.exists():  # others beside it are adapters or copies in another layout
+        return {whole: None}
+    if found := sorted(folder.glob("*.safetensors")):
+        return dict.fromkeys(found)
+    raise CheckpointError(f"{folder}: no .safetensors file beside config.json{_interrupted(folder)}")
+
+
+def _interrupted(folder: Path) -> str:
+    """What to say of files that a download left unfinished; nothing if there are none."""
+    begun = [file for end in ("incomplete", "part", "crdownload") for file in sorted(folder.glob(f"**/*.{end}"))]
+    return f" because its download was interrupted ({begun[0].name}); fetch the model again" if begun else ""
 
 
 def _windows(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,8 +40,8 @@ SHORT_NAMES: dict[str, Package | str] = {
 }
 
 # Everything a model needs, and no second copy of the weights in another format.
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
-_HUB_TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+_HUB_TOKENIZER = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"]
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
 _NOT_HUB_FILES = ["*/*", "consolidated*.safetensors"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?(@[\w./-]+)?")
 

@@ -19,7 +19,7 @@ from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.cpu.build import PackJob
 from roclab.lm.weights.checkpoint import Checkpoint
 from roclab.lm.weights.gguf_blocks import fifth_bits, float16, k_nibbles, k_scales, nibbles
-from roclab.lm.weights.tensors import StoredTensor
+from roclab.lm.weights.tensors import FLOAT_KINDS, StoredTensor
 
 QUANTIZATIONS = ("int8", "int4")
 KINDS = {"Q4_0": 0, "Q4_1": 1, "Q8_0": 2}  # enum kind in matmul.h
@@ -98,7 +98,7 @@ def is_packable(checkpoint: Checkpoint) -> bool:
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the matrices are quantized already, as in most GGUF files."""
-    return all(kind.startswith("Q") for kind in _matrix_kinds(checkpoint))
+    return not _matrix_kinds(checkpoint) & set(FLOAT_KINDS)
 
 
 def _matrix_kinds(checkpoint: Checkpoint) -> set[str]:

@@ -1,0 +1,125 @@
+"""SentencePiece vocabularies (Llama 2, Mistral, TinyLlama) as the content of a tokenizer.json.
+
+SentencePiece's BPE joins the two neighbours whose union has the highest score. A tokenizer.json lists pairs in the
+order in which they are joined. So every way to cut a piece into two others is a pair, the highest scores first.
+Source of the file's layout: sentencepiece_model.proto.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from roclab.core.exceptions import CheckpointError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # the kinds of pieces; GGUF has the same numbers
+SPACE = "▁"  # stands for a space in pieces
+BPE = 2  # trainer_spec.model_type
+
+
+class Piece(NamedTuple):
+    text: str
+    score: float
+    kind: int
+
+
+def sentencepiece_definition(
+    pieces: Sequence[Piece], *, prefix: bool = True, strip: bool = False, charsmap: bytes = b""
+) -> dict[str, Any]:
+    """`prefix`: a space is put before a text. `strip`: runs of spaces become one, those at the ends none. `charsmap`:
+    SentencePiece's compiled normalization."""
+    vocabulary = {piece.text: i for i, piece in enumerate(pieces) if piece.kind != UNUSED}
+    scores = {p.text: p.score for p in pieces if p.kind in (NORMAL, USER_DEFINED)}
+    pairs = [
+        (score, vocabulary[text[:cut]], vocabulary[text[cut:]], text[:cut], text[cut:])
+        for text, score in scores.items()
+        for cut in range(1, len(text))
+        if text[:cut] in scores and text[cut:] in scores
+    ]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
+    normalizers: list[dict[str, Any]] = []
+    if charsmap:
+        normalizers.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
+    if strip:
+        normalizers.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        normalizers.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if prefix:
+        normalizers.append({"type": "Prepend", "prepend": SPACE})
+    normalizers.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+    ]  # fmt: skip
+    if prefix:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    has_bytes = any(piece.kind == BYTE for piece in pieces)
+    unknown = None if has_bytes else next((piece.text for piece in pieces if piece.kind == UNKNOWN), None)
+    special = {CONTROL: True, USER_DEFINED: False} | ({UNKNOWN: True} if has_bytes else {})
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": piece.text, "special": special[piece.kind]}
+            for i, piece in enumerate(pieces)
+            if piece.kind in special
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": has_bytes, "ignore_merges": False,
+            "vocab": vocabulary, "merges": [pair[3:] for pair in pairs],
+        },
+    }  # fmt: skip
+
+
+def read_sentencepiece(path: Path) -> dict[str, Any]:
+    """The definition in a tokenizer.model. Raises CheckpointError if it is damaged or not BPE."""
+    try:
+        pieces: list[Piece] = []
+        trainer: dict[int, Any] = {}
+        normalizer: dict[int, Any] = {}
+        for number, value in _fields(path.read_bytes()):
+            if number == 1:
+                piece = dict(_fields(value))
+                (score,) = struct.unpack("<f", piece[2])
+                pieces.append(Piece(piece[1].decode(), score, piece.get(3, NORMAL)))
+            elif number == 2:
+                trainer = dict(_fields(value))
+            elif number == 3:
+                normalizer = dict(_fields(value))
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error):
+        raise CheckpointError(f"{path}: cannot be read as a SentencePiece model; fetch the file again") from None
+    if trainer.get(3, 1) != BPE or not pieces:
+        raise CheckpointError(f"{path}: SentencePiece models of this kind are not supported (supported: BPE)")
+    return sentencepiece_definition(
+        pieces, prefix=bool(normalizer.get(3, 1)), strip=bool(normalizer.get(4, 1)), charsmap=normalizer.get(2, b"")
+    )
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Protocol Buffers: the fields of a message, whole numbers as int, everything else as bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at, value, shift = at + 1, value | (byte & 0x7F) << shift, shift + 7
+            if byte < 0x80:
+                return value
+
+    while at < len(data):
+        key = varint()
+        wire = key & 7
+        if wire == 0:
+            yield key >> 3, varint()
+            continue
+        size = {1: 8, 5: 4}[wire] if wire != 2 else varint()
+        if at + size > len(data):
+            raise ValueError("cut off")
+        yield key >> 3, data[at : at + size]
+        at += size
