@@ -36,11 +36,24 @@ def render(template: str | Path, **values: Any) -> str:
     return tidy(text) if path.suffix == ".md" else text
 
 
+def sentences_from(template: Path, make: Callable[..., sentences.Sentence], **values: Any) -> list[sentences.Sentence]:
+    """The sentences that a plain template (.txt) writes: each `{% call say(…) %}text{% endcall %}` becomes
+    `make(text, …)`. A line break in the text is a space."""
+    found: list[sentences.Sentence] = []
+
+    def say(*about: Any, caller: Callable[[], str]) -> str:
+        found.append(make(caller().strip("\n").replace("\n", " "), *about))
+        return ""
+
+    render(template, say=say, **values)
+    return found
+
+
 @cache
 def _environment(folder: Path, suffix: str) -> Environment:
     environment = Environment(
         loader=FileSystemLoader([folder, TEMPLATES]),
-        autoescape=True,
+        autoescape=suffix in (".md", ".html"),
         finalize=escape if suffix == ".md" else None,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,14 +8,14 @@ once. More seeds make a question's rate steadier and the interval no narrower.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from roclab.core.files import atomic_write, write_json
-from roclab.core.sentences import Evidence, Sentence, about, counted, listed, percent, pointer, strength
+from roclab.core.sentences import Evidence, Sentence, about, percent, pointer, strength
 from roclab.core.statistics import sign_test, wilson
 from roclab.report import kit
 
@@ -76,80 +76,36 @@ def row(transcripts: Transcripts) -> dict[str, Any]:
     }
 
 
-def _sentences(summary: Mapping[str, Any], transcripts: Transcripts) -> Iterator[Sentence]:
-    if summary["overall"]["questions"]:
-        yield about(summary, "/overall", f"Over all kinds {_passes(summary['overall'])}.")
-    rows = {kind: found for kind, found in summary["kinds"].items() if found["questions"]}
-    for kind, found in sorted(rows.items(), key=lambda item: -item[1]["rate"]):
-        low, high = found["ci95"]
-        if low > 0.5:
-            text = f"It is good at “{kind}”: {_passes(found)}; the interval lies above one half."
-        elif high < 0.5:
-            text = f"It is not good at “{kind}”: {_passes(found)}; the interval lies below one half."
-        else:
-            text = f"Whether it is good at “{kind}” is open, for the interval holds one half: {_passes(found)}."
-        yield about(summary, pointer("kinds", kind), text)
-    for kind, found in rows.items():
-        worse = [other for other, of_other in rows.items() if found["ci95"][0] > of_other["ci95"][1]]
-        if worse:
-            others = listed(f"“{other}”" for other in worse)
-            intervals = {f"{name} ci95": rows[name]["ci95"] for name in (kind, *worse)}
-            text = f"It is better at “{kind}” than at {others}: the intervals do not meet."
-            yield Sentence(text, Evidence("measured", intervals), pointer("kinds", kind))
-    for kind, found in summary["kinds"].items():
-        if unscored := found["n"] - found["scored"]:
-            text = f"{unscored} answers of the kind “{kind}” have no rule and are kept for reading."
-            yield about(summary, pointer("kinds", kind), text, "computed")
-    if len(summary["seeds"]) > 1:
-        greedy = [t for t in transcripts if t["run"] == "greedy"]
-        sampled = [t for t in transcripts if t["run"] != "greedy"]
-        yield from _comparison("Sampling against greedy choice", {"sampled": sampled, "greedy": greedy}, "/runs")
-        rates = summary["by_question"].values()
-        mixed = sum(0 < rate < 1 for rate in rates)
-        text = f"On {mixed} of {counted(len(rates), 'scored question')} some answers pass and others do not"
-        yield Sentence(
-            f"{text}: one answer alone would not tell.",
-            Evidence("computed", {"mixed": mixed}, len(rates)),
-            "/by_question",
-        )
-    replies = summary["replies"]
-    text = f"{replies['cut_by_length']} of {replies['n']} replies were cut by their token limit; the mean reply has "
-    yield about(summary, "/replies", f"{text}{replies['mean_new_tokens']:.0f} tokens.")
-    if summary["thinking"]["available"]:
-        on, off = ([t for t in transcripts if t["thinking"] == mode] for mode in ("on", "off"))
-        yield from _comparison("Thinking", {"with thinking": on, "without": off}, "/thinking/modes")
-    else:
-        text = "The model's chat template has no thinking mode, so there is nothing to compare."
-        yield Sentence(text, key="/thinking/available")
+def _sentences(summary: Mapping[str, Any], transcripts: Transcripts) -> list[Sentence]:
+    def make(text: str, key: str, kind: str = "measured", numbers: Any = None, n: int | None = None) -> Sentence:
+        """`numbers` of `n` questions, else those of the fact at `key`."""
+        return about(summary, key, text, kind) if numbers is None else Sentence(text, Evidence(kind, numbers, n), key)
 
+    def some(field: str, *values: str) -> Transcripts:
+        return [t for t in transcripts if t[field] in values]
 
-def _passes(found: Mapping[str, Any]) -> str:
-    return (
-        f"{found['passed']} of {found['scored']} answers to {counted(found['questions'], 'question')} pass "
-        f"({percent(found['rate'], 0)} %, 95 % interval {_span(found['ci95'])} %)"
-    )
+    return kit.sentences_from(
+        TEMPLATES / "sentences.txt", make, summary=summary, pointer=pointer, span=_span,
+        quoted=lambda names: [f"“{name}”" for name in names],
+        intervals=lambda kinds: {f"{kind} ci95": summary["kinds"][kind]["ci95"] for kind in kinds},
+        sampling=_comparison(sampled=some("run", *summary["seeds"][1:]), greedy=some("run", "greedy")),
+        thinking=_comparison(**{"with thinking": some("thinking", "on"), "without": some("thinking", "off")}),
+    )  # fmt: skip
 
 
 def _span(ci95: Sequence[float]) -> str:
     return "–".join(percent(end, 0) for end in ci95)
 
 
-def _comparison(what: str, two: Mapping[str, Transcripts], key: str) -> Iterator[Sentence]:
+def _comparison(**two: Transcripts) -> dict[str, Any] | None:
     """A paired comparison over the questions both answered, by the exact sign test."""
-    (name, a), (other, b) = ((name, question_rates(transcripts)) for name, transcripts in two.items())
-    both = [question for question in a if question in b]
-    if not both:
-        return
+    a, b = map(question_rates, two.values())
+    if not (both := [question for question in a if question in b]):
+        return None
     better, worse = sum(a[q] > b[q] for q in both), sum(a[q] < b[q] for q in both)
     p = sign_test(better, worse)
-    rates = {arm: sum(of_arm[q] for q in both) / len(both) for arm, of_arm in ((name, a), (other, b))}
-    yield Sentence(
-        f"{what}: {percent(rates[name], 0)} % {name}, {percent(rates[other], 0)} % {other}, on the same "
-        f"{counted(len(both), 'question')}; better on {better}, worse on {worse} (exact sign test, p = {p:.2g}): "
-        f"{'a difference' if p < 0.05 else 'no difference can be claimed'}.",
-        Evidence(strength(p), {"better": better, "worse": worse, "p": p, **rates}, len(both)),
-        key,
-    )
+    rates = {name: sum(of_arm[q] for q in both) / len(both) for name, of_arm in zip(two, (a, b), strict=True)}
+    return {"numbers": {"better": better, "worse": worse, "p": p}, "rates": rates, "n": len(both), "kind": strength(p)}
 
 
 def table(summary: Mapping[str, Any]) -> Markup:
