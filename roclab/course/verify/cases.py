@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray
+from roclab.course.verify.reference import Array, Reference
 
 # head_dim is not hidden_size / heads and the query heads per key-value head are not the key-value heads: a formula
 # that takes one for the other gives another number.
@@ -78,6 +78,18 @@ class Case:
     @property
     def ids(self) -> Array:
         return self.drawn[1]
+
+    def texts(self, kind: str) -> list[Array]:
+        """The lists of ids that a check compares the logits of."""
+        ids, places = self.ids, np.arange(self.tokens[1])
+        other = (ids + 7) % (self.config["vocab_size"] - 1)
+        return {
+            "once": [ids],
+            "twice": [ids, ids],
+            "and row by row": [ids, *np.split(ids, len(ids))],
+            "one other token": [ids, *(np.where(places == s, other, ids) for s in places)],
+            "another end": [ids, np.where(places < len(places) - 3, ids, other)],
+        }[kind]
 
 
 def one_score(weights: dict[str, Array], ids: Array) -> None:
@@ -149,3 +161,43 @@ CASES: dict[str, Case] = {
     "gradients": Case(18, (2, 5), {"num_hidden_layers": 2}),
     "stored": Case(19, (2, 16), STORED_CHANGES, adjust=stored),
 }
+
+
+@cache
+def end_token() -> int:
+    """The third token of the greedy text of the case `end`, which is its end token where a check asks for an end."""
+    case = CASES["end"]
+    return int(Reference(case.config, case.weights).greedy(case.ids, 8)[0, -1])
+
+
+# ---- inputs of the parts by themselves
+
+
+def exact(x: Array) -> Array:
+    """Rounded to float32, in float64: both sides compute with the same numbers."""
+    return x.astype(np.float32).astype(np.float64)
+
+
+def draw(seed: int, *shape: int) -> Array:
+    return exact(np.random.default_rng(seed).normal(size=shape))
+
+
+X, ANGLES = draw(2, 2, 3, 16) * 3, np.tile(draw(12, 5, 4), 2)
+HUNDREDS = np.random.default_rng(3).integers(75, 125, (3, 16)) * 1.0  # exact in float16 and bfloat16, fourfold too
+
+INPUTS: dict[str, Array] = {
+    "x": exact(X), "x + 4": exact(X + 4), "small x": exact(X * 0.02), "one token": exact(X[0, :1]), "ones": np.ones(16),
+    "g": exact(np.random.default_rng(1).uniform(0.5, 2, 16)), "about a hundred": HUNDREDS, "hundreds": 4 * HUNDREDS,
+    "x of 8": draw(4, 2, 3, 8), "g of 8": draw(5, 8), "towards": draw(6, 2, 3, 8),
+    "hidden": draw(7, 2, 3, 24), "heads of 8": draw(8, 1, 2, 5, 8), "heads of 4": draw(9, 2, 2, 3, 4),
+    "q": draw(10, 1, 4, 5, 8), "k": draw(11, 1, 2, 5, 8), "cos": exact(np.cos(ANGLES)), "sin": exact(np.sin(ANGLES)),
+}  # fmt: skip
+
+
+@cache
+def directions() -> tuple[Array, dict[str, Array]]:
+    """Along which the gradients are measured: one in the logits, one in each parameter."""
+    case, random = CASES["gradients"], np.random.default_rng(20)
+    towards = random.normal(size=(*case.ids.shape, case.config["vocab_size"])).astype(np.float32)
+    weights = case.weights.items()
+    return towards, {n: (random.normal(size=w.shape) / np.sqrt(w.size)).astype(np.float32) for n, w in weights}

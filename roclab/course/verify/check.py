@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-from roclab.course.verify.cases import CASES
 from roclab.course.verify.mistakes import Mistake, Unpredictable
-from roclab.course.verify.reference import Array, Formulas, Reference
+from roclab.course.verify.reference import Array
 
 
 @dataclass(frozen=True)
@@ -32,39 +31,27 @@ def fault(found: str, hint: str, component: str | None = None, specific: bool = 
     return Verdict(False, None, found, hint, specific, component)
 
 
-def numbers(value: Any) -> Array:
-    return np.asarray(value, dtype=np.float64)
-
-
-def largest_gap(a: Array, b: Array) -> float:
-    """The largest absolute difference. Infinite where the shapes differ or one is NaN and the other is not."""
-    if a.shape != b.shape:
-        return float("inf")
-    with np.errstate(all="ignore"):
-        difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-    return float(np.where(np.isnan(difference), np.inf, difference).max(initial=0.0))
-
-
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Check:
-    """`probe` names a function of `probes.py`, which runs beside the file with `arguments` (values and arrays); the
+    """A row of `checks.json`. `probe` names a function of `probes.py`, which runs beside the file with `arguments`; the
     rest is for its value. Without a name the value is what the worker says about the whole run.
 
-    `fault` finds what is wrong with the value, or nothing. `expected` are the right numbers, or those of a mistake if
-    its formulas are given. `read` makes arrays of the value, of which the nearest one counts.
+    `fault` (of `faults.py`) finds what is wrong with the value, or nothing. Where the row has a tolerance, the arrays
+    that `read` makes of the value are compared with those that it makes of `expected`'s, the function of `answers.py` with
+    the probe's name: the right numbers, or those of a mistake if its formulas are given.
     """
 
     component: str
     title: str
-    probe: str
-    arguments: dict[str, Any]
     expects: str  # in words
+    fault: Callable[[Check, Any], str | Verdict | None]
+    expected: Callable[..., Any] | None
+    read: Callable[[Any], list[Array]]
+    gap: Callable[[Array, Array], float]
     hint: str = ""
-    expected: Callable[[Formulas], Array] | None = None
-    tolerance: float = 1e-4
-    fault: Callable[[Any], Verdict | None] = lambda value: None
-    read: Callable[[Any], list[Array]] = lambda value: [numbers(value)]
-    gap: Callable[[Array, Array], float] = largest_gap
+    probe: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 0.0
     compare_mistakes: bool = True  # False: the hint is specific, or the numbers are too slow to compute for each
 
     @property
@@ -74,16 +61,19 @@ class Check:
     @cached_property
     def question(self) -> str:
         """Probe and arguments as JSON."""
-        return json.dumps([self.probe, self.arguments], default=np.ndarray.tolist)
+        return json.dumps([self.probe, self.arguments])
 
     def verdict(self, value: Any) -> Verdict:
         try:
-            found = self.fault(value)
+            found = self.fault(self, value)
+            if isinstance(found, str):
+                found = fault(found, self.hint.replace("{found}", found)) if found else None
             if self.expected is None:
                 return found or Verdict(True)
             arrays = tuple(self.read(value))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):  # a forged or damaged answer
-            return fault("an answer of another form", self.hint or "the answer cannot be read", specific=False)
+            hint = (self.expected and self.hint) or "the answer cannot be read"
+            return fault("an answer of another form", hint, specific=False)
         right = expectation(self)
         assert right is not None
         best = min(arrays, key=lambda a: self.gap(a, right))
@@ -117,21 +107,8 @@ def expectation(check: Check, mistakes: tuple[Mistake, ...] = ()) -> Array | Non
     replaced = {name: formula for mistake in reversed(mistakes) for name, formula in mistake.replaced.items()}
     try:
         with np.errstate(all="ignore"):
-            return check.expected(replaced)
+            return check.read(check.expected(replaced, **check.arguments))[0]
     except Unpredictable:
         return ANYTHING
     except (ValueError, IndexError, KeyError):
         return None
-
-
-# ---- for the tables of checks
-
-
-def model(case: str, replaced: Formulas | None = None, **changes: Any) -> Reference:
-    """The reference for a case, its configuration changed, with the formulas of a mistake."""
-    return Reference(CASES[case].config | changes, CASES[case].weights, replaced)
-
-
-def slope(f: Callable[..., Any], h: float = 1e-5) -> float:
-    """The derivative of f at 0, by a central difference."""
-    return float((f(h) - f(-h)) / (2 * h))

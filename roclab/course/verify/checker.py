@@ -4,9 +4,9 @@
     report["passed"], report["score"], report["diagnosis"]
 
 The file runs in a process of its own (`worker.py`, `sandbox.py`), where it answers questions (`probes.py`) about small
-models (`cases.py`). Here the answers are compared with an independent reference in numpy (`reference.py`), check by
-check (`check.py`, `*_checks.py`), and a wrong one with what each typical mistake would have answered (`mistakes.py`,
-`diagnosis.py`).
+models (`cases.py`). Check by check (`checks.json`, `check.py`, `faults.py`) its answers are compared with those
+(`answers.py`) of an independent reference in numpy (`reference.py`), and a wrong one with what each typical mistake
+would have answered (`mistakes.py`, `diagnosis.py`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
+from roclab.course.verify import faults
+from roclab.course.verify.answers import ANSWERS, GAPS, READINGS
 from roclab.course.verify.check import Check, Verdict
 from roclab.course.verify.diagnosis import evaluate_answers
-from roclab.course.verify.file_checks import file_checks
-from roclab.course.verify.generation_checks import generation_checks
-from roclab.course.verify.layout_checks import layout_checks
 from roclab.course.verify.limits import Limits
-from roclab.course.verify.model_checks import gradient_check, model_checks
-from roclab.course.verify.part_checks import part_checks
 from roclab.course.verify.sandbox import Sandbox, SandboxEnded
 
 OURS = Path(__file__).parents[2] / "lm" / "model.py"
@@ -35,8 +32,12 @@ OURS = Path(__file__).parents[2] / "lm" / "model.py"
 @lru_cache
 def all_checks() -> tuple[Check, ...]:
     """In the order in which the parts build on each other: an early one that fails is nearest to the fault."""
-    checks = (*file_checks(), *part_checks(), *layout_checks(), *model_checks(), *generation_checks())
-    return (*checks, gradient_check())
+    rows = json.loads((Path(__file__).parent / "checks.json").read_text("utf-8"))
+    for row in rows:  # functions for their names
+        row["fault"] = getattr(faults, row["fault"]) if "fault" in row else lambda check, value: None
+        row["expected"] = ANSWERS[row["probe"]] if "tolerance" in row else None
+        row["read"], row["gap"] = READINGS[row.get("read", "whole")], GAPS[row.get("gap", "largest")]
+    return tuple(Check(**row) for row in rows)
 
 
 def verify(path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sandbox | None = None) -> dict[str, Any]:

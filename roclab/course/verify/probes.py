@@ -1,5 +1,6 @@
-"""What is asked of the file under test. Each probe takes the imported module and plain values, and answers with plain
-values: numbers, lists, names. Nothing is decided here, because the file shares this process (`check.py` decides).
+"""What is asked of the file under test. Each probe takes the imported module and the arguments of `checks.json`, and
+answers with plain values: numbers, lists, names. Nothing is decided here, because the file shares this process
+(`check.py` decides). `answers.py` asks the reference the same.
 
 An exception is an answer too: the worker reports it.
 """
@@ -7,13 +8,14 @@ An exception is an answer too: the worker reports it.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from roclab.course.verify.cases import CASES
+from roclab.course.verify.cases import CASES, INPUTS, directions, end_token
 
 LARGEST = 50_000  # numbers in one answer
 
@@ -32,6 +34,10 @@ def plain(x: Any, what: str = "model(input_ids)") -> Any:
     return (x.double() if x.is_floating_point() else x).tolist()
 
 
+def given(name: str) -> Tensor:
+    return torch.tensor(INPUTS[name], dtype=torch.float32)
+
+
 # ---- names, configuration, state dict
 
 
@@ -43,7 +49,7 @@ def names(module: ModuleType, wanted: list[str]) -> dict[str, list[str]]:
     return {"missing": [n for n, thing in found.items() if not callable(thing)], "ours": ours}
 
 
-def defaults(module: ModuleType, wanted: list[str]) -> dict[str, Any]:
+def defaults(module: ModuleType, wanted: dict[str, list]) -> dict[str, Any]:
     """The default configuration's values, `"(missing)"` for a field that is not there."""
     config = module.RocLMConfig()
     return {name: simple(getattr(config, name, "(missing)")) for name in wanted}
@@ -97,66 +103,61 @@ def build(module: ModuleType, case: str, **changes: Any) -> nn.Module:
 # ---- parts
 
 
-def norm(module: ModuleType, x: list, weight: list, eps: float, dtype: str = "float32") -> dict[str, Any]:
+def norm(module: ModuleType, x: str, weight: str, eps: float, dtype: str = "float32") -> dict[str, Any]:
     """The norm of x, its dtype, and how the weight was before it was set."""
     kind = getattr(torch, dtype)
-    layer = module.RocLMRMSNorm(len(weight), eps).to(kind)
+    layer = module.RocLMRMSNorm(len(given(weight)), eps).to(kind)
     begin = plain(layer.weight, "RocLMRMSNorm.weight")
     learnable = isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor(weight))
-        y = layer(torch.tensor(x).to(kind))
+        layer.weight.copy_(given(weight))
+        y = layer(given(x).to(kind))
     y, dtype = plain(y, "RocLMRMSNorm"), str(getattr(y, "dtype", "")).removeprefix("torch.")
     return {"y": y, "dtype": dtype, "initial": begin, "learnable": learnable}
 
 
-def norm_slope(module: ModuleType, x: list, weight: list, towards: list) -> list:
+def norm_slope(module: ModuleType, x: str, weight: str, towards: str) -> list:
     """The gradient of Σ towards·norm(x) by x and by the weight, side by side."""
-    layer = module.RocLMRMSNorm(len(weight), 1e-6)
+    layer = module.RocLMRMSNorm(len(given(weight)), 1e-6)
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor(weight))
-    t = torch.tensor(x, requires_grad=True)
-    gradients = torch.autograd.grad((layer(t) * torch.tensor(towards)).sum(), [t, layer.weight], allow_unused=True)
-    found = [torch.zeros_like(v) if g is None else g for g, v in zip(gradients, (t, layer.weight), strict=True)]
-    return plain(torch.cat([found[0].flatten(), found[1].flatten()]))
+        layer.weight.copy_(given(weight))
+    by = [given(x).requires_grad_(), layer.weight]
+    found = torch.autograd.grad((layer(by[0]) * given(towards)).sum(), by, allow_unused=True, materialize_grads=True)
+    return plain(torch.cat([gradient.flatten() for gradient in found]))
 
 
-def mlp(module: ModuleType, case: str, x: list) -> list:
+def mlp(module: ModuleType, case: str, x: str) -> list:
     layer = module.RocLMMLP(module.RocLMConfig(**CASES[case].config))
     start = "model.layers.0.mlp."
     own = {name.removeprefix(start): w for name, w in tensors(case).items() if name.startswith(start)}
     layer.load_state_dict(own, strict=False)
     with torch.no_grad():
-        return plain(layer.eval()(torch.tensor(x)), "RocLMMLP")
+        return plain(layer.eval()(given(x)), "RocLMMLP")
 
 
-def rotate_half(module: ModuleType, x: list) -> list:
-    return plain(module.rotate_half(torch.tensor(x)), "rotate_half")
+def rotate_half(module: ModuleType, x: str) -> list:
+    return plain(module.rotate_half(given(x)), "rotate_half")
 
 
-def repeat_kv(module: ModuleType, x: list, n_rep: int) -> list:
-    return plain(module.repeat_kv(torch.tensor(x), n_rep), "repeat_kv")
+def repeat_kv(module: ModuleType, x: str, n_rep: int) -> list:
+    return plain(module.repeat_kv(given(x), n_rep), "repeat_kv")
 
 
-def apply_rotary(module: ModuleType, q: list, k: list, cos: list, sin: list) -> list[list]:
+def apply_rotary(module: ModuleType, q: str, k: str, cos: str, sin: str) -> list[list]:
     """q (1, H, T, C) and k (1, K, T, C) turned, with cos and sin (T, C) in each shape that is in use: with a batch
     dimension, bare, and with dimensions for batch and heads; and with q, k in either order of heads and tokens."""
     answers, first = [], None
-    for transposed in (False, True):
-        for form in ((None,), (), (None, None), (None, slice(None), None)):
-            tq, tk, tcos, tsin = (torch.tensor(v) for v in (q, k, cos, sin))
-            tcos, tsin = (v[form] if form else v for v in (tcos, tsin))
-            if transposed:
-                tq, tk = tq.transpose(1, 2), tk.transpose(1, 2)
+    for heads_at in (1, 2):
+        for form in ((None,), (...,), (None, None), (None, slice(None), None)):
+            angles = (given(cos)[form], given(sin)[form])
             try:
-                oq, ok = module.apply_rotary_pos_emb(tq, tk, tcos, tsin)
+                oq, ok = module.apply_rotary_pos_emb(*(given(x).transpose(1, heads_at) for x in (q, k)), *angles)
             except Exception as error:
                 first = first or error
                 continue
-            if transposed:
-                oq, ok = oq.transpose(1, 2), ok.transpose(1, 2)
-            if oq.shape == (1, len(q[0]), *oq.shape[2:]) and ok.shape[1] == len(k[0]) and oq.ndim == ok.ndim == 4:
-                answers.append(plain(torch.cat([oq, ok], dim=1), "apply_rotary_pos_emb"))
+            turned = [x.transpose(1, heads_at) for x in (oq, ok)]
+            if [(x.ndim, *x.shape[:2]) for x in turned] == [(4, *INPUTS[x].shape[:2]) for x in (q, k)]:
+                answers.append(plain(torch.cat(turned, dim=1), "apply_rotary_pos_emb"))
     if not answers and first:
         raise first
     return answers
@@ -165,13 +166,12 @@ def apply_rotary(module: ModuleType, q: list, k: list, cos: list, sin: list) -> 
 # ---- the whole model
 
 
-def logits(module: ModuleType, case: str, texts: list, scales: list[float]) -> list[list]:
-    """The logits of several lists of ids, each run by itself by one model; q_proj and k_proj times the text's scale."""
-    model, weights = build(module, case), tensors(case)
-    answers = []
-    for ids, scale in zip(texts, scales, strict=True):
+def logits(module: ModuleType, case: str, texts: str = "once", scales: Sequence[float] = ()) -> list[list]:
+    """The logits of the case's texts, each run by itself by one model; q_proj and k_proj times the text's scale."""
+    model, answers, ids_of_texts = build(module, case), [], CASES[case].texts(texts)
+    for ids, scale in zip(ids_of_texts, scales or [1] * len(ids_of_texts), strict=True):
         if scale != 1:
-            scaled = {name: w * scale for name, w in weights.items() if "q_proj" in name or "k_proj" in name}
+            scaled = {name: w * scale for name, w in tensors(case).items() if "q_proj" in name or "k_proj" in name}
             model.load_state_dict(scaled, strict=False)
         with torch.no_grad():
             answers.append(plain(model(torch.tensor(ids))))
@@ -188,29 +188,29 @@ def tied(module: ModuleType, case: str) -> list:
         return plain(model(torch.tensor(CASES[case].ids)))
 
 
-def gradients(module: ModuleType, case: str, towards: list, directions: dict[str, list]) -> dict[str, float | None]:
+def gradients(module: ModuleType, case: str) -> dict[str, float | None]:
     """The slope of Σ towards·logits along a direction in each parameter; None where no gradient arrived."""
-    model = build(module, case)
+    model, (towards, along) = build(module, case), directions()
     output = model(torch.tensor(CASES[case].ids))
     plain(output)
     if not output.requires_grad:
-        return dict.fromkeys(directions)
+        return dict.fromkeys(along)
     (output * torch.tensor(towards)).sum().backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {n: (found[n] * torch.tensor(d)).sum().item() if n in found else None for n, d in directions.items()}
+    return {n: (found[n] * torch.tensor(d)).sum().item() if n in found else None for n, d in along.items()}
 
 
 # ---- generation
 
 
-def generate(module: ModuleType, case: str, changes: dict, options: dict, times: int = 1) -> list:
-    """So many texts, generated one after the other."""
-    model: Any = build(module, case, **changes)
+def generate(module: ModuleType, case: str, options: dict, times: int = 1, ends: bool = False) -> list:
+    """So many texts, generated one after the other; `ends`: they meet an end token."""
+    model: Any = build(module, case, **({"eos_token_id": end_token()} if ends else {}))
     torch.manual_seed(0)
     return [plain(model.generate(torch.tensor(CASES[case].ids), **options), "generate") for _ in range(times)]
 
 
-def signature(module: ModuleType, wanted: list[str]) -> dict[str, Any]:
+def signature(module: ModuleType, wanted: dict[str, Any]) -> dict[str, Any]:
     """The default values of generate's arguments, whether it has **kwargs, which may hold them, and where a default
     may be set inside, how often each token is drawn by default."""
     parameters = inspect.signature(module.RocLMForCausalLM.generate).parameters

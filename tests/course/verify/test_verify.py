@@ -11,8 +11,9 @@ import pytest
 
 import roclab.course.verify.reference as reference_module
 from roclab.core.exceptions import RocLabError
+from roclab.course.verify.answers import model
 from roclab.course.verify.cases import CASES, stored_arrays
-from roclab.course.verify.check import expectation, model
+from roclab.course.verify.check import expectation
 from roclab.course.verify.checker import OURS, all_checks, verify
 from roclab.course.verify.mistakes import MISTAKES
 from roclab.course.verify.reference import Reference
