@@ -123,11 +123,7 @@ def table(summary: Mapping[str, Any]) -> Markup:
 
 def write_report(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any], transcripts: Transcripts) -> None:
     """study.json, study.md and transcripts.md."""
-    pages = {"kinds": table(summary), "config": config, "summary": summary}
-    by_question: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for transcript in transcripts:
-        by_question[transcript["question"]].append(transcript)
+    facts = {"kinds": table(summary), "config": config, "summary": summary, "transcripts": transcripts}
     for name in ("study.md", "transcripts.md"):
-        text = kit.render(TEMPLATES / name, **pages, by_question=by_question, literal=kit.literal)
-        atomic_write(folder / name, text)
+        atomic_write(folder / name, kit.render(TEMPLATES / name, **facts))
     write_json(folder / "study.json", summary)

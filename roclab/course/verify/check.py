@@ -37,8 +37,8 @@ class Check:
     rest is for its value. Without a name the value is what the worker says about the whole run.
 
     `fault` (of `faults.py`) finds what is wrong with the value, or nothing. Where the row has a tolerance, the arrays
-    that `read` makes of the value are compared with those that it makes of `expected`'s, the function of `answers.py` with
-    the probe's name: the right numbers, or those of a mistake if its formulas are given.
+    that `read` makes of the value are compared with those that it makes of the reference's answer (`expected`), right
+    or with the formulas of a mistake.
     """
 
     component: str
