@@ -23,10 +23,11 @@ from roclab.lm.engine.runner import score
 from roclab.lm.engine.torch_runner import TorchRunner
 from roclab.lm.generate import complete, engine_of, stream
 from roclab.lm.loading import load
+from roclab.lm.model import RocLMConfig, RocLMForCausalLM, init_weights
 from roclab.lm.settings import SamplingParams
-from roclab.lm.weights.checkpoint import open_checkpoint
+from roclab.lm.weights.checkpoint import Checkpoint, open_checkpoint
 
-from .build import assert_one_line, peer, roclab, write_folder, write_gguf
+from .build import TINY, assert_one_line, peer, roclab, write_folder, write_gguf
 
 if build.find_compiler() is None:
     pytest.skip("no C compiler on this machine", allow_module_level=True)
@@ -103,6 +104,34 @@ def test_the_likeliest_text_is_the_readable_models_on_every_path(path, smollm, s
     fast = CPURunner(open_checkpoint(smollm_path), path=path, float_activations=True, threads=1)
     expected = complete(model, tokenizer, [prompt], params)[0].token_ids
     assert complete(fast, tokenizer, [prompt], params)[0].token_ids == expected
+
+
+@pytest.mark.parametrize("floats", [True, False])
+@pytest.mark.parametrize("kind", ["window", "window in one layer", "yarn"])
+def test_windows_and_yarn_on_every_path(path, kind, floats):
+    """Over a text of several chunks (attention_int8.h), with a window that ends inside one; and what a kernel without
+    them would give is far off. Float weights rounded to int8."""
+    wide = TINY | WIDE | {"head_dim": 64, "max_position_embeddings": 2048, "vocab_size": 300}
+    wide = {name: value for name, value in wide.items() if name != "initializer_range"}
+    changes = {
+        "window": {"sliding_window": 150},
+        "window in one layer": {"sliding_window": 40, "layer_types": ["full_attention", "sliding_attention"]},
+        "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}},
+    }[kind]
+    torch.manual_seed(3)
+    model = init_weights(RocLMForCausalLM(RocLMConfig(**wide, qk_norm=False, **changes)), std=0.1).eval()
+    ids = torch.randint(0, 300, (1300,)).tolist()
+    plain = RocLMForCausalLM(RocLMConfig(**wide, qk_norm=False)).eval()
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected, without = (m(torch.tensor([ids]))[0, -200:] for m in (model, plain))
+    runner = CPURunner(Checkpoint.of(model, None), quantize="int8", float_activations=floats, path=path, threads=2)
+    sequence = runner.new_sequence(1400)
+    runner.forward([(sequence, ids[:1100], 0)])
+    found = runner.forward([(sequence, ids[1100:1200], 100)]).clone()
+    found = torch.cat([found, *(runner.forward([(sequence, [i], 1)]).clone() for i in ids[1200:])])
+    assert off(found, expected) < (0.03 if floats else 0.1)
+    assert off(without, expected) > 0.2
 
 
 def test_float_weights_rounded_to_int8_and_int4(path, tmp_path):
