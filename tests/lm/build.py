@@ -137,19 +137,20 @@ def finish(writer: Any) -> None:
     writer.close()
 
 
-# What a random Q4_K, Q5_K or Q6_K block's scales are set to, by their place in the block: weights of about 0.1.
-K_SCALES = {"Q4_K": {0: 2e-4, 2: 1.5e-3}, "Q5_K": {0: 1e-4, 2: 1.5e-3}, "Q6_K": {208: 3e-5}}
+# What a random block's scales are set to, by their place in the block: weights of about 0.1.
+K_SCALES = {"Q2_K": {80: 3e-3, 82: 5e-3}, "Q3_K": {108: 8e-4}, "IQ4_NL": {0: 8e-4}, "IQ4_XS": {0: 3e-5},
+            "Q4_K": {0: 2e-4, 2: 1.5e-3}, "Q5_K": {0: 1e-4, 2: 1.5e-3}, "Q6_K": {208: 3e-5}}  # fmt: skip
 
 
 def as_blocks(data: np.ndarray, block_type: str) -> np.ndarray:
-    """A matrix in a GGUF block type; the K types, which the `gguf` package cannot write, hold random weights."""
+    """A matrix in a GGUF block type; types that the `gguf` package cannot write hold random weights."""
     import gguf
 
     kind = gguf.GGMLQuantizationType[block_type]
     if block_type not in K_SCALES:
         return gguf.quants.quantize(data, kind)
-    size = gguf.GGML_QUANT_SIZES[kind][1]
-    blocks = np.random.default_rng(data.size).integers(0, 256, (data.size // 256, size), dtype=np.uint8)
+    weights, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(data.size).integers(0, 256, (data.size // weights, size), dtype=np.uint8)
     for at, scale in K_SCALES[block_type].items():
         blocks[:, at : at + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
     return blocks.reshape(data.shape[0], -1)

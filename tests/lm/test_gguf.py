@@ -23,7 +23,8 @@ gguf = pytest.importorskip("gguf")
 # Where each type keeps its half-precision scales, as byte offsets into a block.
 SCALES = {
     "F32": [], "F16": [0], "BF16": [], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
-    "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+    "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82], "Q3_K": [108],
+    "IQ4_NL": [0], "IQ4_XS": [0], "MXFP4": [],
 }  # fmt: skip
 NAMES = [block_type.name for block_type in BLOCK_TYPES.values()]
 BY_NAME = {block_type.name: (type_id, block_type) for type_id, block_type in BLOCK_TYPES.items()}

@@ -190,7 +190,10 @@ def test_without_qk_norm_the_modules_are_absent():
         ({"layer_types": ["full_attention"]}, "each of 3 layers"),
         ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "sliding_attention"),
         ({"hidden_size": "64"}, "hidden_size must be a positive whole number"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "a positive original_max_position_embeddings"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, r"of a supported kind .*'dynamic'"),
+        ({"layer_types": ["sliding_attention"] * 28}, "full_attention for each"),
+        ({"sliding_window": 0}, "sliding_window must be positive"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling must be a dict with a positive factor"),
         (
             {"rope_scaling": {"rope_type": "linear", "factor": 0}},

@@ -7,7 +7,6 @@ Source of the file's layout: sentencepiece_model.proto.
 
 from __future__ import annotations
 
-import base64
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,11 +25,8 @@ class Piece(NamedTuple):
     kind: int
 
 
-def sentencepiece_definition(
-    pieces: Sequence[Piece], *, prefix: bool = True, strip: bool = False, charsmap: bytes = b""
-) -> dict[str, Any]:
-    """`prefix`: a space is put before a text. `strip`: runs of spaces become one, those at the ends none. `charsmap`:
-    SentencePiece's compiled normalization."""
+def sentencepiece_definition(pieces: Sequence[Piece], *, prefix: bool = True, strip: bool = False) -> dict[str, Any]:
+    """`prefix`: a space is put before a text. `strip`: runs of spaces become one, those at the ends none."""
     vocabulary = {piece.text: i for i, piece in enumerate(pieces) if piece.kind != UNUSED}
     scores = {p.text: p.score for p in pieces if p.kind in (NORMAL, USER_DEFINED)}
     pairs = [
@@ -40,15 +36,12 @@ def sentencepiece_definition(
         if text[:cut] in scores and text[cut:] in scores
     ]
     pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-    normalizers: list[dict[str, Any]] = []
-    if charsmap:
-        normalizers.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
+    replaced = [({"String": " "}, SPACE)]
     if strip:
-        normalizers.append({"type": "Strip", "strip_left": True, "strip_right": True})
-        normalizers.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+        replaced += [({"Regex": rf"\A{SPACE}+|{SPACE}+\z"}, ""), ({"Regex": SPACE + "{2,}"}, SPACE)]
+    normalizers: list[dict[str, Any]] = [{"type": "Replace", "pattern": old, "content": new} for old, new in replaced]
     if prefix:
         normalizers.append({"type": "Prepend", "prepend": SPACE})
-    normalizers.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
     ]  # fmt: skip
@@ -94,9 +87,10 @@ def read_sentencepiece(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read as a SentencePiece model; fetch the file again") from None
     if trainer.get(3, 1) != BPE or not pieces:
         raise CheckpointError(f"{path}: SentencePiece models of this kind are not supported (supported: BPE)")
-    return sentencepiece_definition(
-        pieces, prefix=bool(normalizer.get(3, 1)), strip=bool(normalizer.get(4, 1)), charsmap=normalizer.get(2, b"")
-    )
+    if normalizer.get(2):  # a compiled map; the tokenizers library applies such maps otherwise than SentencePiece
+        rule = normalizer.get(1, b"").decode(errors="replace")
+        raise CheckpointError(f"{path}: its normalization {rule!r} is not supported (supported: 'identity')")
+    return sentencepiece_definition(pieces, prefix=bool(normalizer.get(3, 1)), strip=bool(normalizer.get(4, 1)))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

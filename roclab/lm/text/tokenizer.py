@@ -79,7 +79,7 @@ class Tokenizer:
         self.origin = origin
         self.chat_template = chat_template
         try:
-            self._build(definition, [name for name in (bos_token, *eos_tokens) if name is not None])
+            self._build(definition, [name for name in (bos_token, *eos_tokens) if name is not None], twins or {})
         except CheckpointError:
             raise
         except Exception as error:  # the library raises bare Exception; a damaged definition may raise anything
@@ -90,11 +90,9 @@ class Tokenizer:
         self.bos_token_id = self.token_to_id(bos_token) if bos_token else None
         ends = [*eos_tokens, *(name for name in END_OF_TURN if name in self.control and name in (chat_template or ""))]
         self.eos_token_ids = [i for name in dict.fromkeys(ends) if (i := self.token_to_id(name)) is not None]
-        self._names |= twins or {}
-        self._largest_id = max(self._names)
         self.adds_bos = adds_bos and self.bos_token_id is not None
 
-    def _build(self, definition: Mapping[str, Any], named: Sequence[str]) -> None:
+    def _build(self, definition: Mapping[str, Any], named: Sequence[str], twins: Mapping[int, str]) -> None:
         """`named`: the BOS and EOS tokens. They are control tokens even if the definition does not list them as such,
         else their names could be typed."""
         model = definition["model"]
@@ -114,6 +112,8 @@ class Tokenizer:
         vocabulary = self._definition["model"]["vocab"]
         self._names = dict(zip(vocabulary.values(), vocabulary, strict=True))
         self._names |= {token["id"]: token["content"] for token in self._definition["added_tokens"]}
+        self._names |= twins
+        self._largest_id = max(self._names)
         self._control_names = {i: name for name, i in self.control.items()}
         self._lead_space = _has_part(definition.get("decoder"), "Strip")  # SentencePiece style: "▁Hello" is "Hello"
         self._byte_level = _has_part(definition.get("decoder"), "ByteLevel")
@@ -163,9 +163,13 @@ class Tokenizer:
                 template = (path / "chat_template.jinja").read_text(encoding="utf-8-sig")
             except (ValueError, OSError) as error:
                 raise CheckpointError(f"{path / 'chat_template.jinja'}: cannot be read: {error}") from None
-        if isinstance(template, list):  # several by name: tool use has its own in some models
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        bos, eos = (_token_text(config.get(key)) for key in ("bos_token", "eos_token"))
+        try:
+            if isinstance(template, list):  # several by name: tool use has its own in some models
+                template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            bos, eos, template = map(_token_text, (config.get("bos_token"), config.get("eos_token"), template))
+        except (KeyError, TypeError) as error:
+            what = "bos_token, eos_token and chat_template must be texts"
+            raise CheckpointError(f"{path / 'tokenizer_config.json'}: {what} ({error})") from None
         adds_bos = config.get("add_bos_token")
         if adds_bos is None:  # the post-processor knows
             adds_bos = bos is not None and bos in json.dumps(definition.get("post_processor"), ensure_ascii=False)
@@ -320,7 +324,10 @@ def _library_tokenizer(definition: Mapping[str, Any]) -> LibraryTokenizer:
 
 
 def _token_text(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, Mapping) else token
+    text = token["content"] if isinstance(token, Mapping) else token
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"found {text!r}")
+    return text
 
 
 def _has_part(part: Any, kind: str) -> bool:

@@ -23,7 +23,10 @@ def read_huggingface(folder: Path) -> Contents:
     config = config_from_hugging_face(read_json_object(folder / "config.json"), str(folder / "config.json"))
     if (folder / "generation_config.json").exists():  # often names more end tokens than config.json
         eos = read_json_object(folder / "generation_config.json").get("eos_token_id")
-        also = RocLMConfig(eos_token_id=eos).eos_token_ids
+        try:
+            also = RocLMConfig(eos_token_id=eos).eos_token_ids
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{folder / 'generation_config.json'}: {error}") from None
         config.eos_token_id = list(dict.fromkeys([*config.eos_token_ids, *also])) or None
     return Contents(config, _tensors(folder), lambda: Tokenizer.from_directory(folder))
 
