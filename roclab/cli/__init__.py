@@ -17,7 +17,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import bench, errors, export, lm, quantize, report, study, tokenizer, verify, vision
+from roclab.cli import course, lm, vision
 from roclab.core.exceptions import RocLabError
 from roclab.core.log import show_messages
 
@@ -28,18 +28,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-lm.app.command("study")(study.study)
-lm.app.command("verify")(verify.verify)
-lm.app.command("bench")(bench.bench)
-lm.app.command("quantize")(quantize.quantize)
-lm.app.command("export")(export.export)
-vision.app.command("errors")(errors.errors)
 app.add_typer(lm.app, name="lm")
 app.add_typer(vision.app, name="vision")
-app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(course.tokenizer, name="tokenizer")
 app.command("pull")(lm.pull)
-app.command("report")(report.report)
-app.command("handin")(report.handin)
+app.command("report")(course.report)
+app.command("handin")(course.handin)
 
 
 def _version(wanted: bool) -> None:

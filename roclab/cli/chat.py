@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from roclab.cli.lm import THINKING
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json, write_json
 from roclab.lm.conversation import Conversation
@@ -20,8 +21,6 @@ HELP = """\
 /stats              tokens and speed of the last reply
 /quit               end (so does ctrl-d)
 ctrl-c cuts a reply short; what was said stays. Text in several lines: end a line with \\."""
-
-_THINKING = {"on": True, "off": False, "auto": None}
 
 
 class ChatLoop:
@@ -86,20 +85,32 @@ class ChatLoop:
         return f"\033[2m{text}\033[0m" if self.colour else text
 
     def _command(self, word: str = "", argument: str = "") -> None:
-        commands = {"help": self._help, "reset": self._reset, "save": self._save, "system": self._system,
-                    "stats": self._stats, "think": self._think}  # fmt: skip
-        if word not in commands:
-            raise RocLabError(
-                f"/{word}: no such command; /help lists them (for text that begins with /, put a space first)"
-            )
-        commands[word](argument.strip())
-
-    def _help(self, _: str) -> None:
-        print(HELP)
-
-    def _reset(self, _: str) -> None:
-        self.conversation.reset()
-        print("A new conversation.")
+        talk, argument = self.conversation, argument.strip()
+        match word:
+            case "help":
+                print(HELP)
+            case "reset":
+                talk.reset()
+                print("A new conversation.")
+            case "save":
+                self._save(argument)
+            case "system":
+                if argument:
+                    talk.set_system(None if argument == "none" else argument)
+                print(f"system: {talk.system or '(none of yours; the template may have its own)'}")
+            case "stats":
+                self._stats()
+            case "think":
+                if argument not in THINKING:
+                    raise RocLabError("/think: choose on, off or auto")
+                if argument != "auto" and not talk.tokenizer.has_thinking:
+                    raise RocLabError("/think: this model's chat template has no switch for thinking")
+                talk.thinking = THINKING[argument]
+                print(f"thinking: {argument}")
+            case _:
+                raise RocLabError(
+                    f"/{word}: no such command; /help lists them (for text that begins with /, put a space first)"
+                )
 
     def _save(self, argument: str) -> None:
         if not argument:
@@ -118,12 +129,7 @@ class ChatLoop:
             raise RocLabError(f"/save {path}: {getattr(error, 'strerror', None) or error}") from None
         print(f"{len(self.conversation.turns)} messages in {path}")
 
-    def _system(self, argument: str) -> None:
-        if argument:
-            self.conversation.set_system(None if argument == "none" else argument)
-        print(f"system: {self.conversation.system or '(none of yours; the template may have its own)'}")
-
-    def _stats(self, _: str) -> None:
+    def _stats(self) -> None:
         reply, timings = self.conversation.last, self.conversation.timings
         if reply is None:
             print("Nothing said yet.")
@@ -134,11 +140,3 @@ class ChatLoop:
             f"wrote {reply.new_tokens} at {timings.decode_tokens_per_second:.1f}/s ({reply.finish_reason}); "
             f"{reply.prompt_tokens + reply.new_tokens:,} of {context:,} tokens of context used"
         )
-
-    def _think(self, argument: str) -> None:
-        if argument not in _THINKING:
-            raise RocLabError("/think: choose on, off or auto")
-        if argument != "auto" and not self.conversation.tokenizer.has_thinking:
-            raise RocLabError("/think: this model's chat template has no switch for thinking")
-        self.conversation.thinking = _THINKING[argument]
-        print(f"thinking: {argument}")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from roclab.cli.options import options_from
-from roclab.cli.output import print_json
+from roclab.cli.output import print_json, show
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.lm.settings import LoadOptions, SamplingParams
 
 if TYPE_CHECKING:
+    import torch
+
     from roclab.lm.engine.runner import Runner
     from roclab.lm.generate import Completion
     from roclab.lm.text.tokenizer import Tokenizer
@@ -26,11 +32,13 @@ logger = logging.getLogger(__name__)
 app = typer.Typer(help="RocLM, the language model.", no_args_is_help=True)
 
 DEFAULT_NEW_TOKENS = 256
+BYTES_A_TOKEN = 16  # more than in any text: what lies beyond in a file is not needed
 MODEL = typer.Option(
     "smollm2-135m", "--model", "-m", help="A short name, a path (GGUF file or model folder), or owner/name on a Hub."
 )
 SYSTEM = typer.Option(None, "--system", help="The system message.")
-THINKING = typer.Option("auto", "--thinking", help="on, off, or auto: as the chat template has it.")
+THINKING = {"on": True, "off": False, "auto": None}
+THINK = typer.Option("auto", "--thinking", help="on, off, or auto: as the chat template has it.")
 
 
 def pull(name: str = typer.Argument(..., help="A short name such as smollm2-135m, or owner/name on a Hub.")) -> None:
@@ -57,7 +65,7 @@ def generate(
     model: str = MODEL,
     chat: bool = typer.Option(False, "--chat", help="Ask the prompt as a user's message, through the chat template."),
     system: str = SYSTEM,
-    thinking: str = THINKING,
+    thinking: str = THINK,
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object (a batch: one a line) at the end."),
 ) -> None:
     """Continue a text, or answer a question with --chat.
@@ -144,7 +152,7 @@ def chat(
     options: LoadOptions,
     model: str = MODEL,
     system: str = SYSTEM,
-    thinking: str = THINKING,
+    thinking: str = THINK,
     load: Path = typer.Option(None, "--load", help="Take up a conversation that /save wrote."),
 ) -> None:
     """Talk to a model. /help inside lists the commands; ctrl-c cuts a reply short, ctrl-d ends.
@@ -190,13 +198,151 @@ def evaluate(
     started = time.perf_counter()
     score = evaluate_text(runner, tokenizer, content, window=window, stride=stride)
     seconds = time.perf_counter() - started
-    if as_json:
-        print_json({"model": model, "text": text.name, **score.to_dict(), "seconds": round(seconds, 2)})
-        return
-    typer.echo(f"perplexity     {score.perplexity:.4f}")
-    typer.echo(f"bits per byte  {score.bits_per_byte:.4f}")
-    typer.echo(f"tokens scored  {score.tokens:,} of {score.bytes:,} bytes in {seconds:.1f} s")
-    typer.echo(f"protocol       {score.protocol}")
+    found = {"model": model, "text": text.name, **score.to_dict(), "seconds": round(seconds, 2)}
+    lines = (
+        f"perplexity     {score.perplexity:.4f}",
+        f"bits per byte  {score.bits_per_byte:.4f}",
+        f"tokens scored  {score.tokens:,} of {score.bytes:,} bytes in {seconds:.1f} s",
+        f"protocol       {score.protocol}",
+    )
+    show(found, as_json, lines)
+
+
+@app.command()
+@options_from(LoadOptions, "options", only=("tokenizer",))
+def export(
+    options: LoadOptions,
+    out: Path = typer.Argument(..., help="The folder to write, or with --format gguf the file."),
+    model: str = MODEL,
+    layout: str = typer.Option("hf", "--format", help="hf: a Hugging Face folder; gguf: a GGUF file of floats."),
+    dtype: str = typer.Option(
+        "auto", "--dtype", help="float32, bfloat16, float16; auto: as stored, quantized weights as float16."
+    ),
+) -> None:
+    """Write a model for other programs: transformers and vLLM open the folder, llama.cpp the file.
+
+    Example: roclab lm export smollm2 --model smollm2-135m
+    """
+    from roclab.lm.weights.checkpoint import open_checkpoint
+    from roclab.lm.weights.gguf_writer import write_gguf_floats
+    from roclab.lm.weights.huggingface_writer import write_huggingface
+
+    writers: dict[str, Callable[..., None]] = {"hf": write_huggingface, "gguf": write_gguf_floats}
+    if layout not in writers:
+        raise RocLabError(f"--format {layout}: choose one of {', '.join(writers)}")
+    checkpoint = open_checkpoint(model)
+    tokenizer = checkpoint.load_tokenizer(options.tokenizer)
+    writers[layout](out, checkpoint.config, tokenizer, checkpoint.tensors, dtype)
+    typer.echo(str(out))
+
+
+@app.command()
+@options_from(LoadOptions, "options", only=("tokenizer", "device"))
+def quantize(
+    options: LoadOptions,
+    out: Path = typer.Argument(..., help="The file to write, such as model-int4.gguf."),
+    model: str = MODEL,
+    to: str = typer.Option("int4", "--to", help="int4 (calibrated), or int8."),
+    calibration: Path = typer.Option(
+        None, "--calibration", help="int4: a text like those the model will read; if not given it writes one itself."
+    ),
+    tokens: int = typer.Option(16384, "--tokens", min=512, help="int4: at most so many tokens of it."),
+    seed: int = typer.Option(0, "--seed", max=2**62, help="int4: of the text that the model writes itself."),
+    force: bool = typer.Option(False, "--force", help="Replace the file if it is there."),
+) -> None:
+    """Round a model's weights to int8 or int4 and write them as a GGUF file, for the fast engine and for llama.cpp.
+
+    int4 is calibrated: the rounding keeps what each layer computes on a text near to what it was (GPTQ), which takes
+    minutes and loses far less than --quantize int4, which rounds each weight to the nearest step while loading.
+
+    Example: roclab lm quantize qwen3-int4.gguf --model Qwen/Qwen3-0.6B
+    """
+    from roclab.core.devices import pick_device
+    from roclab.lm.engine.cpu.pack import QUANTIZATIONS, is_quantized
+    from roclab.lm.quantize import calibration_texts, written_texts
+    from roclab.lm.quantize import quantize as write
+    from roclab.lm.weights.checkpoint import open_checkpoint
+
+    if to not in QUANTIZATIONS:
+        raise RocLabError(f"--to {to}: choose int4 or int8")
+    if to != "int4" and calibration:
+        raise RocLabError("--calibration belongs to --to int4; int8 needs none")
+    if out.is_dir():
+        raise RocLabError(f"{out} is a folder; name the file to write")
+    if out.suffix != ".gguf":
+        raise RocLabError(f"{out}: the file is GGUF; give it a name that ends in .gguf")
+    if out.exists() and not force:
+        raise RocLabError(f"{out} is there already; --force replaces it")
+    device = pick_device(options.device)
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    if is_quantized(checkpoint):
+        logger.info("%s: quantized already; rounding it again adds to what that lost", model)
+    tokenizer = checkpoint.load_tokenizer(options.tokenizer)
+    content = read_text(calibration, max_bytes=BYTES_A_TOKEN * tokens) if calibration else ""
+
+    def texts() -> torch.Tensor:
+        if calibration is None:
+            logger.info("the model writes %s tokens of calibration text", f"{tokens:,}")
+            return written_texts(checkpoint, tokenizer, tokens, seed, device)
+        return calibration_texts(checkpoint, tokenizer, content, tokens, str(calibration))
+
+    write(checkpoint, tokenizer, out, to, texts, device)
+    size, count = out.stat().st_size, sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    typer.echo(
+        f"{out}: {size / 1e6:,.0f} MB, {8 * size / count:.1f} bits a weight, in {time.perf_counter() - started:.0f} s"
+    )
+
+
+@app.command()
+@options_from(LoadOptions, "options", only=("engine", "quantize"))
+def bench(
+    options: LoadOptions,
+    model: str = MODEL,
+    peers: str = typer.Option("", "--peers", help="Also measure llama.cpp, transformers or both, with a comma."),
+    peer_python: str = typer.Option(
+        None, "--peer-python", help="The Python that has llama-cpp-python, if it is another; or set ROCLAB_PEER_PYTHON."
+    ),
+    shape: str = typer.Option(
+        None, "--random", help="Instead of --model, random weights: qwen3-0.6b:int8 or qwen3-0.6b:int4."
+    ),
+    repeats: int = typer.Option(3, "--repeats", min=1, max=100, help="Each figure is the median of as many."),
+    quick: bool = typer.Option(False, "--quick", help="Leave out the long prompts."),
+    as_json: bool = typer.Option(False, "--json", help="Print all measurements as one JSON object."),
+) -> None:
+    """Measure loading, prefill, decode, batches and memory, with the share of this machine's limits. The last line is
+    JSON with the six figures that sum it up.
+
+    Example: roclab lm bench --model smollm2-135m --peers llama.cpp
+    """
+    from roclab_bench.lm import PEERS, table
+    from roclab_bench.lm import bench as measure
+
+    from roclab.lm.weights.checkpoint import open_checkpoint
+
+    wanted = [name.strip() for name in peers.split(",") if name.strip()]
+    if unknown := sorted(set(wanted) - set(PEERS)):
+        raise RocLabError(f"--peers {', '.join(unknown)}: choose among {', '.join(PEERS)}")
+    python = peer_python or os.environ.get("ROCLAB_PEER_PYTHON") or sys.executable
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "random.gguf"
+        if shape:
+            from roclab_bench.random_model import write_random
+
+            logger.info("writing random weights of %s", shape)
+            write_random(path, shape)
+        checkpoint = open_checkpoint(path if shape else model)
+        if "llama.cpp" in wanted and checkpoint.path.suffix != ".gguf":
+            raise RocLabError("--peers llama.cpp: it reads GGUF files only, and this model is none")
+        result = measure(
+            str(checkpoint.path), min(checkpoint.config.vocab_size, 40000), checkpoint.config.max_position_embeddings,
+            peers=wanted, peer_python=python, engine=options.engine, quantize=options.quantize, repeats=repeats,
+            quick=quick,
+        )  # fmt: skip
+    result = {"model": shape or model, **result}
+    show(result, as_json, (table(result),))
+    if not as_json:
+        print_json(result["summary"])
 
 
 def open_model(name: str | Checkpoint, options: LoadOptions) -> tuple[Runner, Tokenizer, float]:
@@ -210,10 +356,9 @@ def open_model(name: str | Checkpoint, options: LoadOptions) -> tuple[Runner, To
 
 
 def _thinking(word: str) -> bool | None:
-    choices = {"on": True, "off": False, "auto": None}
-    if word not in choices:
+    if word not in THINKING:
         raise RocLabError(f"--thinking {word}: choose on, off or auto")
-    return choices[word]
+    return THINKING[word]
 
 
 def _check_thinking(tokenizer: Tokenizer, enable_thinking: bool | None) -> None:

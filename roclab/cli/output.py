@@ -1,12 +1,22 @@
-"""What commands print for scripts."""
+"""What commands print: lines for a reader, one line of JSON for scripts."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from roclab.core.files import plain_json
+
+
+def show(found: Any, as_json: bool, lines: Iterable[str]) -> None:
+    """Print a command's answer: with --json `found`, else the `lines` that say it in words."""
+    if as_json:
+        print_json(found)
+    else:
+        for line in lines:
+            print(line)
 
 
 def print_json(obj: Any) -> None:

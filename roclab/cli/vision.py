@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import typer
 
 from roclab.cli.options import options_from
-from roclab.cli.output import print_json
+from roclab.cli.output import show
 from roclab.core.exceptions import RocLabError
+from roclab.core.sentences import interval
 from roclab.core.training.memory import keep_freed_memory
 from roclab.vision.config import TrainConfig
 
+logger = logging.getLogger(__name__)
 app = typer.Typer(help="Transfer learning for images.", no_args_is_help=True)
 
 
@@ -65,19 +68,17 @@ def evaluate(
     opened = Run.open(run)
     found = evaluate_run(opened, split, data_root=data_root)
     figure = run_figure(opened, split)
-    if as_json:
-        print_json(found)
-        return
-    low, high = found["ci95"]["top1"]
-    print(f"{found['split']}: top-1 {found['top1']:.4f} [{low:.4f}, {high:.4f}] on {found['n']} images")
-    low, high = found["ci95"]["mean_per_class"]
-    print(f"mean per class {found['mean_per_class']:.4f} [{low:.4f}, {high:.4f}]")
-    print(f"macro F1 {found['macro_f1']:.4f}, calibration error {found['ece']:.4f}")
     width = max(map(len, found["per_class"]))
-    print(f"{'':{width}}  precision  recall      F1  images")
-    for name, row in found["per_class"].items():
-        print(f"{name:{width}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:6.3f}  {row['support']:6d}")
-    print(f"figure: {figure}")
+    top1, mean = (interval(found["ci95"][key], 4, 1) for key in ("top1", "mean_per_class"))
+    lines = [
+        f"{found['split']}: top-1 {found['top1']:.4f} {top1} on {found['n']} images",
+        f"mean per class {found['mean_per_class']:.4f} {mean}",
+        f"macro F1 {found['macro_f1']:.4f}, calibration error {found['ece']:.4f}",
+        f"{'':{width}}  precision  recall      F1  images",
+    ]
+    for name, r in found["per_class"].items():
+        lines.append(f"{name:{width}}  {r['precision']:9.3f}  {r['recall']:6.3f}  {r['f1']:6.3f}  {r['support']:6d}")
+    show(found, as_json, [*lines, f"figure: {figure}"])
 
 
 @app.command()
@@ -115,11 +116,7 @@ def compare(
     found = compare_runs(base, names, [s.strip() for s in strategies.split(",") if s.strip()], wanted, out, own, engine)
     page = render("comparison.md", found=found)
     atomic_write(out / "comparison.md", page)
-    if as_json:
-        print_json(found)
-    else:
-        print(plain(page))
-        print(f"figures in {out / 'figures'}")
+    show(found, as_json, (plain(page), f"figures in {out / 'figures'}"))
 
 
 @app.command()
@@ -139,11 +136,8 @@ def predict(
     from roclab.vision.evaluate.predict import predict as predict_images
 
     found = predict_images(Run.open(run), images, top, engine, skip_bad)
-    if as_json:
-        print_json(found)
-        return
-    for row in found:
-        print(f"{row['path']}: " + ", ".join(f"{p['class']} {p['probability']:.3f}" for p in row["predictions"]))
+    named = ((row["path"], (f"{p['class']} {p['probability']:.3f}" for p in row["predictions"])) for row in found)
+    show(found, as_json, (f"{path}: {', '.join(classes)}" for path, classes in named))
 
 
 @app.command()
@@ -161,7 +155,35 @@ def audit(
     from roclab.vision.data.audit import describe
 
     report = audit_images(data, source.data_root, source.mirror)
-    if as_json:
-        print_json(report)
-    else:
-        print(describe(report))
+    show(report, as_json, (describe(report),))
+
+
+@app.command()
+def errors(
+    runs: list[Path] = typer.Argument(..., help="Folders of finished runs, evaluated on the same images."),
+    out: Path = typer.Option(..., help="Folder of the page; an older page in it is replaced."),
+    split: str | None = typer.Option(
+        None, help="val or test; test if every run has been evaluated on it, else val, if not given."
+    ),
+    data_root: str | None = typer.Option(None, help="Where the runs' images are now, if they have moved."),
+    heat_maps: bool = typer.Option(True, "--heat-maps/--no-heat-maps", help="Grad-CAM: runs the networks."),
+    seed: int = typer.Option(0, help="Drives bootstrap, permutation tests and the images drawn."),
+    as_json: bool = typer.Option(False, "--json", help="Print all facts as JSON (they are in errors.json too)."),
+) -> None:
+    """Explain errors: hardest classes, confusions, images, calibration, labels in doubt, what decided; a page with all.
+
+    Example: roclab vision errors runs/pets/resnet50-features runs/pets/swin_t-features --out errors
+    """
+    from roclab.report.error_page import write_page
+    from roclab.report.folders import ERRORS
+    from roclab.vision.error_analysis.facts import analyse
+    from roclab.vision.evaluate.run_reader import VisionRun
+
+    ERRORS.check(out)  # before minutes go into the analysis
+    facts = analyse([VisionRun.open(run) for run in runs], split, seed, data_root, heat_maps)
+    page = write_page(facts, out)
+    for note in facts["notes"]:
+        logger.info("note: %s", note)
+    width = max(len(row["evidence"]["kind"]) for row in facts["sentences"])
+    lines = [f"{row['evidence']['kind']:{width}}  {row['text']}" for row in facts["sentences"]]
+    show(facts, as_json, [*lines, f"page: {page}"])

@@ -14,8 +14,7 @@ from markupsafe import Markup
 
 from roclab.core.files import atomic_write, write_json
 from roclab.core.sentences import Sentence, sentences_of
-from roclab.report import figures, formats
-from roclab.report import sentences as words
+from roclab.report import figures, formats, words
 from roclab.report.facts import collect
 from roclab.report.folders import REPORT
 from roclab.report.kit import Document, command_lines, escape, render

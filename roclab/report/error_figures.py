@@ -1,4 +1,4 @@
-"""The figures of the error analysis, each drawn from the facts alone, with its caption: what, n and which interval."""
+"""The figures of the error analysis, each drawn from the facts alone; templates/captions.txt has their captions."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from typing import Any
 import numpy as np
 
 from roclab.core.sentences import interval
+from roclab.report.kit import say
 from roclab.vision.evaluate.figures import new_figure, save_figure
 
-CLASSES = 20  # the hardest that are drawn
-PAIRS = 12
-ARMS = 6  # calibration diagrams
+MOST = {"classes": 20, "pairs": 12, "arms": 6}  # that are drawn: the hardest, the most confused, the first
 COLOURS = {"cat": "C1", "dog": "C0"}
-Drawn = tuple[Any, str, str]  # figure, caption, text for those who do not see it
 Facts = dict[str, Any]
 
 
-def draw(facts: Facts, folder: Path) -> dict[str, dict[str, str]]:
-    """Draw what the facts allow into `folder`; returns name -> {"file", "caption", "alt"}."""
-    made = {}
-    for name, make in FIGURES.items():
-        if drawn := make(facts):
-            figure, caption, alt = drawn
+def draw(facts: Facts, folder: Path) -> dict[str, str]:
+    """Draw what the facts allow into `folder`; returns the captions of the figures that were drawn, by name."""
+    makers = (_hardest, _confused, _shared, _calibration, _covariates)
+    figures = {make.__name__[1:]: make(facts) for make in makers}
+    for name, figure in figures.items():
+        if figure:
             save_figure(figure, folder / f"{name}.png")
-            made[name] = {"file": f"{name}.png", "caption": caption, "alt": alt}
-    return made
+    said = say("captions.txt", facts=facts, most=MOST)
+    return {sentence.topic: sentence.text for sentence in said if figures[sentence.topic]}
 
 
 def _point(axes: Any, at: float, row: Facts, share: str = "share", colour: str = "C0", flat: bool = False) -> None:
@@ -53,9 +51,9 @@ def _mean_of(facts: Facts) -> str:
     return f"mean of {runs} runs" if runs > 1 else "one run"
 
 
-def _hardest(facts: Facts) -> Drawn:
+def _hardest(facts: Facts) -> Any:
     seen = [row for row in facts["hardest"] if row["n"]]
-    rows = seen[:CLASSES]
+    rows = seen[: MOST["classes"]]
     figure = new_figure(7.5, 0.28 * len(rows) + 1.2)
     axes = figure.subplots()
     for at, row in enumerate(rows):
@@ -70,17 +68,11 @@ def _hardest(facts: Facts) -> Drawn:
         for kind in sorted(set(facts["species"].values())):
             axes.plot([], [], "o", color=COLOURS.get(kind, "C0"), label=kind)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above: rows fill the axes
-    which = f"The {len(rows)} hardest of {len(seen)} classes" if len(rows) < len(seen) else "The classes"
-    caption = (
-        f"{which} with images: share predicted correctly ({_mean_of(facts)}), number of {facts['split']} images in "
-        f"brackets, Wilson's 95 % interval; dashed: all {facts['n']} images ({overall:.1f} %). Intervals that overlap "
-        "do not say which class is harder."
-    )
-    return figure, caption, f"accuracy of the {len(rows)} hardest classes with intervals"
+    return figure
 
 
-def _confused(facts: Facts) -> Drawn | None:
-    rows, pairs = facts["confused"][:PAIRS], len(facts["confused"])
+def _confused(facts: Facts) -> Any:
+    rows = facts["confused"][: MOST["pairs"]]
     if not rows:
         return None
     figure = new_figure(7.5, 0.34 * len(rows) + 1.3)
@@ -95,15 +87,10 @@ def _confused(facts: Facts) -> Drawn | None:
     axes.grid(axis="x", alpha=0.3)
     # the legend above: bars fill the axes
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False)
-    which = f"The {len(rows)} most confused of {pairs}" if len(rows) < pairs else "The"
-    caption = (
-        f"{which} pairs of classes that were confused at all: images a run, {_mean_of(facts)}; number of "
-        f"{facts['split']} images of both classes in brackets. The table has the intervals."
-    )
-    return figure, caption, "images of the most confused pairs of classes"
+    return figure
 
 
-def _shared(facts: Facts) -> Drawn | None:
+def _shared(facts: Facts) -> Any:
     counts, units = facts["shared"]["wrong_by"], facts["shared"]["units"]
     if len(units) < 3:  # of two, the headings of the galleries say it all
         return None
@@ -112,15 +99,11 @@ def _shared(facts: Facts) -> Drawn | None:
     axes.bar_label(axes.bar(range(1, len(counts)), counts[1:], color="C3"))
     axes.set(xticks=range(1, len(counts)), xlabel=f"of {len(units)} wrong", ylabel="images")
     axes.margins(y=0.15)
-    caption = (
-        f"How many of the {len(units)} ({'; '.join(units[:4])}{'; …' if len(units) > 4 else ''}) are wrong on the same "
-        f"image; {counts[0]} of {facts['n']} images are right with all."
-    )
-    return figure, caption, "number of images by how many are wrong on them"
+    return figure
 
 
-def _calibration(facts: Facts) -> Drawn:
-    arms = list(facts["calibration"].items())[:ARMS]
+def _calibration(facts: Facts) -> Any:
+    arms = list(facts["calibration"].items())[: MOST["arms"]]
     figure, panels = _panels(arms, 2 if len(arms) == 4 else min(3, len(arms)), 3.7)
     for axes, (name, row) in panels:
         axes.plot([0, 100], [0, 100], "--", color="0.5", lw=1)
@@ -133,16 +116,10 @@ def _calibration(facts: Facts) -> Drawn:
         images.set(ylim=(0, 3 * max(b["images"] for b in row["bins"])), yticks=[])
         axes.set_title(f"{name}\nECE {row['ece']:.3f} {interval(row['ci95'], 3, 1)}", fontsize=9)
         axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="confidence (%)", ylabel="right (%)")
-    more = f" The first {ARMS} of {len(facts['calibration'])} are drawn." if len(facts["calibration"]) > ARMS else ""
-    caption = (
-        f"Calibration on {facts['n']} {facts['split']} images: share predicted correctly against the confidence of the "
-        "prediction in 15 bins, Wilson's 95 % interval; pale bars show how many images are in a bin. Below the dashed "
-        f"line the network is overconfident. ECE with its bootstrap interval over the images.{more}"
-    )
-    return figure, caption, "reliability diagrams"
+    return figure
 
 
-def _covariates(facts: Facts) -> Drawn | None:
+def _covariates(facts: Facts) -> Any:
     measures = list(facts["covariates"]["measures"].values())
     if not measures:
         return None
@@ -159,21 +136,4 @@ def _covariates(facts: Facts) -> Drawn | None:
         axes.set(xlim=(-0.5, max(1, len(names)) - 0.5), ylim=(0, 103), ylabel="right (%)")
         axes.set_title(row["says"].replace(" (", "\n("), fontsize=9)
         axes.grid(axis="y", alpha=0.3)
-    n, gone = facts["n"], len(facts["covariates"]["missing"])
-    which = f"{n - gone} {facts['split']} images"
-    if gone:
-        which += f" that are where the runs had them ({gone} of {n} are not)"
-    caption = (
-        f"Accuracy ({_mean_of(facts)}) in quarters of the {which}, from the lowest values to the highest; number of "
-        "images in brackets, Wilson's 95 % interval."
-    )
-    return figure, caption, "accuracy by properties of the image"
-
-
-FIGURES = {
-    "hardest": _hardest,
-    "confused": _confused,
-    "shared": _shared,
-    "calibration": _calibration,
-    "covariates": _covariates,
-}
+    return figure

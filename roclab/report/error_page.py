@@ -13,14 +13,14 @@ from roclab.core.exceptions import DataError
 from roclab.core.files import atomic_write, file_sha256
 from roclab.core.progress import track
 from roclab.core.sentences import sentences_of
-from roclab.report.error_figures import draw
+from roclab.report.error_figures import MOST, draw
 from roclab.report.folders import ERRORS
 from roclab.report.kit import render
 from roclab.vision.data.images import open_image
 
 THUMBNAIL = 320  # px, longer side
 HEAT = 224  # px
-PAIRS = 6  # whose galleries are shown
+GALLERIES = 6  # pairs of arms whose images are shown
 ROWS = 15  # of the table of confused classes
 
 
@@ -31,13 +31,18 @@ def write_page(facts: dict[str, Any], out: str | os.PathLike) -> Path:
     its place. Raises `RocLabError` if `out` holds something else than a page.
     """
     with ERRORS.new(out) as (work, record):
-        figures = draw(facts, work / "figures")
-        pictures = _thumbnails(facts, work / "thumbs")
-        record |= facts | {"captions": {figure["file"]: figure["caption"] for figure in figures.values()}}
-        values: dict[str, Any] = {"facts": facts, "figures": figures, "pictures": pictures, "said": sentences_of(facts)}
-        values["pairs"] = sorted(facts["pairs"], key=lambda p: -sum(facts["arms"][p[side]]["share"] for side in "ab"))
-        values["most"] = {"pairs": PAIRS, "rows": ROWS}
-        page = render("errors.html", **values, votes=votes)
+        captions = draw(facts, work / "figures")
+        record |= facts | {"captions": {f"{name}.png": caption for name, caption in captions.items()}}
+        page = render(
+            "errors.html",
+            facts=facts,
+            captions=captions,
+            pictures=_thumbnails(facts, work / "thumbs"),
+            said=sentences_of(facts),
+            pairs=sorted(facts["pairs"], key=lambda p: -sum(facts["arms"][p[side]]["share"] for side in "ab")),
+            most=MOST | {"galleries": GALLERIES, "rows": ROWS},
+            votes=votes,
+        )
         atomic_write(work / "index.html", page)
     return Path(out).resolve() / "index.html"
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.sentences import counted, listed
+from roclab.core.sentences import sentences_of
 from roclab.report import runs as reading
+from roclab.report import words
 from roclab.report.folders import ERRORS, LAB, STUDY, FolderKind
-from roclab.report.sentences import mean_known, sentences
+from roclab.report.kit import say
 from roclab.report.settings import Settings
 from roclab.vision.compare import comparison
 from roclab.vision.evaluate.run_reader import VisionRun
@@ -25,12 +26,6 @@ from roclab.vision.evaluate.run_reader import VisionRun
 KEPT = ("sentences", "captions", "split", "n", "runs", "notes", "student_id", "model", "kinds", "seeds", "thinking")
 FIGURE_FORMATS = (".png", ".jpg", ".jpeg")
 TOOLS = {"errors": ERRORS, "lab": LAB, "study": STUDY}
-MISSING = {
-    "errors": "no error analysis (--errors, from roclab vision errors)",
-    "verify": "RocLM was not checked (roclab lm verify)",
-    "lab": "no tokenizer lab (--lab, from roclab tokenizer lab)",
-    "study": "no demo study (--study, from roclab lm study)",
-}
 
 
 def collect(
@@ -61,8 +56,10 @@ def collect(
     }
     if facts["errors"]:
         _check_about_these_runs(facts, given["errors"])
-    facts["sentences"] = [sentence.json() for sentence in sentences(facts)]
-    facts["warnings"] = _warnings(facts)
+    differences = sentences_of(facts["comparison"])
+    said = say("sentences.txt", facts=facts, words=words, differences=differences)
+    facts["sentences"] = [sentence.json() for sentence in said]
+    facts["warnings"] = [sentence.text for sentence in say("warnings.txt", facts=facts)]
     return reading.run_paths(runs).data(facts)
 
 
@@ -74,7 +71,7 @@ def _compared(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
         found["arms"][name] |= {
             "runs": [run.ref for run in runs],
             "best_val": [max((row["val_top1"] for row in run.metrics()), default=None) for run in runs],
-            "images_per_second": mean_known([row.get("images_per_second") for row in results]),
+            "images_per_second": words.mean_known([row.get("images_per_second") for row in results]),
         }
     found["confusion"] = {
         name: np.sum([run.results(split)["confusion"] for run in runs], axis=0).tolist() for name, runs in arms.items()
@@ -93,9 +90,11 @@ def _per_class(runs: Sequence[VisionRun], split: str) -> dict[str, dict[str, flo
         support = int(rows[0]["support"])
         found[name] = {
             "support": support,
-            "precision": mean_known([r["precision"] if n[i] else None for r, n in zip(rows, predicted, strict=True)]),
-            "recall": mean_known([row["recall"] for row in rows]) if support else None,
-            "f1": mean_known([row["f1"] for row in rows]) if support else None,
+            "precision": words.mean_known(
+                [r["precision"] if n[i] else None for r, n in zip(rows, predicted, strict=True)]
+            ),
+            "recall": words.mean_known([row["recall"] for row in rows]) if support else None,
+            "f1": words.mean_known([row["f1"] for row in rows]) if support else None,
         }
     return found
 
@@ -136,23 +135,3 @@ def _check_about_these_runs(facts: dict[str, Any], folder: Path) -> None:
         raise RocLabError(f"{folder} explains errors on {found['split']}, the report is about {facts['split']}")
     if strangers := {name for name in names if not any(run == name or run.endswith(f"-{name}") for run in here)}:
         raise RocLabError(f"{folder} is about runs that the report does not have: {', '.join(sorted(strangers))}")
-
-
-def _warnings(facts: dict[str, Any]) -> list[str]:
-    """What the reader of the console should know before the reader of the report finds it."""
-    settings, found = facts["settings"], []
-    names = {"author": "the author", "student_id": "the student ID", "consulted": "people consulted",
-             "ai_tools": "AI tools"}  # fmt: skip
-    if unfilled := [words for key, words in names.items() if settings[key] is None]:
-        found.append(f"not filled in: {', '.join(unfilled)} (--settings FILE.toml, or options)")
-    for run in facts["runs"]:
-        if not run["finished"]:
-            found.append(f"{run['name']} was cut after {run['epochs_done']} epochs: it takes part in no comparison")
-    if facts["split"] == "val":
-        found.append("the accuracies are of validation images, on which choices were made: evaluate the runs on test")
-    if absent := facts["data"]["without_test_images"]:
-        found.append(f"test has no image of {counted(len(absent), 'class', 'classes')}: {listed(absent, 5)}")
-    lab_id = facts["lab"] and facts["lab"]["found"].get("student_id")
-    if lab_id is not None and settings["student_id"] is not None and str(lab_id) != settings["student_id"]:
-        found.append(f"the tokenizer lab is of the student ID {lab_id}, the report of {settings['student_id']}")
-    return found + [words for key, words in MISSING.items() if not facts[key]]

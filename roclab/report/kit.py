@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from roclab.core import sentences
+from roclab.core.sentences import Evidence, Sentence
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUMBERS = ("percent", "number", "interval", "p_value", "amount")
@@ -36,10 +37,10 @@ def render(template: str | Path, **values: Any) -> str:
     return tidy(text) if path.suffix == ".md" else text
 
 
-def sentences_from(template: Path, make: Callable[..., sentences.Sentence], **values: Any) -> list[sentences.Sentence]:
+def sentences_from(template: Path, make: Callable[..., Sentence], **values: Any) -> list[Sentence]:
     """The sentences that a plain template (.txt) writes: each `{% call say(…) %}text{% endcall %}` becomes
     `make(text, …)`. A line break in the text is a space."""
-    found: list[sentences.Sentence] = []
+    found: list[Sentence] = []
 
     def say(*about: Any, caller: Callable[[], str]) -> str:
         found.append(make(caller().strip("\n").replace("\n", " "), *about))
@@ -49,11 +50,25 @@ def sentences_from(template: Path, make: Callable[..., sentences.Sentence], **va
     return found
 
 
+def say(template: str, **values: Any) -> list[Sentence]:
+    """The sentences of a template of plain text (.txt): what stands inside each `{% call say(topic, key, evidence) %}`,
+    on one line. An empty text is no sentence."""
+    said: list[Sentence] = []
+
+    def keep(topic: str = "", key: str = "", evidence: Evidence = Evidence(), *, caller: Callable[[], str]) -> str:
+        if text := re.sub(r"\s*\n\s*", " ", caller().strip()):
+            said.append(Sentence(text, evidence, key, topic))
+        return ""
+
+    render(template, **values, say=keep)
+    return said
+
+
 @cache
 def _environment(folder: Path, suffix: str) -> Environment:
     environment = Environment(
         loader=FileSystemLoader([folder, TEMPLATES]),
-        autoescape=suffix in (".md", ".html"),
+        autoescape=suffix != ".txt",
         finalize=escape if suffix == ".md" else None,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -64,6 +79,7 @@ def _environment(folder: Path, suffix: str) -> Environment:
     environment.filters |= written | ({name: _marked(written[name]) for name in NUMBERS} if suffix == ".md" else {})
     environment.filters["file_name"] = lambda path: Path(path).name
     environment.globals |= {"code": code, "literal": literal, "table": table}
+    environment.globals |= {"evidence": Evidence, "pointer": sentences.pointer}
     return environment
 
 

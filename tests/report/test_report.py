@@ -17,8 +17,8 @@ from roclab.report.build import report
 from roclab.report.formats import FORMAT
 from roclab.report.kit import TEMPLATES, command_lines, escape
 from roclab.report.privacy import absolute_paths
-from roclab.report.sentences import refs
 from roclab.report.settings import Settings
+from roclab.report.words import refs
 from roclab.vision.evaluate.run_reader import VisionRun
 from tests.processes import roclab
 from tests.report.conftest import NAME, train_and_evaluate

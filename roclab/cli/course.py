@@ -1,0 +1,207 @@
+"""What the course project asks for: the implementation checker, the study, the tokenizer lab, the report, the zip."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from roclab.cli import lm
+from roclab.cli.options import options_from
+from roclab.cli.output import print_json, show
+from roclab.core.exceptions import RocLabError
+from roclab.course.study.settings import Study
+from roclab.course.verify.limits import Limits
+from roclab.lm.settings import LoadOptions
+from roclab.report.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+RUNS = typer.Option(..., "--runs", help="Run folders, or folders of runs; more may follow: --runs A B C.")
+MORE = typer.Argument(None, metavar="[RUN]...", help="More run folders.")
+
+
+@options_from(Settings, "stated")
+def report(
+    runs: list[Path] = RUNS,
+    more: list[Path] | None = MORE,
+    out: Path = typer.Option(..., help="Folder of the report; an older report in it is replaced."),
+    split: str | None = typer.Option(None, help="test or val; test where the images have one, if not given."),
+    errors: Path | None = typer.Option(None, help="Folder of `roclab vision errors`."),
+    explain: bool = typer.Option(
+        True, "--explain/--no-explain", help="Without --errors: analyse the errors here, without heat maps."
+    ),
+    lab: Path | None = typer.Option(None, help="Folder of `roclab tokenizer lab`."),
+    study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
+    verify: bool = typer.Option(True, "--verify/--no-verify", help="Check RocLM's implementation for the report."),
+    settings: Path | None = typer.Option(
+        None, help="TOML: author, student_id, title, course, date, consulted, ai_tools."
+    ),
+    stated: Settings = Settings(),
+    as_json: bool = typer.Option(False, "--json", help="Print all facts as JSON."),
+) -> None:
+    """Write the report of finished runs: Markdown, HTML, LaTeX and PDF, every figure from a run folder it names.
+
+    Example: roclab report --runs runs/pets --errors errors --lab lab --settings me.toml --out report
+    """
+    from roclab.report.build import report as build
+
+    paths = [*runs, *(more or [])]
+    known = Settings.read(settings).with_given(stated)
+    with tempfile.TemporaryDirectory() as folder:
+        if errors is None and explain:
+            errors = _explained(paths, split, Path(folder) / "errors")
+        facts = build(paths, out, known, split, errors, lab, study, _verified() if verify else None)
+    for warning in facts["warnings"]:
+        logger.warning(warning)
+    show(facts, as_json, (str(out / f"report.{suffix}") for suffix in ("pdf", "html", "tex", "md")))
+
+
+def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | None:
+    """The error analysis of the finished runs, made into `folder`; None where there is none to be had."""
+    from roclab.report.error_page import write_page
+    from roclab.report.runs import pick_split, read_runs
+    from roclab.vision.error_analysis.facts import analyse
+
+    found = read_runs(paths)
+    split = pick_split(found, split)
+    try:
+        write_page(analyse([run for run in found if run.finished], split, decided=False), folder)
+    except RocLabError as error:
+        logger.warning("no error analysis: %s", error)
+        return None
+    return folder
+
+
+def _verified() -> dict[str, Any]:
+    """What the checker says of our own model."""
+    from roclab.course.handin.checklist import PACKAGE
+    from roclab.course.verify.checker import verify
+
+    return dict(verify(PACKAGE / "lm" / "model.py")) | {"file": "roclm_model.py"}
+
+
+def handin(
+    runs: list[Path] = RUNS,
+    more: list[Path] | None = MORE,
+    student_id: str = typer.Option(..., help="Your student ID, as in the report and the tokenizer lab."),
+    name: str = typer.Option(..., help="Your name, as in the report."),
+    report: Path = typer.Option(..., help="Folder of `roclab report`."),
+    lab: Path | None = typer.Option(None, help="Folder of `roclab tokenizer lab`; missing without it."),
+    study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
+    out: Path = typer.Option(Path("handin.zip"), help="The zip."),
+    with_checkpoints: bool = typer.Option(False, "--with-checkpoints", help="Pack the trained models too (large)."),
+    incomplete: bool = typer.Option(
+        False, "--incomplete", help="Pack although something is missing, and say so inside."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print what was packed and proven as JSON."),
+) -> None:
+    """Pack the hand-in: check the handout's list, write the zip, unzip it elsewhere and run it there.
+
+    Example: roclab handin --student-id 31415 --name "Ada Lovelace" --runs runs/pets --report report --lab lab
+    """
+    from roclab.course.handin.pack import handin as pack
+
+    done = pack(student_id, name, [*runs, *(more or [])], report, lab, out, study, with_checkpoints, incomplete)
+    if not as_json:
+        for item in done["missing"]:
+            logger.info("missing: %s (%s)", item["what"], item["remedy"])
+    lines = [f"proven: {line}" for line in done["proven"]]
+    lines.append(f"absolute paths were made relative in {len(done['made_relative'])} files")
+    if not done["checkpoints"]:
+        lines.append("checkpoints are not in it: README.md lists them, --with-checkpoints packs them")
+    show(done, as_json, [*lines, f"{done['out']}: {len(done['files'])} files, {done['bytes'] / 1e6:.1f} MB"])
+
+
+@lm.app.command()
+@options_from(LoadOptions, "options", only=("tokenizer", "dtype", "device", "engine"))
+@options_from(Study, "settings")
+def study(
+    settings: Study,
+    options: LoadOptions,
+    out: Path = typer.Option(..., "--out", help="The study's folder; an interrupted study goes on."),
+    model: str = lm.MODEL,
+    as_json: bool = typer.Option(False, "--json", help="Print study.json's content."),
+) -> None:
+    """Ask a fixed set of questions by kind, score the answers by rule, and say what the model is good at.
+
+    Example: roclab lm study --model smollm2-135m --out study
+    """
+    from roclab.core.files import file_sha256
+    from roclab.course.study.ask import run_study
+    from roclab.course.study.report import table
+    from roclab.lm.weights.checkpoint import open_checkpoint
+
+    settings.asked  # noqa: B018  (read now: a mistake in the file is reported before the model is opened)
+    checkpoint = open_checkpoint(model)
+    # All runs with float activations, as the greedy one needs them (`for_temperature`).
+    runner, tokenizer, _ = lm.open_model(checkpoint, options.for_temperature(0))
+    if not tokenizer.chat_template:
+        raise RocLabError(f"{model}: this model has no chat template, so it cannot be asked")
+    path = checkpoint.path
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    hashes = {file.name: file_sha256(file) for file in files}
+    summary = run_study(model, runner, tokenizer, settings, out, weights=hashes)
+    said = [sentence["text"] for sentence in summary["sentences"]]
+    show(summary, as_json, [f"{table(summary)}\n", *said, f"\n{out / 'study.md'}   {out / 'transcripts.md'}"])
+
+
+@lm.app.command()
+@options_from(Limits, "limits")
+def verify(
+    file: Path = typer.Argument(None, help="A Python file with the handout's names; ours if none is given."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    limits: Limits = Limits(),
+) -> None:
+    """Check an implementation part by part against an independent reference, with a hint at the likely mistake.
+
+    It runs in a process of its own, under limits. Exit code 0: all checks passed, 1: some failed.
+
+    Example: roclab lm verify roclm_model.py --json
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from roclab.course.verify.checker import OURS, verify
+    from roclab.report.kit import render
+
+    file = file or OURS
+    with Console(stderr=True).status(f"checking {file.name}"):  # some seconds, most of them torch's import
+        report = verify(file, limits)
+    if as_json:
+        print_json(report)
+    else:
+        Console().print(render("verify.txt", report=report, escape=escape), end="", soft_wrap=True)
+    raise typer.Exit(0 if report["passed"] else 1)
+
+
+tokenizer = typer.Typer(help="Tokenizers, looked into.", no_args_is_help=True)
+
+
+@tokenizer.callback()
+def options() -> None:
+    """Keeps `lab` a command of its own while it is the only one."""
+
+
+@tokenizer.command()
+def lab(
+    student_id: str = typer.Option(..., "--student-id", help="The ID to take apart."),
+    out: Path = typer.Option(..., "--out", help="The lab's folder; an older lab in it is replaced."),
+    qwen3: str = typer.Option(
+        None, "--qwen3", help="A folder with Qwen3's tokenizer.json, or a Hub id such as Qwen/Qwen3-0.6B."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print lab.json's content."),
+) -> None:
+    """Execute Tokenizer_Lab.ipynb for a student ID: notebook, page, text, facts and figures in a folder.
+
+    Example: roclab tokenizer lab --student-id 31842067 --out lab
+    """
+    from roclab.course.tokenizer_lab.lab import write_lab
+
+    content = write_lab(student_id, out, qwen3)
+    said = [sentence["text"] for sentence in content["sentences"]]
+    made = "   ".join(str(out / name) for name in ("Tokenizer_Lab.ipynb", "Tokenizer_Lab.html", "lab.md"))
+    show(content, as_json, [*said, f"\n{made}"])
