@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from roclab.core.exceptions import RocLabError
 
@@ -25,39 +25,35 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name in the same folder to write to; at the end it is flushed to the disk and renamed to `path`, and
     after an error removed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _renamed(path) as temporary:
+        temporary.touch()  # a folder that cannot be written to is noticed before the work
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)  # mkstemp makes files that only their owner reads; give the usual permissions
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder beside `path` to fill; at the end it is renamed to `path`, which must not exist or be empty,
     and after an error removed."""
+    with _renamed(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+@contextmanager
+def _renamed(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.part"
     try:
         yield temporary
-        umask = os.umask(0)  # mkdtemp makes folders that only their owner reads; give the usual permissions
-        os.umask(umask)
-        os.chmod(temporary, 0o777 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -116,11 +112,11 @@ def plain_json(value: Any) -> Any:
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
     return file_digest(path, "sha256")
 
 
 def file_digest(path: str | os.PathLike, algorithm: str) -> str:
+    """The hash of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         digest = hashlib.new(algorithm, usedforsecurity=False)
         while block := file.read(1 << 20):

@@ -112,12 +112,6 @@ class Run:
         self._close_board()
         write_json_lines(self.path / "metrics.jsonl", kept)
 
-    def write_results(self, name: str, obj: Any) -> Path:
-        """Write `obj` into the run as JSON under `name` (`.json` is added), atomically."""
-        path = self.path / (name if name.endswith(".json") else f"{name}.json")
-        write_json(path, obj)
-        return path
-
     def close(self) -> None:
         """End the run's activity: log.txt and TensorBoard's file are closed, progress.json is removed."""
         self._end()

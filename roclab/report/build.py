@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -81,74 +82,51 @@ def write(facts: dict[str, Any]) -> str:
     arms = list(facts["arms"].items())
     columns = -(-len(arms) // -(-len(arms) // COLUMNS))  # as many in each table
     commands = dict.fromkeys(tuple(run["command"][1:]) for run in facts["runs"] if run["command"])
+    last = max((run["time"] or "" for run in facts["runs"]), default="")
     return render(
         "report.md",
         facts=facts,
         words=words,
         doc=Document(),
-        metadata=_metadata(facts),
+        yaml=_yaml,
+        day=f"Results as of {datetime.fromisoformat(last):%d %B %Y}".replace("of 0", "of ") if last else "",
         commands="\n".join(line for command in commands for line in command_lines(["roclab", *command])),
         best=best,
         class_tables=[dict(arms[i : i + columns]) for i in range(0, len(arms), columns)],
-        parts={tool: _parts(facts, tool) for tool in ("errors", "lab", "study")},
+        parts=_parts,
         models=MODELS,
         strategies=STRATEGIES,
     )
 
 
-def _metadata(facts: dict[str, Any]) -> dict[str, Markup]:
-    """Pandoc's YAML block. A JSON string is a YAML string, so nothing a name holds can end it."""
-    settings = facts["settings"]
-    author = settings["author"] or "(author not filled in)"
-    last = max((run["time"] or "" for run in facts["runs"]), default="")
-    day = f"Results as of {datetime.fromisoformat(last):%d %B %Y}".replace("of 0", "of ") if last else ""
-    values = {
-        "title": settings["title"] or f"Transfer learning on {words.data_name(facts)}, and RocLM",
-        "author": f"{author} (student ID {settings['student_id']})" if settings["student_id"] else author,
-        "date": settings["date"] or day,
-        "subtitle": settings["course"] or "",
-        "lang": "en-GB",
-    }
-    return {key: Markup(json.dumps(escape(text), ensure_ascii=False)) for key, text in values.items() if text}
+def _yaml(text: str) -> Markup:
+    """A JSON string is a YAML string, so nothing a name holds can end it."""
+    return Markup(json.dumps(escape(text), ensure_ascii=False))
 
 
-def _parts(facts: dict[str, Any], tool: str) -> list[dict[str, Any]]:
+def _parts(tool: str, made: dict[str, Any]) -> list[dict[str, Any]]:
     """The sentences and figures of another tool's folder, by topic: a title, what is said of it, its figures. What has
     no topic comes first. The error analysis' sentences on accuracy are left out: they are in a section of their own."""
-    made = facts[tool]
-    if not made:
-        return []
-    raw = [value if isinstance(value, dict) else {} for value in made["found"].get("sentences", [])]
     said = sentences_of(made["found"])
     if tool == "lab":  # by tokenizer
+        raw = [value if isinstance(value, dict) else {} for value in made["found"].get("sentences", [])]
         topics = [value.get("tokenizer") or ("Together" if value.get("topic") else "") for value in raw]
-    else:
-        topics = [sentence.topic for sentence in said]
-    rows = [(topic, sentence) for topic, sentence in zip(topics, said, strict=True) if topic != "Accuracy"]
-    drawn = [(_topic_of(tool, Path(name).stem, rows), name) for name in made["figures"]]
-    titles = dict.fromkeys(topic for topic, _ in [*rows, *drawn])
+        said = [replace(sentence, topic=topic) for sentence, topic in zip(said, topics, strict=True)]
+    said = [sentence for sentence in said if sentence.topic != "Accuracy"]
+    drawn = {name: _topic_of(tool, Path(name).stem, said) for name in made["figures"]}
+    titles = dict.fromkeys([*(sentence.topic for sentence in said), *drawn.values()])
     return [
         {
             "title": title,
-            "sentences": [sentence for topic, sentence in rows if topic == title],
-            "figures": [_figure(tool, made, name) for topic, name in drawn if topic == title],
+            "sentences": [sentence for sentence in said if sentence.topic == title],
+            "figures": [name for name, topic in drawn.items() if topic == title],
         }
         for title in sorted(titles, key=bool)
     ]
 
 
-def _topic_of(tool: str, figure: str, rows: list[tuple[str, Sentence]]) -> str:
+def _topic_of(tool: str, figure: str, said: list[Sentence]) -> str:
     """Figures of the error analysis have the names of facts, those of the lab end in a tokenizer's."""
     if tool == "errors":
-        return next((topic for topic, sentence in rows if sentence.key.split("/")[1:2] == [figure]), "")
-    return next((topic for topic, _ in rows if topic and figure.endswith(f"-{topic}")), "Together" * (tool == "lab"))
-
-
-def _figure(tool: str, made: dict[str, Any], name: str) -> dict[str, Any]:
-    caption = made["found"].get("captions", {}).get(name, Path(name).stem.replace("-", " ").replace("_", " "))
-    return {
-        "file": f"figures/{tool}-{name}",
-        "caption": caption[:1].upper() + caption[1:].rstrip("."),
-        "source": f"{made['folder']}: figures/{name}",
-        "width": made["figures"][name],
-    }
+        return next((s.topic for s in said if s.key.split("/")[1:2] == [figure]), "")
+    return next((s.topic for s in said if s.topic and figure.endswith(f"-{s.topic}")), "Together" * (tool == "lab"))

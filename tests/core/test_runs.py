@@ -1,6 +1,5 @@
 """Run folders: atomic files, clear errors, logs that survive a crash."""
 
-import json
 import logging
 import os
 import re
@@ -94,7 +93,6 @@ def test_run_folder_round_trip(tmp_path: Path):
     assert origin["versions"]["python"] == sys.version.split()[0]
     assert origin["versions"]["torch"]
     assert run.checkpoints.is_dir()
-    assert json.loads(run.write_results("results", {"top1": np.float64(0.5)}).read_text()) == {"top1": 0.5}
 
 
 def test_a_run_is_never_written_over(tmp_path: Path):

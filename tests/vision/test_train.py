@@ -21,7 +21,7 @@ from roclab.core.runs import Run
 from roclab.core.settings import settings_from
 from roclab.core.training.checkpointing import load_tensors
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
-from roclab.core.training.schedule import warmup_cosine
+from roclab.core.training.optimizer import warmup_cosine
 from roclab.vision.config import TrainConfig
 from roclab.vision.data.dataset import labels_of
 from roclab.vision.data.loader import epoch_batches

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from roclab.core.exceptions import RocLabError
@@ -115,36 +116,30 @@ def synced_batch_norm(module: nn.Module) -> None:
 
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.forward = _SyncedForward(child)  # type: ignore[method-assign,assignment]
+            child.forward = partial(_synced, child)  # type: ignore[method-assign,assignment]
 
 
-class _SyncedForward:
-    def __init__(self, norm: nn.Module):
-        self.norm = norm
-        self.plain = type(norm).forward
+def _synced(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.nn.functional import all_reduce
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        import torch
-        import torch.distributed as dist
-        from torch.distributed.nn.functional import all_reduce
-
-        norm: Any = self.norm
-        if not norm.training:
-            return self.plain(norm, x)
-        axes = [0, *range(2, x.ndim)]
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        count = torch.tensor([float(x.numel() // x.shape[1])], device=x.device)
-        sums = all_reduce(torch.cat([count, x.sum(axes)]), op=dist.ReduceOp.SUM)
-        n = sums[:1]
-        mean = sums[1:] / n
-        centred = x - mean.view(shape)  # in two passes: a difference of large squares would lose the digits
-        var = all_reduce((centred * centred).sum(axes), op=dist.ReduceOp.SUM) / n
-        with torch.no_grad():
-            norm.num_batches_tracked += 1
-            share = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
-            norm.running_mean.lerp_(mean, share)
-            norm.running_var.lerp_(var * n / (n - 1), share)
-        scale = norm.weight * torch.rsqrt(var + norm.eps)
-        out = centred * scale.view(shape) + norm.bias.view(shape)
-        # timm's BatchNormAct2d does its activation inside
-        return norm.act(norm.drop(out)) if hasattr(norm, "act") and hasattr(norm, "drop") else out
+    if not norm.training:
+        return type(norm).forward(norm, x)
+    axes = [0, *range(2, x.ndim)]
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    count = torch.tensor([float(x.numel() // x.shape[1])], device=x.device)
+    sums = all_reduce(torch.cat([count, x.sum(axes)]), op=dist.ReduceOp.SUM)
+    n = sums[:1]
+    mean = sums[1:] / n
+    centred = x - mean.view(shape)  # in two passes: a difference of large squares would lose the digits
+    var = all_reduce((centred * centred).sum(axes), op=dist.ReduceOp.SUM) / n
+    with torch.no_grad():
+        norm.num_batches_tracked += 1
+        share = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+        norm.running_mean.lerp_(mean, share)
+        norm.running_var.lerp_(var * n / (n - 1), share)
+    scale = norm.weight * torch.rsqrt(var + norm.eps)
+    out = centred * scale.view(shape) + norm.bias.view(shape)
+    # timm's BatchNormAct2d does its activation inside
+    return norm.act(norm.drop(out)) if hasattr(norm, "act") and hasattr(norm, "drop") else out

@@ -24,11 +24,8 @@ from roclab.core.provenance import derived_seed
 from roclab.core.runs import Run
 from roclab.core.training.checkpointing import load_tensors, restore_state, save_state
 from roclab.core.training.distributed import World, synced_batch_norm, wrap
-from roclab.core.training.ema import weight_average
 from roclab.core.training.memory import release_freed_memory
-from roclab.core.training.optimizer import make_optimizer, optimizer_step
-from roclab.core.training.precision import autocast
-from roclab.core.training.schedule import warmup_cosine
+from roclab.core.training.optimizer import autocast, make_optimizer, optimizer_step, warmup_cosine, weight_average
 from roclab.vision.config import TrainConfig
 from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of
 from roclab.vision.data.loader import TrainImages, batches, epoch_batches
