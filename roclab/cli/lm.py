@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+from codecs import getincrementaldecoder
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -263,16 +264,15 @@ def quantize(
     from roclab.lm.quantize import quantize as write
     from roclab.lm.weights.checkpoint import open_checkpoint
 
-    if to not in QUANTIZATIONS:
-        raise RocLabError(f"--to {to}: choose int4 or int8")
-    if to != "int4" and calibration:
-        raise RocLabError("--calibration belongs to --to int4; int8 needs none")
-    if out.is_dir():
-        raise RocLabError(f"{out} is a folder; name the file to write")
-    if out.suffix != ".gguf":
-        raise RocLabError(f"{out}: the file is GGUF; give it a name that ends in .gguf")
-    if out.exists() and not force:
-        raise RocLabError(f"{out} is there already; --force replaces it")
+    for wrong, why in (
+        (to not in QUANTIZATIONS, f"--to {to}: choose int4 or int8"),
+        (to != "int4" and calibration, "--calibration belongs to --to int4; int8 needs none"),
+        (out.is_dir(), f"{out} is a folder; name the file to write"),
+        (out.suffix != ".gguf", f"{out}: the file is GGUF; give it a name that ends in .gguf"),
+        (out.exists() and not force, f"{out} is there already; --force replaces it"),
+    ):
+        if wrong:
+            raise RocLabError(why)
     device = pick_device(options.device)
     started = time.perf_counter()
     checkpoint = open_checkpoint(model)
@@ -381,11 +381,8 @@ def read_text(path: Path, max_bytes: int | None = None) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if max_bytes is not None and max_bytes < len(data):
-        while max_bytes > 0 and data[max_bytes] & 0xC0 == 0x80:  # inside a character
-            max_bytes -= 1
-        data = data[:max_bytes]
+    cut = max_bytes is not None and max_bytes < len(data)
     try:
-        return data.decode("utf-8")
+        return getincrementaldecoder("utf-8")().decode(data[:max_bytes], final=not cut)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None

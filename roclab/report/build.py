@@ -42,13 +42,16 @@ def report(
     `errors`, `lab` and `study` are folders of those commands; `verify` is what `roclab.course.verify.verify` returned.
     Raises `RocLabError` if runs are missing or do not belong together, or if `out` holds something else.
     """
+    from matplotlib import rc_context
+
     formats.require()
     REPORT.check(out)
     runs = read_runs(paths)
     folders = {name: path for name, path in (("errors", errors), ("lab", lab), ("study", study)) if path}
     facts = collect(runs, settings, split, folders, verify)
     with REPORT.new(out) as (work, record):
-        _draw(runs, facts, work / "figures")
+        with rc_context(figures.STYLE):
+            _draw(runs, facts, work / "figures")
         for key, folder in folders.items():
             for name in facts[key]["figures"]:
                 shutil.copyfile(folder / "figures" / name, work / "figures" / f"{key}-{name}")

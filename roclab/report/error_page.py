@@ -100,9 +100,7 @@ def _heat_over(image: Any, heat: list[list[float]], resize: int, crop: int) -> A
     left, top = (image.width - crop) // 2, (image.height - crop) // 2
     seen = image.crop((left, top, left + crop, top + crop)).resize((HEAT, HEAT))
     values = Image.fromarray((255 * np.array(heat, dtype=np.float32)).astype(np.uint8))
-    smooth = np.asarray(values.resize((HEAT, HEAT), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    colour = matplotlib.colormaps["inferno"](smooth)[..., :3]
-    grey = np.asarray(seen.convert("L"), dtype=np.float32)[..., None] / 255
-    alpha = 0.15 + 0.55 * smooth[..., None]
-    mixed = (1 - alpha) * (0.4 * grey + 0.6 * np.asarray(seen, dtype=np.float32) / 255) + alpha * colour
-    return Image.fromarray((255 * mixed.clip(0, 1)).astype(np.uint8))
+    smooth = values.resize((HEAT, HEAT), Image.Resampling.BICUBIC)
+    colour = Image.fromarray(matplotlib.colormaps["inferno"](np.asarray(smooth), bytes=True)[..., :3])
+    base = Image.blend(seen.convert("L").convert("RGB"), seen, 0.6)
+    return Image.composite(colour, base, smooth.point(lambda hot: 0.15 * 255 + 0.55 * hot))

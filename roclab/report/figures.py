@@ -1,4 +1,4 @@
-"""The report's figures, drawn for a page of A4 from run folders alone."""
+"""The report's figures, drawn in `STYLE` for a page of A4 from run folders alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from roclab.vision.evaluate.figures import dot_of, epoch_axis, loss_lines, new_f
 from roclab.vision.evaluate.run_reader import VisionRun
 
 WIDTH = 6.5  # inches: the text's width
-COLOURS = ("#1b5e9e", "#c8501e", "#2f7d4f", "#8a4fa3", "#b0912b", "#4d4d4d", "#c2477f", "#2aa1a8")
+COLOURS = ["#1b5e9e", "#c8501e", "#2f7d4f", "#8a4fa3", "#b0912b", "#4d4d4d", "#c2477f", "#2aa1a8"]
+STYLE = {  # of matplotlib; names are shown letter for letter: between two dollars it would set mathematics
+    "text.parse_math": False,
+    "axes.prop_cycle": f"cycler(color={COLOURS})",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+}
 
 
 def _page_figure(height: float, width: float = WIDTH) -> tuple[Any, Any]:
@@ -20,15 +26,6 @@ def _page_figure(height: float, width: float = WIDTH) -> tuple[Any, Any]:
     figure = new_figure(width, height)
     figure.set_dpi(200)
     return figure, figure.subplots()
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def plain(name: str) -> str:
-    """A name as matplotlib shows it letter for letter: between two dollars it would set mathematics."""
-    return name.replace("$", r"\$")
 
 
 def _style(axes: Any, xlabel: str) -> None:
@@ -51,7 +48,7 @@ def curves(runs: Sequence[VisionRun], arms: Mapping[str, Sequence[VisionRun]], p
     arm_of = {run.ref: name for name, members in arms.items() for run in members}
     longest = 1
     for run in runs:
-        colour = _colour(labels.index(arm_of.get(run.ref, run.label)))
+        colour = f"C{labels.index(arm_of.get(run.ref, run.label))}"
         (epochs, losses), training = loss_lines(run.metrics())
         longest = max([longest, *epochs])
         dots = dot_of(training)
@@ -63,9 +60,9 @@ def curves(runs: Sequence[VisionRun], arms: Mapping[str, Sequence[VisionRun]], p
     epoch_axis(axes, longest)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("cross-entropy (nats)", fontsize=9)
-    handles = [Line2D([], [], color=_colour(i), label=plain(name)) for i, name in enumerate(labels)]
+    handles = [Line2D([], [], color=f"C{i}", label=name) for i, name in enumerate(labels)]
     handles += [Line2D([], [], color="k", label="validation"), Line2D([], [], color="k", ls="--", label="training")]
-    figure.legend(handles=handles, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     save_figure(figure, path)
 
 
@@ -73,11 +70,11 @@ def accuracy(arms: Mapping[str, dict[str, Any]], split: str, path: Path) -> None
     """Top-1 of each arm: every run a dot, the mean a bar, the 95 % interval a line."""
     figure, axes = _page_figure(0.42 * len(arms) + 0.9)
     for row, arm in enumerate(arms.values()):
-        axes.plot(100 * np.array(arm["top1_ci95"]), [row, row], color=_colour(row), lw=1.6)
+        axes.plot(100 * np.array(arm["top1_ci95"]), [row, row], color=f"C{row}", lw=1.6)
         dots = 100 * np.array(arm["top1"])
-        axes.plot(dots, [row] * len(dots), "o", color=_colour(row), alpha=0.4, ms=5)
-        axes.plot(100 * arm["top1_mean"], row, "|", color=_colour(row), ms=16, mew=2.5)
-    axes.set_yticks(range(len(arms)), [plain(name) for name in arms], fontsize=8)
+        axes.plot(dots, [row] * len(dots), "o", color=f"C{row}", alpha=0.4, ms=5)
+        axes.plot(100 * arm["top1_mean"], row, "|", color=f"C{row}", ms=16, mew=2.5)
+    axes.set_yticks(range(len(arms)), list(arms), fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.2)
     _style(axes, f"top-1 on {split} (%)")
@@ -93,15 +90,15 @@ def f1_by_class(scores: Mapping[str, Mapping[str, dict[str, Any]]], path: Path) 
     offsets = np.linspace(-0.22, 0.22, len(scores)) if len(scores) > 1 else [0.0]
     for number, (name, rows) in enumerate(scores.items()):
         at = np.arange(len(shown)) + offsets[number]
-        axes.plot([rows[c]["f1"] for c in shown], at, "o", ms=4, color=_colour(number), label=plain(name))
+        axes.plot([rows[c]["f1"] for c in shown], at, "o", ms=4, color=f"C{number}", label=name)
     for row, c in enumerate(shown):
         axes.plot([min(known[c]), max(known[c])], [row, row], color="#999999", lw=0.6, zorder=0)
-    axes.set_yticks(range(len(shown)), [plain(c) for c in shown])
+    axes.set_yticks(range(len(shown)), shown)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     _style(axes, "F1, mean over the runs")
     axes.tick_params(axis="y", labelsize=7 if len(shown) > 20 else 8)
-    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=2)
     save_figure(figure, path)
 
 
@@ -116,9 +113,8 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
         colour = "white" if share[i, j] > 0.5 else "black"
         size = 5.5 if many else 8
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=size, color=colour)
-    names = [plain(c) for c in classes]
-    axes.set_xticks(range(len(classes)), names, rotation=90 if many else 45, ha="center" if many else "right")
-    axes.set_yticks(range(len(classes)), names)
+    axes.set_xticks(range(len(classes)), classes, rotation=90 if many else 45, ha="center" if many else "right")
+    axes.set_yticks(range(len(classes)), classes)
     axes.tick_params(labelsize=max(2.5, min(7, 260 / len(classes))) if many else 8, length=1.5)
     axes.set_xlabel("predicted", fontsize=8)
     axes.set_ylabel("true", fontsize=8)

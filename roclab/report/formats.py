@@ -71,17 +71,13 @@ def _write_pdf(typ: str, folder: Path) -> None:
 def _letters_without_glyph(source: str) -> list[str]:
     """Warnings for scripts that the fonts of report.tex or of the PDF do not have."""
     foreign = sorted({c for c in source if c.isalpha() and ord(c) > 0x24F})  # not Latin
-    found = []
-    if foreign:
-        found.append(
-            f"report.tex needs a font that has {''.join(foreign[:20])}: name it with \\setmainfont, then run lualatex"
-        )
     # Typst's own fonts cover Latin, Greek, Cyrillic and Hebrew
-    if without := [c for c in foreign if ord(c) > 0x5FF and ord(c) not in _covered()]:
-        found.append(
-            f"report.pdf shows boxes for {''.join(without[:20])}: install a font that has them, such as Noto Sans CJK"
-        )
-    return found
+    without = [c for c in foreign if ord(c) > 0x5FF and ord(c) not in _covered()]
+    warned = (
+        (foreign, "report.tex needs a font that has {}: name it with \\setmainfont, then run lualatex"),
+        (without, "report.pdf shows boxes for {}: install a font that has them, such as Noto Sans CJK"),
+    )
+    return [words.format("".join(letters[:20])) for letters, words in warned if letters]
 
 
 @cache

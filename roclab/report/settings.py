@@ -48,9 +48,8 @@ class Settings:
 
     def with_given(self, given: Settings) -> Settings:
         """A copy in which what was given on the command line replaces what the file says."""
-        values: dict[str, Any] = {f.name: getattr(given, f.name) for f in fields(given)}
-        values = {n: _stated(v) if n in LISTS else v for n, v in values.items() if v not in (None, [])}
-        return replace(self, **values)
+        values = {name: value for name, value in vars(given).items() if value not in (None, [])}
+        return replace(self, **{name: _stated(v) if name in LISTS else v for name, v in values.items()})
 
 
 def _stated(lines: list[str]) -> list[str]:
