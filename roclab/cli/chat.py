@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from roclab.cli.lm import THINKING
+from roclab.cli.options import THINKING
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json, write_json
 from roclab.lm.conversation import Conversation

@@ -57,7 +57,7 @@ def report(
         facts = build(paths, out, known, split, errors, lab, study, _verified() if verify else None)
     for warning in facts["warnings"]:
         logger.warning(warning)
-    show(facts, as_json, (str(out / f"report.{suffix}") for suffix in ("pdf", "html", "tex", "md")))
+    show(facts, as_json, "\n".join(str(out / f"report.{suffix}") for suffix in ("pdf", "html", "tex", "md")))
 
 
 def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | None:
@@ -104,16 +104,13 @@ def handin(
     Example: roclab handin --student-id 31415 --name "Ada Lovelace" --runs runs/pets --report report --lab lab
     """
     from roclab.course.handin.pack import handin as pack
+    from roclab.report.kit import render
 
     done = pack(student_id, name, [*runs, *(more or [])], report, lab, out, study, with_checkpoints, incomplete)
     if not as_json:
         for item in done["missing"]:
             logger.info("missing: %s (%s)", item["what"], item["remedy"])
-    lines = [f"proven: {line}" for line in done["proven"]]
-    lines.append(f"absolute paths were made relative in {len(done['made_relative'])} files")
-    if not done["checkpoints"]:
-        lines.append("checkpoints are not in it: README.md lists them, --with-checkpoints packs them")
-    show(done, as_json, [*lines, f"{done['out']}: {len(done['files'])} files, {done['bytes'] / 1e6:.1f} MB"])
+    show(done, as_json, render("handin.txt", done=done))
 
 
 @lm.app.command()
@@ -145,8 +142,8 @@ def study(
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     hashes = {file.name: file_sha256(file) for file in files}
     summary = run_study(model, runner, tokenizer, settings, out, weights=hashes)
-    said = [sentence["text"] for sentence in summary["sentences"]]
-    show(summary, as_json, [f"{table(summary)}\n", *said, f"\n{out / 'study.md'}   {out / 'transcripts.md'}"])
+    said = "\n".join(sentence["text"] for sentence in summary["sentences"])
+    show(summary, as_json, f"{table(summary)}\n\n{said}\n\n{out / 'study.md'}   {out / 'transcripts.md'}")
 
 
 @lm.app.command()
@@ -202,6 +199,6 @@ def lab(
     from roclab.course.tokenizer_lab.lab import write_lab
 
     content = write_lab(student_id, out, qwen3)
-    said = [sentence["text"] for sentence in content["sentences"]]
+    said = "\n".join(sentence["text"] for sentence in content["sentences"])
     made = "   ".join(str(out / name) for name in ("Tokenizer_Lab.ipynb", "Tokenizer_Lab.html", "lab.md"))
-    show(content, as_json, [*said, f"\n{made}"])
+    show(content, as_json, f"{said}\n\n{made}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from roclab.cli.options import options_from
+from roclab.cli.options import THINKING, options_from
 from roclab.cli.output import print_json, show
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.lm.settings import LoadOptions, SamplingParams
@@ -38,7 +38,6 @@ MODEL = typer.Option(
     "smollm2-135m", "--model", "-m", help="A short name, a path (GGUF file or model folder), or owner/name on a Hub."
 )
 SYSTEM = typer.Option(None, "--system", help="The system message.")
-THINKING = {"on": True, "off": False, "auto": None}
 THINK = typer.Option("auto", "--thinking", help="on, off, or auto: as the chat template has it.")
 
 
@@ -201,10 +200,10 @@ def evaluate(
     seconds = time.perf_counter() - started
     found = {"model": model, "text": text.name, **score.to_dict(), "seconds": round(seconds, 2)}
     lines = (
-        f"perplexity     {score.perplexity:.4f}",
-        f"bits per byte  {score.bits_per_byte:.4f}",
-        f"tokens scored  {score.tokens:,} of {score.bytes:,} bytes in {seconds:.1f} s",
-        f"protocol       {score.protocol}",
+        f"perplexity     {score.perplexity:.4f}\n"
+        f"bits per byte  {score.bits_per_byte:.4f}\n"
+        f"tokens scored  {score.tokens:,} of {score.bytes:,} bytes in {seconds:.1f} s\n"
+        f"protocol       {score.protocol}"
     )
     show(found, as_json, lines)
 
@@ -340,7 +339,7 @@ def bench(
             quick=quick,
         )  # fmt: skip
     result = {"model": shape or model, **result}
-    show(result, as_json, (table(result),))
+    show(result, as_json, table(result))
     if not as_json:
         print_json(result["summary"])
 

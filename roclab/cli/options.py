@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from functools import wraps
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+
+THINKING = {"on": True, "off": False, "auto": None}  # what is typed for it
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -19,7 +21,7 @@ def options_from(
     *,
     only: Collection[str] | None = None,
     without: Collection[str] = (),
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] = {},
 ) -> Callable[[Command], Command]:
     """Decorator: the command's keyword `parameter`, an instance of `settings`, is filled from one option a field.
 
@@ -27,15 +29,12 @@ def options_from(
     """
     hints = get_type_hints(settings)
     chosen = [f for f in fields(settings) if f.metadata and (only is None or f.name in only) and f.name not in without]
-
     several = {f.name for f in chosen if hints[f.name] == Sequence[str]}  # the option may be repeated
 
     def option(f: Any) -> inspect.Parameter:
-        default = (defaults or {}).get(f.name, f.default if f.default is not MISSING else None)
-        info = typer.Option(*f.metadata["flags"], help=f.metadata["help"])
-        kind: Any = Annotated[list[str] if f.name in several else hints[f.name], info]
-        default = None if f.name in several else default
-        return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        kind, default = (list[str], None) if f.name in several else (hints[f.name], defaults.get(f.name, f.default))
+        annotation: Any = Annotated[kind, typer.Option(*f.metadata["flags"], help=f.metadata["help"])]
+        return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     def decorate(command: Command) -> Command:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != parameter]

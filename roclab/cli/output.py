@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from roclab.core.files import plain_json
 
 
-def show(found: Any, as_json: bool, lines: Iterable[str]) -> None:
-    """Print a command's answer: with --json `found`, else the `lines` that say it in words."""
+def show(found: Any, as_json: bool, text: str) -> None:
+    """Print a command's answer: with --json `found`, else the `text` that says it in words."""
     if as_json:
         print_json(found)
     else:
-        for line in lines:
-            print(line)
+        print(text.removesuffix("\n"))
 
 
 def print_json(obj: Any) -> None:

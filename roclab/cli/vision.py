@@ -10,7 +10,6 @@ import typer
 from roclab.cli.options import options_from
 from roclab.cli.output import show
 from roclab.core.exceptions import RocLabError
-from roclab.core.sentences import interval
 from roclab.core.training.memory import keep_freed_memory
 from roclab.vision.config import TrainConfig
 
@@ -62,23 +61,14 @@ def evaluate(
     Example: roclab vision evaluate runs/elpv --split test --json
     """
     from roclab.core.runs import Run
+    from roclab.report.kit import render
     from roclab.vision.evaluate.evaluate import evaluate as evaluate_run
     from roclab.vision.evaluate.figures import run_figure
 
     opened = Run.open(run)
     found = evaluate_run(opened, split, data_root=data_root)
     figure = run_figure(opened, split)
-    width = max(map(len, found["per_class"]))
-    top1, mean = (interval(found["ci95"][key], 4, 1) for key in ("top1", "mean_per_class"))
-    lines = [
-        f"{found['split']}: top-1 {found['top1']:.4f} {top1} on {found['n']} images",
-        f"mean per class {found['mean_per_class']:.4f} {mean}",
-        f"macro F1 {found['macro_f1']:.4f}, calibration error {found['ece']:.4f}",
-        f"{'':{width}}  precision  recall      F1  images",
-    ]
-    for name, r in found["per_class"].items():
-        lines.append(f"{name:{width}}  {r['precision']:9.3f}  {r['recall']:6.3f}  {r['f1']:6.3f}  {r['support']:6d}")
-    show(found, as_json, [*lines, f"figure: {figure}"])
+    show(found, as_json, render("evaluation.txt", found=found, figure=figure))
 
 
 @app.command()
@@ -116,7 +106,7 @@ def compare(
     found = compare_runs(base, names, [s.strip() for s in strategies.split(",") if s.strip()], wanted, out, own, engine)
     page = render("comparison.md", found=found)
     atomic_write(out / "comparison.md", page)
-    show(found, as_json, (plain(page), f"figures in {out / 'figures'}"))
+    show(found, as_json, f"{plain(page)}\nfigures in {out / 'figures'}")
 
 
 @app.command()
@@ -137,7 +127,7 @@ def predict(
 
     found = predict_images(Run.open(run), images, top, engine, skip_bad)
     named = ((row["path"], (f"{p['class']} {p['probability']:.3f}" for p in row["predictions"])) for row in found)
-    show(found, as_json, (f"{path}: {', '.join(classes)}" for path, classes in named))
+    show(found, as_json, "\n".join(f"{path}: {', '.join(classes)}" for path, classes in named))
 
 
 @app.command()
@@ -155,7 +145,7 @@ def audit(
     from roclab.vision.data.audit import describe
 
     report = audit_images(data, source.data_root, source.mirror)
-    show(report, as_json, (describe(report),))
+    show(report, as_json, describe(report))
 
 
 @app.command()
@@ -186,4 +176,4 @@ def errors(
         logger.info("note: %s", note)
     width = max(len(row["evidence"]["kind"]) for row in facts["sentences"])
     lines = [f"{row['evidence']['kind']:{width}}  {row['text']}" for row in facts["sentences"]]
-    show(facts, as_json, [*lines, f"page: {page}"])
+    show(facts, as_json, "\n".join([*lines, f"page: {page}"]))

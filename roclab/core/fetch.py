@@ -38,10 +38,9 @@ def package_folder(requirement: str, module: str) -> Path:
     command = [sys.executable, "-m", "pip", "install", "--no-deps", requirement]
     by_hand = " ".join(["python", *command[1:]])
     logger.info(f"installing {requirement}: {by_hand}")
-    if sys.stderr.isatty():  # with pip's progress bar; standard output is kept for the command's own answer
-        done = subprocess.run(command, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, check=False)
-    else:
-        done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=False)
+    # with pip's progress bar for a person; standard output is kept for the command's own answer
+    shown, quiet = (sys.stderr.fileno(), []) if sys.stderr.isatty() else (subprocess.PIPE, ["--quiet"])
+    done = subprocess.run([*command, *quiet], stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
     importlib.invalidate_caches()
     if folder := find_package(module):
         return folder

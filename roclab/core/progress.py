@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 BAR_AFTER, FILE_EVERY, LINE_EVERY = 2.0, 1.0, 30.0  # seconds
 
 _folder: Path | None = None  # the active run's folder, which takes progress.json
-_loops: list[_Loop] = []  # at work, outermost first
+_loops: list[Path | None] = []  # at work, outermost first: the folder that each writes to
 
 
 def report_to(folder: Path | None) -> None:
@@ -42,44 +42,35 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, don
     """
     if total is None and isinstance(iterable, Sized):
         total = done + len(iterable)
-    loop = _Loop(description, total, done)
-    _loops.append(loop)
+    folder = None if _folder in _loops else _folder
+    outermost, before = not _loops, done
+    bar = _bar(description, total, done) if outermost and sys.stderr.isatty() else None
+    begin = written = logged = time.monotonic()
+    _loops.append(folder)
     try:
         for item in iterable:
             yield item
-            loop.advance()
+            done += 1
+            now = time.monotonic()
+            left = (now - begin) * (total - done) / (done - before) if total else None
+            if bar:
+                bar.advance(bar.task_ids[0])
+                if not bar.live.is_started and now - begin > BAR_AFTER:
+                    bar.start()
+            elif outermost and now - logged > LINE_EVERY:
+                logged = now
+                amount = f"{done} of {total}, {left:.0f} s left" if left is not None else str(done)
+                logger.info(f"{description}: {amount}")
+            if folder and (now - written > FILE_EVERY or (done == total and written > begin)):
+                written = now
+                about = {"description": description, "done": done, "total": total}
+                times = {"seconds": now - begin, "left": left, "updated": time.time()}
+                with suppress(OSError):  # the work goes on without it
+                    write_json(folder / "progress.json", about | times)
     finally:
-        _loops.remove(loop)
-        if loop.bar:
-            loop.bar.stop()
-
-
-class _Loop:
-    def __init__(self, description: str, total: int | None, done: int):
-        self.description, self.total, self.done, self.before = description, total, done, done
-        self.begin = self.written = self.logged = time.monotonic()
-        self.folder: Path | None = None if any(loop.folder == _folder for loop in _loops) else _folder
-        self.outermost = not _loops
-        self.bar: Any = _bar(description, total, done) if self.outermost and sys.stderr.isatty() else None
-
-    def advance(self) -> None:
-        self.done += 1
-        now = time.monotonic()
-        left = (now - self.begin) * (self.total - self.done) / (self.done - self.before) if self.total else None
-        if self.bar:
-            self.bar.advance(self.bar.task_ids[0])
-            if not self.bar.live.is_started and now - self.begin > BAR_AFTER:
-                self.bar.start()
-        elif self.outermost and now - self.logged > LINE_EVERY:
-            self.logged = now
-            amount = f"{self.done} of {self.total}, {left:.0f} s left" if left is not None else str(self.done)
-            logger.info(f"{self.description}: {amount}")
-        if self.folder and (now - self.written > FILE_EVERY or (self.done == self.total and self.written > self.begin)):
-            self.written = now
-            about = {"description": self.description, "done": self.done, "total": self.total}
-            times = {"seconds": now - self.begin, "left": left, "updated": time.time()}
-            with suppress(OSError):  # the work goes on without it
-                write_json(self.folder / "progress.json", about | times)
+        _loops.remove(folder)
+        if bar:
+            bar.stop()
 
 
 def _bar(description: str, total: int | None, done: int) -> Any:

@@ -40,18 +40,14 @@ def setting(
     return field(default=default, metadata=about)
 
 
-def flag_of(name: str, flags: Sequence[str] = ()) -> str:
-    """A field's name on the command line: image_size → --image-size."""
-    return next((flag.split("/")[0] for flag in flags if flag.startswith("--")), f"--{name.replace('_', '-')}")
-
-
 def check_settings(settings: Any) -> None:
     """Raises RocLabError that names the first field whose value lies outside its bounds or choices."""
     for f in fields(settings):
         value, about = getattr(settings, f.name), f.metadata
         if value is None or "low" not in about:
             continue
-        name = flag_of(f.name, about["flags"])
+        own = (flag.split("/")[0] for flag in about["flags"] if flag.startswith("--"))
+        name = next(own, f"--{f.name.replace('_', '-')}")
         if about["choices"] and value not in about["choices"]:
             raise RocLabError(f"{name} {value}: choose one of {', '.join(about['choices'])}")
         low, high = about["low"], about["high"]

@@ -46,11 +46,6 @@ def _panels(rows: Sequence[Any], columns: int, height: float) -> tuple[Any, Iter
     return figure, zip(grid, rows, strict=False)
 
 
-def _mean_of(facts: Facts) -> str:
-    runs = len(facts["runs"])
-    return f"mean of {runs} runs" if runs > 1 else "one run"
-
-
 def _hardest(facts: Facts) -> Any:
     seen = [row for row in facts["hardest"] if row["n"]]
     rows = seen[: MOST["classes"]]
@@ -83,7 +78,8 @@ def _confused(facts: Facts) -> Any:
     axes.barh(at, back, left=forth, color="C1", label="second predicted as first")
     axes.set_yticks(at, [f"{row['a']} / {row['b']} ({row['n']})" for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel(f"images ({_mean_of(facts)})")
+    runs = len(facts["runs"])
+    axes.set_xlabel(f"images (mean of {runs} runs)" if runs > 1 else "images (one run)")
     axes.grid(axis="x", alpha=0.3)
     # the legend above: bars fill the axes
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False)

@@ -13,7 +13,7 @@ from roclab.vision.evaluate.run_reader import VisionRun
 
 WIDTH = 6.5  # inches: the text's width
 COLOURS = ["#1b5e9e", "#c8501e", "#2f7d4f", "#8a4fa3", "#b0912b", "#4d4d4d", "#c2477f", "#2aa1a8"]
-STYLE = {  # of matplotlib; names are shown letter for letter: between two dollars it would set mathematics
+STYLE: Any = {  # of matplotlib; names are shown letter for letter: between two dollars it would set mathematics
     "text.parse_math": False,
     "axes.prop_cycle": f"cycler(color={COLOURS})",
     "legend.fontsize": 8,

@@ -6,6 +6,7 @@ import warnings
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write
@@ -56,16 +57,13 @@ def _pandoc(source: str, to: str, folder: Path, *options: str) -> str:
 def _write_pdf(typ: str, folder: Path) -> None:
     import typst
 
-    source = folder / ".report.typ"
-    source.write_text(typ, encoding="utf-8")
+    source: Any = typ.encode()  # typst's own type wants the root to be of the same type
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fonts of the list that are not installed
-            atomic_write(folder / "report.pdf", typst.compile(str(source), root=str(folder), timestamp=0))
+            atomic_write(folder / "report.pdf", typst.compile(source, root=str(folder), timestamp=0))
     except typst.TypstError as error:
         raise RocLabError(f"Typst could not make the PDF: {error.message}") from None
-    finally:
-        source.unlink(missing_ok=True)
 
 
 def _letters_without_glyph(source: str) -> list[str]:

@@ -116,7 +116,7 @@ def synced_batch_norm(module: nn.Module) -> None:
 
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.forward = partial(_synced, child)  # type: ignore[method-assign,assignment]
+            child.forward = partial(_synced, child)  # type: ignore[method-assign]
 
 
 def _synced(norm: Any, x: torch.Tensor) -> torch.Tensor:
