@@ -31,9 +31,9 @@ TOOLS = {"errors": ERRORS, "lab": LAB, "study": STUDY}
 def collect(
     runs: list[VisionRun],
     settings: Settings,
-    split: str | None = None,
-    folders: Mapping[str, Path] | None = None,
-    verify: dict[str, Any] | None = None,
+    split: str | None,
+    folders: Mapping[str, Path],
+    verify: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The facts of a report as plain data, free of absolute paths; what facts.json holds.
 
@@ -42,7 +42,6 @@ def collect(
     """
     split = reading.pick_split(runs, split)
     arms = reading.finished_arms(runs)
-    given = folders or {}
     facts: dict[str, Any] = {
         "settings": asdict(settings),
         "split": split,
@@ -52,10 +51,10 @@ def collect(
         "comparison": _compared(arms, split),
         "per_class": {name: _per_class(members, split) for name, members in arms.items()},
         "verify": verify,
-        **{key: _tool(kind, folder) if (folder := given.get(key)) else None for key, kind in TOOLS.items()},
+        **{key: _tool(kind, folder) if (folder := folders.get(key)) else None for key, kind in TOOLS.items()},
     }
     if facts["errors"]:
-        _check_about_these_runs(facts, given["errors"])
+        _check_about_these_runs(facts, folders["errors"])
     differences = sentences_of(facts["comparison"])
     said = say("sentences.txt", facts=facts, words=words, differences=differences)
     facts["sentences"] = [sentence.json() for sentence in said]

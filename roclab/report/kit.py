@@ -1,8 +1,8 @@
 """Templates filled with facts: Markdown and HTML pages in which nothing that comes from outside acts as markup.
 
-A page is a Jinja template (.md or .html) beside the code that fills it. Every value is escaped for the template's
-format; only what `table`, `code`, `literal`, `Document` or a macro made goes in as it is. All words and numbers of
-`roclab.core.sentences` are filters.
+A page is a Jinja template (.md or .html). Every value is escaped for the template's format; only what `table`, `code`,
+`literal`, `Document` or a macro made goes in as it is. Plain text (.txt: sentences, what a command prints) is not
+escaped. All words and numbers of `roclab.core.sentences` are filters.
 """
 
 from __future__ import annotations
