@@ -49,7 +49,8 @@ class Settings:
     def with_given(self, given: Settings) -> Settings:
         """A copy in which what was given on the command line replaces what the file says."""
         values: dict[str, Any] = {name: value for name, value in vars(given).items() if value not in (None, [])}
-        return replace(self, **{name: _stated(v) if name in LISTS else v for name, v in values.items()})
+        values |= {name: _stated(values[name]) for name in LISTS if name in values}
+        return replace(self, **values)
 
 
 def _stated(lines: list[str]) -> list[str]:
