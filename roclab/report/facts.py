@@ -19,7 +19,7 @@ from roclab.report import words
 from roclab.report.folders import ERRORS, LAB, STUDY, FolderKind
 from roclab.report.kit import say
 from roclab.report.settings import Settings
-from roclab.vision.compare import comparison
+from roclab.vision.evaluate.pairs import comparison
 from roclab.vision.evaluate.run_reader import VisionRun
 
 # of a tool's JSON; the rest (images, transcripts) stays in its own folder

@@ -11,21 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from roclab.core.cluster import check_engine, map_over_cluster
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import write_json
-from roclab.core.sentences import pointer
 from roclab.vision.config import TrainConfig
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.figures import comparison_figures
-from roclab.vision.evaluate.pairs import compare_pairs, verdict
-from roclab.vision.evaluate.run_reader import BY_BUDGET, Predictions, VisionRun, group_arms
+from roclab.vision.evaluate.pairs import comparison
+from roclab.vision.evaluate.run_reader import BY_BUDGET, VisionRun, group_arms
 from roclab.vision.models.classifier import check_name
 from roclab.vision.train.train import finish
-
-SCORES = ("top1", "mean_per_class", "macro_f1", "ece")
 
 
 def compare(
@@ -93,43 +88,3 @@ def _check_same_question(path: Path, config: TrainConfig) -> None:
             raise RocLabError(
                 f"{path} was made with {name} = {there.get(name)}, now asked for {wanted}: choose another --out"
             )
-
-
-def comparison(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
-    """Mean and standard deviation of each arm over its seeds, every two arms compared, and a sentence for each pair."""
-    found: dict[str, Any] = {"split": split, "arms": {}}
-    for name, runs in arms.items():
-        results = [run.results(split) for run in runs]
-        found["arms"][name] = {
-            "runs": [str(run.path) for run in runs],
-            "seeds": [run.config["seed"] for run in runs],
-            "n": results[0]["n"],
-            "top1": [row["top1"] for row in results],
-            **{f"{key}_mean": float(np.mean([row[key] for row in results])) for key in SCORES},
-            **{f"{key}_std": float(np.std([r[key] for r in results], ddof=len(runs) > 1)) for key in SCORES},
-            "top1_ci95": [float(np.mean([row["ci95"]["top1"][side] for row in results])) for side in (0, 1)],
-            "epochs_to_convergence": [row["epochs_to_convergence"] for row in results],
-            "mean_train_seconds_per_epoch": float(np.mean([r["mean_train_seconds_per_epoch"] for r in results])),
-            "peak_memory_mb": max(row["peak_memory_mb"] for row in results),
-        }
-    found["pairs"] = compare_pairs(_correct(arms, split))
-    said = [verdict(pair, split, pointer("pairs", i), len(found["pairs"])) for i, pair in enumerate(found["pairs"])]
-    for pair, sentence in zip(found["pairs"], said, strict=True):
-        pair["shown"] = sentence.claims
-    return found | {"sentences": [sentence.json() for sentence in said]}
-
-
-def _correct(arms: dict[str, list[VisionRun]], split: str) -> dict[str, dict[int, np.ndarray]]:
-    """Whether each run predicted each image correctly, by arm and seed; all in the image order of the first run."""
-    first: Predictions | None = None
-    found: dict[str, dict[int, np.ndarray]] = {}
-    for name, runs in arms.items():
-        found[name] = {}
-        for run in runs:
-            read = run.predictions(split)
-            first = first or read
-            rows = read.rows_like(first)
-            if rows is None:
-                raise RocLabError("two runs of the comparison were evaluated on different images: choose another --out")
-            found[name][run.config["seed"]] = (read.probs.argmax(1) == read.labels)[rows]
-    return found

@@ -24,8 +24,7 @@ from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.fetch import fetch, fetch_archives
 from roclab.vision.data import dataset as data_module
 from roclab.vision.data.dataset import TEST_SEED, Dataset, load_data
-from roclab.vision.data.pets import get_pets
-from roclab.vision.data.sources import Entry
+from roclab.vision.data.sources import Entry, get_pets
 from tests.vision.conftest import picture
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,10 @@ import pytest
 
 from roclab.core.statistics import difference, holm
 from roclab.vision.error_analysis import facts
+from roclab.vision.error_analysis.covariates import logistic_slope
+from roclab.vision.error_analysis.facts import harder_than_the_rest
 from roclab.vision.error_analysis.gradcam import covering_tells
-from roclab.vision.error_analysis.statistics import calibration, harder_than_the_rest, logistic_slope
-from roclab.vision.evaluate.metrics import expected_calibration_error
+from roclab.vision.evaluate.metrics import calibration, expected_calibration_error
 from tests.vision.finished import joint_predictions, random_probs
 
 

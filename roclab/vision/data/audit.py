@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from roclab.vision.data.duplicates import exact_duplicates, near_duplicates
-from roclab.vision.data.images import Inspection, inspect_images
-from roclab.vision.data.sources import Entry, Listing, list_images
+from roclab.vision.data.images import inspect_images
+from roclab.vision.data.sources import list_images, relative
 
 
 def audit(spec: str, data_root: str | os.PathLike | None = None, mirror: str | None = None) -> dict[str, Any]:
@@ -21,62 +20,42 @@ def audit(spec: str, data_root: str | os.PathLike | None = None, mirror: str | N
     are relative to "root".
     """
     listing = list_images(spec, data_root, mirror)
-    entries, images = listing.entries, inspect_images([entry.path for entry in listing.entries])
-    names = [_relative(entry.path, listing.root) for entry in entries]
-    readable = [image for image in images if not image.error]
+    images = inspect_images([entry.path for entry in listing.entries])
+    names = [relative(entry.path, listing.root) for entry in listing.entries]
+    labels = [entry.label for entry in listing.entries]
+    good = [(name, image) for name, image in zip(names, images, strict=True) if not image.error]
+    readable = [i for i, image in enumerate(images) if not image.error]
+    same = [[readable[i] for i in group] for group in exact_duplicates([image.sha256 for _, image in good])]
+    counts = dict.fromkeys(listing.classes, 0) | Counter(labels[i] for i in readable)
+    present = [number for number in counts.values() if number]
     return {
         "name": listing.name,
         "root": str(listing.root),
-        "images": len(entries),
+        "images": len(images),
         "megabytes": round(sum(image.num_bytes for image in images) / 1e6, 1),
-        **_classes(listing, images),
-        "formats": _counted(image.format for image in readable),
-        "modes": _counted(image.mode for image in readable),
-        "width": _spread([image.width for image in readable]),
-        "height": _spread([image.height for image in readable]),
-        "unreadable": [{"path": n, "reason": p.error} for n, p in zip(names, images, strict=True) if p.error],
-        "wrong_extension": [
-            {"path": name, "format": image.format}
-            for name, image in zip(names, images, strict=True)
-            if not image.error and image.wrong_extension
-        ],
-        "rotated_by_exif": [
-            name for name, image in zip(names, images, strict=True) if not image.error and image.rotated
-        ],
-        "animated": [
-            n for n, p in zip(names, images, strict=True) if not p.error and p.frames > 1 and p.format != "MPO"
-        ],
-        "ignored": [_relative(path, listing.root) for path in listing.ignored],
-        **_duplicates(entries, images, names),
-    }
-
-
-def _classes(listing: Listing, images: list[Inspection]) -> dict[str, Any]:
-    """Readable images of each class and given split; the classes without any or with a single one; the imbalance."""
-    readable = [entry for entry, image in zip(listing.entries, images, strict=True) if not image.error]
-    found = Counter(entry.label for entry in readable)
-    counts = {name: found[name] for name in listing.classes}
-    present = [number for number in counts.values() if number]
-    return {
-        "classes": counts,
-        "splits": _counted(entry.split or "not given" for entry in readable),
+        "classes": counts,  # readable images of each
+        "splits": _counted(listing.entries[i].split or "not given" for i in readable),
         "empty_classes": [name for name, number in counts.items() if number == 0],
         "one_image_classes": [name for name, number in counts.items() if number == 1],
         "imbalance": round(max(present) / min(present), 2) if present else None,  # largest class over smallest
-    }
-
-
-def _duplicates(entries: list[Entry], images: list[Inspection], names: list[str]) -> dict[str, Any]:
-    readable = [i for i, image in enumerate(images) if not image.error]
-    same = [[readable[i] for i in group] for group in exact_duplicates([images[i].sha256 for i in readable])]
-    return {
+        "formats": _counted(image.format for _, image in good),
+        "modes": _counted(image.mode for _, image in good),
+        "width": _spread([image.width for _, image in good]),
+        "height": _spread([image.height for _, image in good]),
+        "unreadable": [
+            {"path": n, "reason": image.error} for n, image in zip(names, images, strict=True) if image.error
+        ],
+        "wrong_extension": [{"path": name, "format": image.format} for name, image in good if image.wrong_extension],
+        "rotated_by_exif": [name for name, image in good if image.rotated],
+        "animated": [name for name, image in good if image.frames > 1 and image.format != "MPO"],
+        "ignored": [relative(path, listing.root) for path in listing.ignored],
         "duplicates": [
-            {"paths": [names[i] for i in group], "labels": sorted({entries[i].label for i in group})} for group in same
+            {"paths": [names[i] for i in group], "labels": sorted({labels[i] for i in group})} for group in same
         ],
         "near_duplicates": [
             {
                 "paths": [names[pair.first], names[pair.second]],
-                "labels": [entries[pair.first].label, entries[pair.second].label],
+                "labels": [labels[pair.first], labels[pair.second]],
                 "distance": pair.distance,
                 "correlation": pair.correlation,
             }
@@ -93,10 +72,9 @@ def describe(report: dict[str, Any], shown: int = 10) -> str:
         f"  splits: {_listed(report['splits'])}",
         f"  formats: {_listed(report['formats'])}; modes: {_listed(report['modes'])}",
     ]
-    if report["width"]:
-        for side in ("width", "height"):
-            low, middle, high = (report[side][key] for key in ("min", "median", "max"))
-            lines.append(f"  {side}: {low} to {high} px, median {middle:g}")
+    for side in ("width", "height") if report["width"] else ():
+        low, middle, high = (report[side][key] for key in ("min", "median", "max"))
+        lines.append(f"  {side}: {low} to {high} px, median {middle:g}")
     largest = sorted(counts, key=lambda name: -counts[name])
     few = largest if len(largest) <= shown else [*largest[:3], *largest[-3:]]
     lines.append(f"  classes: {_listed({n: counts[n] for n in few})}{'' if few == largest else ' (largest, smallest)'}")
@@ -126,10 +104,6 @@ def describe(report: dict[str, Any], shown: int = 10) -> str:
         [f"{' ~ '.join(r['paths'])} ({r['distance']} bits, correlation {r['correlation']:.3f})" for r in pairs],
     )
     return "\n".join(lines)
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

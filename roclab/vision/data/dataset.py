@@ -22,8 +22,7 @@ from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import file_sha256, read_json
 from roclab.vision.data.duplicates import near_duplicates
 from roclab.vision.data.images import Inspection, in_threads, inspect_images
-from roclab.vision.data.pets import PETS_FOLDER
-from roclab.vision.data.sources import Entry, Listing, elpv_folder, list_images
+from roclab.vision.data.sources import PETS_FOLDER, Entry, Listing, elpv_folder, list_images, relative
 
 TEST_SEED = 20190  # makes the test split where the source has none; recorded in the manifest, the same for all runs
 
@@ -91,20 +90,10 @@ class Dataset:
             "root": str(self.root.resolve()),
             "test_seed": TEST_SEED,
             "fingerprint": self.fingerprint(),
-            "skipped": [[self._relative(path), reason] for path, reason in self.skipped],
+            "skipped": [[relative(path, self.root), reason] for path, reason in self.skipped],
             "near_duplicates_across_splits": self.near_duplicates,
-            "images": [
-                {"path": self._relative(p.path), "label": p.label, "split": p.split, "sha256": p.sha256}
-                for p in self._images
-            ],
+            "images": [vars(image) | {"path": relative(image.path, self.root)} for image in self._images],
         }
-
-    def _relative(self, path: Path) -> str:
-        path = path.absolute()
-        for root in (self.root.absolute(), self.root.resolve()):  # they differ where the folder is reached by a link
-            if path.is_relative_to(root):
-                return path.relative_to(root).as_posix()
-        return str(path)
 
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any], root: str | os.PathLike | None = None) -> Dataset:
@@ -114,7 +103,7 @@ class Dataset:
         """
         try:
             base = find_root(manifest, root)
-            images = [LabelledImage(base / p["path"], p["label"], p["split"], p["sha256"]) for p in manifest["images"]]
+            images = [LabelledImage(**row | {"path": base / row["path"]}) for row in manifest["images"]]
             dataset = cls(
                 root=base,
                 _images=images,
@@ -186,17 +175,24 @@ def load_data(
     if not 0 < val_fraction < 1:
         raise RocLabError(f"--val-fraction is {val_fraction}, must be between 0 and 1")
     listing = list_images(spec, data_root, mirror)
-    entries, checks, skipped = _readable(listing, skip_bad)
+    checks = inspect_images([entry.path for entry in listing.entries])
+    bad = [check for check in checks if check.error]
+    if bad and not skip_bad:
+        more = f" (and {len(bad) - 1} more: `roclab vision audit` names them all)" if len(bad) > 1 else ""
+        raise DataError(f"{bad[0].path}: {bad[0].error}{more}; repair or remove it, or leave it out with --skip-bad")
+    entries = [entry for entry, check in zip(listing.entries, checks, strict=True) if not check.error]
+    checks = [check for check in checks if not check.error]
+    skipped = [(check.path, check.error) for check in bad]
     classes = _classes(listing, entries, skip_bad, skipped)
     hashes = [check.sha256 for check in checks]
     splits = _split(entries, hashes, listing.test_fraction, val_fraction, seed)
-    index = {name: i for i, name in enumerate(classes)}
+    labels = [classes.index(entry.label) for entry in entries]
     dataset = Dataset(
         name=listing.name,
         classes=classes,
         root=listing.root,
         seed=seed,
-        _images=[LabelledImage(e.path, index[e.label], s, h) for e, s, h in zip(entries, splits, hashes, strict=True)],
+        _images=[LabelledImage(e.path, *facts) for e, *facts in zip(entries, labels, splits, hashes, strict=True)],
         species={name: listing.species[name] for name in classes} if listing.species else None,
         skipped=skipped,
         notes=[f"left out {path}: {reason}" for path, reason in skipped],
@@ -206,17 +202,6 @@ def load_data(
     _note_missing(dataset)
     _note_duplicates(dataset, checks)
     return dataset
-
-
-def _readable(listing: Listing, skip_bad: bool) -> tuple[list[Entry], list[Inspection], list[tuple[Path, str]]]:
-    """The entries whose image can be read, their inspections, and what was left out with the reason."""
-    checks = inspect_images([entry.path for entry in listing.entries])
-    bad = [check for check in checks if check.error]
-    if bad and not skip_bad:
-        more = f" (and {len(bad) - 1} more: `roclab vision audit` names them all)" if len(bad) > 1 else ""
-        raise DataError(f"{bad[0].path}: {bad[0].error}{more}; repair or remove it, or leave it out with --skip-bad")
-    entries = [entry for entry, check in zip(listing.entries, checks, strict=True) if not check.error]
-    return entries, [check for check in checks if not check.error], [(check.path, check.error) for check in bad]
 
 
 def _classes(listing: Listing, entries: list[Entry], skip_bad: bool, skipped: list[tuple[Path, str]]) -> list[str]:
@@ -292,26 +277,25 @@ def _note_duplicates(dataset: Dataset, checks: Sequence[Inspection]) -> None:
     near-duplicates. A test image that was trained on makes the test figure too good."""
     images = dataset._images
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        sides = [{p.sha256: p for p in images if p.split == side} for side in (a, b)]
-        if common := sides[0].keys() & sides[1].keys():
-            first = min(str(sides[1][sha256].path) for sha256 in common)
+        there = {image.sha256 for image in images if image.split == a}
+        if common := {image.sha256: str(image.path) for image in images if image.split == b and image.sha256 in there}:
+            first = min(common.values())
             dataset.notes.append(f"{len(common)} images of {b} are also in {a}, byte for byte; first {first}")
     for pair in near_duplicates(checks):
-        one, other = images[pair.first], images[pair.second]
-        if one.split != other.split:
+        both = images[pair.first], images[pair.second]
+        if both[0].split != both[1].split:
             dataset.near_duplicates.append(
                 {
-                    "images": [dataset._relative(one.path), dataset._relative(other.path)],
-                    "splits": [one.split, other.split],
-                    "same_label": one.label == other.label,
+                    "images": [relative(image.path, dataset.root) for image in both],
+                    "splits": [image.split for image in both],
+                    "same_label": both[0].label == both[1].label,
                     "distance": pair.distance,
                     "correlation": pair.correlation,
                 }
             )
-    if dataset.near_duplicates:
-        with_test = sum("test" in pair["splits"] for pair in dataset.near_duplicates)
-        names = " and ".join(dataset.near_duplicates[0]["images"])
+    if found := dataset.near_duplicates:
+        with_test = sum("test" in pair["splits"] for pair in found)
         dataset.notes.append(
-            f"{len(dataset.near_duplicates)} pairs of near-duplicates lie across splits, {with_test} of them with the "
-            f"test split (perceptual hash); closest {names}; `roclab vision audit` lists them"
+            f"{len(found)} pairs of near-duplicates lie across splits, {with_test} of them with the test split "
+            f"(perceptual hash); closest {' and '.join(found[0]['images'])}; `roclab vision audit` lists them"
         )

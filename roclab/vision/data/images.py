@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -123,11 +123,11 @@ class Inspection:
         return bool(self.format and named) and twins.get(self.format, self.format) != twins.get(named or "", named)
 
 
-def inspect_image(path: str | os.PathLike, known: Callable[[str], Inspection | None] | None = None) -> Inspection:
+def inspect_image(path: str | os.PathLike, known: Callable[[str], dict[str, Any] | None] | None = None) -> Inspection:
     """Inspect a file; never raises for a bad image, `Inspection.error` tells.
 
-    The perceptual hash is pHash (Zauner 2010: signs of the lowest 8 x 8 DCT coefficients). `known` may return an
-    earlier inspection of the same bytes by their SHA-256, which saves decoding them.
+    The perceptual hash is pHash (Zauner 2010: signs of the lowest 8 x 8 DCT coefficients). `known` may return
+    what was cached of the same bytes by their SHA-256, which saves decoding them.
     """
     from PIL import Image
 
@@ -136,7 +136,7 @@ def inspect_image(path: str | os.PathLike, known: Callable[[str], Inspection | N
     try:
         facts = {"sha256": file_sha256(path), "num_bytes": path.stat().st_size}
         if known and (earlier := known(facts["sha256"])):
-            return replace(earlier, path=path)
+            return Inspection(path, **earlier | {"thumbnail": bytes.fromhex(earlier["thumbnail"])})
         with Image.open(path) as image:
             facts |= {"format": image.format or "", "mode": image.mode, "frames": getattr(image, "n_frames", 1)}
             facts["rotated"] = image.getexif().get(0x0112, 1) in range(2, 9)
@@ -160,45 +160,42 @@ def inspect_images(paths: Sequence[Path], description: str = "checking images") 
 
     What was found is cached under the hash of the bytes, so the next run only hashes the files.
     """
-    cache = InspectionCache()
+    cache = FactCache("inspections-1")
     found = in_threads(lambda path: inspect_image(path, cache.get), paths, description)
-    cache.add(found)
+    # the readable ones; an unreadable file is looked at again: the fault may have been in the reading
+    readable = {
+        image.sha256: asdict(image) | {"thumbnail": image.thumbnail.hex()} for image in found if not image.error
+    }
+    cache.add(
+        {sha256: {k: v for k, v in row.items() if k not in ("path", "error")} for sha256, row in readable.items()}
+    )
     return found
 
 
-class InspectionCache:
-    """Inspections of earlier runs in the cache folder (SQLite). Without it everything works, only slower."""
+class FactCache:
+    """What earlier runs found in files, by the SHA-256 of their bytes; in the cache folder (SQLite). Without it
+    everything works, only slower."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self._rows: dict[str, str] = {}
-        self._file = cache_folder("images") / f"inspections-1-pillow-{metadata.version('pillow')}.sqlite"
+        self._file = cache_folder("images") / f"{name}-pillow-{metadata.version('pillow')}.sqlite"
         if self._file.exists():
             with suppress(sqlite3.Error), closing(sqlite3.connect(self._file, timeout=10)) as store:
                 self._rows = dict(store.execute("SELECT sha256, facts FROM images"))
 
-    def get(self, sha256: str) -> Inspection | None:
-        """The inspection of the file with these bytes, which may have had another path."""
-        try:
-            facts = json.loads(self._rows[sha256])
-            return Inspection(Path(), **facts | {"thumbnail": bytes.fromhex(facts["thumbnail"])})
-        except (KeyError, TypeError, ValueError):
-            return None
+    def get(self, sha256: str) -> dict[str, Any] | None:
+        """The facts of the file with these bytes, which may have had another path."""
+        return json.loads(self._rows[sha256]) if sha256 in self._rows else None
 
-    def add(self, inspections: Sequence[Inspection]) -> None:
-        """Keep the readable ones. An unreadable file is looked at again: the fault may have been in the reading."""
-        rows = {}
-        for found in inspections:
-            if not found.error and found.sha256 not in self._rows:
-                facts = asdict(found) | {"thumbnail": found.thumbnail.hex()}
-                del facts["path"], facts["error"]
-                rows[found.sha256] = json.dumps(facts)
-        if not rows:
+    def add(self, facts: Mapping[str, dict[str, Any]]) -> None:
+        new = [(sha256, json.dumps(row)) for sha256, row in facts.items() if sha256 not in self._rows]
+        if not new:
             return
         with suppress(sqlite3.Error, OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self._file, timeout=10)) as store, store:
                 store.execute("CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, facts TEXT)")
-                store.executemany("INSERT OR IGNORE INTO images VALUES (?, ?)", rows.items())
+                store.executemany("INSERT OR IGNORE INTO images VALUES (?, ?)", new)
 
 
 def in_threads(work: Callable[[T], S], items: Iterable[T], description: str) -> list[S]:

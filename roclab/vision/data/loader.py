@@ -6,9 +6,13 @@ a run over two processes all see the same pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from roclab.core.provenance import derived_seed
 from roclab.vision.data.dataset import LabelledImage
@@ -16,7 +20,6 @@ from roclab.vision.data.images import open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 MEMORY = 2 << 30  # bytes of decoded images kept, at most
 
@@ -24,7 +27,7 @@ MEMORY = 2 << 30  # bytes of decoded images kept, at most
 class TrainImages:
     """A map-style dataset whose index is (image, epoch, image size); gives (image (3, S, S), label).
 
-    Images are decoded once and kept as RGB, as long as they fit into `memory` bytes. An image is first brought to a
+    Images are decoded once and kept as RGB, as long as they fit into `MEMORY` bytes. An image is first brought to a
     shorter side of `side` px (if it is larger): decoding a 12-megapixel JPEG anew in each epoch would cost more than
     training on it. It is always done, so what fits into memory changes no pixel.
     """
@@ -35,26 +38,20 @@ class TrainImages:
         side: int,
         transform: Callable[[int], Callable[[Any], Any]],  # of an image size
         seed: int,
-        memory: int = MEMORY,
     ):
         self.images, self.side, self.transform, self.seed = images, side, transform, seed
-        self._transforms: dict[int, Callable[[Any], Any]] = {}
-        self._memory_left = memory
+        self._memory_left = MEMORY
         self._decoded: dict[int, Image] = {}
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
-        import torch
-
         index, epoch, image_size = key
-        if image_size not in self._transforms:
-            self._transforms[image_size] = self.transform(image_size)
         image = self.decoded(index)
         with torch.random.fork_rng(devices=[]):  # dropout's generator is left as it was
             torch.manual_seed(derived_seed(self.seed, "photo", epoch, index))  # the word is part of every run's bits
-            return self._transforms[image_size](image), self.images[index].label
+            return self.transform(image_size)(image), self.images[index].label
 
     def decoded(self, index: int) -> Image:
         """The image, not yet augmented."""
@@ -78,8 +75,6 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, processes: int
 
     With fewer images than `batch_size` there is one batch of all. Every batch can be shared out to `processes` evenly.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
     order = torch.randperm(n, generator=generator).tolist()
     size = max(min(batch_size, n) // processes * processes, processes)
@@ -88,19 +83,15 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, processes: int
 
 def batches(
     images: TrainImages, order: Sequence[Sequence[int]], epoch: int, image_size: int, workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images (B, 3, S, S), labels (B,)) of each batch in `order`."""
-    import torch
-    from torch.utils.data import DataLoader
-
-    loader: DataLoader = DataLoader(
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """(images (B, 3, S, S), labels (B,)) of each batch in `order`."""
+    return DataLoader(
         images,  # type: ignore[arg-type]
         batch_sampler=[[(i, epoch, image_size) for i in batch] for batch in order],
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),  # else it draws a seed from the global generator
         prefetch_factor=4 if workers else None,
     )
-    yield from loader
 
 
 def read_ahead(chunks: Sequence[Any], read: Callable[[Any], Any]) -> Iterator[Any]:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from roclab.core.exceptions import DataError
-from roclab.core.fetch import package_folder
+from roclab.core.fetch import fetch_archives, package_folder
 from roclab.vision.data.images import EXTENSIONS
-from roclab.vision.data.pets import PETS_FOLDER, get_pets
 
+T = TypeVar("T")
+
+PETS_FOLDER = "oxford-iiit-pet"  # torchvision's name for the folder inside its root
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
@@ -63,30 +67,40 @@ def list_images(spec: str, data_root: str | os.PathLike | None = None, mirror: s
     raise DataError(f"--data {spec}: {path} {kind}; give pets, elpv, a folder of images or a table path,label[,split]")
 
 
+def get_pets(root: Path, mirror: str | None = None) -> Path:
+    """Folder of Oxford-IIIT Pet in `root`; a copy already there is used and never written to, else it is fetched.
+
+    The archives and their hashes are torchvision's; `mirror` is the address of a folder that holds archives of the
+    same names and takes the place of theirs.
+    """
+    for folder in (root / PETS_FOLDER, root):
+        if (folder / "annotations" / "trainval.txt").is_file() and (folder / "images").is_dir():
+            return folder
+    from torchvision.datasets import OxfordIIITPet
+
+    return fetch_archives(root / PETS_FOLDER, OxfordIIITPet._RESOURCES, mirror)
+
+
 def list_pets(folder: Path) -> Listing:
     """Oxford-IIIT Pet (Parkhi et al. 2012) or a part of it: `annotations/{trainval,test}.txt` and `images/`.
 
     A line of an annotation file is: name of the image, class id from 1, species (1 cat, 2 dog), breed id.
     Classes are named as torchvision names them.
     """
-    entries, ids, species = [], {}, {}
-    for part, split in (("trainval", None), ("test", "test")):
-        file = folder / "annotations" / f"{part}.txt"
-        if not file.is_file():
-            raise DataError(f"{file} is missing: {folder} does not hold a whole copy of Oxford-IIIT Pet")
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            try:
-                name, class_id, species_id, _ = line.split()
-                breed = " ".join(word.title() for word in name.rsplit("_", 1)[0].split("_"))
-                ids[breed], species[breed] = int(class_id), {"1": "cat", "2": "dog"}[species_id]
-            except (ValueError, KeyError):
-                raise DataError(f"{file}, line {number}: not a line of name, class id, species, breed id") from None
-            # torchvision's trainval is for training: val is cut from it, test is left alone
-            entries.append(Entry(folder / "images" / f"{name}.jpg", breed, split or "trainval"))
-    classes = sorted(ids, key=lambda breed: ids[breed])
-    return Listing("pets", folder, entries, classes, species)
+    ids: dict[str, int] = {}
+    species: dict[str, str] = {}
+
+    def entry(words: list[str]) -> Entry:
+        name, class_id, species_id, _ = words
+        breed = " ".join(word.title() for word in name.rsplit("_", 1)[0].split("_"))
+        ids[breed], species[breed] = int(class_id), {"1": "cat", "2": "dog"}[species_id]
+        return Entry(folder / "images" / f"{name}.jpg", breed, split)
+
+    entries: list[Entry] = []
+    for split in ("trainval", "test"):  # torchvision's trainval is for training: val is cut from it, test is left alone
+        file, columns = folder / "annotations" / f"{split}.txt", "name, class id, species, breed id"
+        entries += _read_lines(file, f"{folder} does not hold a whole copy of Oxford-IIIT Pet", columns, entry)
+    return Listing("pets", folder, entries, sorted(ids, key=ids.__getitem__), species)
 
 
 def list_elpv(folder: Path | None = None) -> Listing:
@@ -97,21 +111,29 @@ def list_elpv(folder: Path | None = None) -> Listing:
     which quarter is not published, so ours is stratified by probability and cell type.
     """
     folder = folder or elpv_folder()
-    table = folder / "labels.csv"
-    if not table.is_file():
-        raise DataError(f"{table} is missing: {folder} does not hold the elpv data")
     classes = ["functional", "defective"]
-    entries = []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            name, probability, kind = line.split()
-            label = classes[float(probability) > 0.5]
-        except ValueError:
-            raise DataError(f"{table}, line {number}: not a line of path, probability, type") from None
-        entries.append(Entry(folder / name, label, stratum=f"{float(probability):.2f} {kind}"))
+
+    def entry(words: list[str]) -> Entry:
+        name, probability, kind = words
+        label = classes[float(probability) > 0.5]
+        return Entry(folder / name, label, stratum=f"{float(probability):.2f} {kind}")
+
+    missing, columns = f"{folder} does not hold the elpv data", "path, probability, type"
+    entries = _read_lines(folder / "labels.csv", missing, columns, entry)
     return Listing("elpv", folder, entries, classes, test_fraction=0.25, flips="dihedral")
+
+
+def _read_lines(file: Path, missing: str, columns: str, read: Callable[[list[str]], T]) -> list[T]:
+    """`read` of the words of each line; empty lines and comments do not count."""
+    if not file.is_file():
+        raise DataError(f"{file} is missing: {missing}")
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            found += [read(line.split())] if line.strip() and not line.startswith("#") else []
+        except (ValueError, KeyError):
+            raise DataError(f"{file}, line {number}: not a line of {columns}") from None
+    return found
 
 
 def elpv_folder() -> Path:
@@ -176,6 +198,15 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
     if not entries:
         raise DataError(f"{table} lists no images")
     return Listing(table.stem, base, entries, _sorted_classes({entry.label for entry in entries}))
+
+
+def relative(path: Path, root: Path) -> str:
+    """The name of a file in records: relative to the source's folder, absolute where it lies elsewhere."""
+    path = path.absolute()
+    for base in (root.absolute(), root.resolve()):  # they differ where the folder is reached by a link
+        if path.is_relative_to(base):
+            return path.relative_to(base).as_posix()
+    return str(path)
 
 
 def _sorted_classes(names: set[str]) -> list[str]:

@@ -78,16 +78,11 @@ def train_transform(
 
 def _to_normalised(preprocessing: Preprocessing) -> list[Callable[[Any], Any]]:
     from torchvision.transforms import Normalize, v2
+    from torchvision.transforms.functional import convert_image_dtype
 
     # x / 255 and then (x - mean) / std, as torchvision's presets: v2's ToDtype multiplies by 1/255, one rounding away
     normalise = Normalize(list(preprocessing.mean), list(preprocessing.std))
-    return [v2.ToImage(), v2.ToPureTensor(), _to_float, normalise]
-
-
-def _to_float(image: Any) -> Any:  # a function at module level: workers of a DataLoader may have to pickle it
-    from torchvision.transforms.functional import convert_image_dtype
-
-    return convert_image_dtype(image)
+    return [v2.ToImage(), v2.ToPureTensor(), convert_image_dtype, normalise]
 
 
 def _mode(preprocessing: Preprocessing) -> Any:

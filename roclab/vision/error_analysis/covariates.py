@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from roclab.core.exceptions import DataError
-from roclab.core.files import cache_folder, write_json
-from roclab.core.statistics import add_holm, proportion
-from roclab.vision.data.images import in_threads, open_image
+from roclab.core.statistics import Z, add_holm, proportion
+from roclab.vision.data.images import FactCache, in_threads, open_image
 from roclab.vision.error_analysis.gather import JointPredictions
-from roclab.vision.error_analysis.statistics import logistic_slope
 
 SIDE = 256  # px: shorter side at which sharpness and brightness are measured, about what the networks see
 MEASURES = {
@@ -62,6 +59,40 @@ def image_covariates(joint: JointPredictions) -> dict[str, Any]:
     return {"measures": measures, "left_out": left_out, "missing": missing}
 
 
+def logistic_slope(x: np.ndarray, right: np.ndarray) -> dict[str, Any] | None:
+    """How the odds of being right change with x (N,), standardised: odds ratio per standard deviation.
+
+    Logistic regression of the share of runs that are right (N,), in [0, 1], with the sandwich variance (Papke and
+    Wooldridge 1996), which holds for shares as for zeros and ones. Returns odds_ratio, its 95 % interval and p; None
+    if x does not vary, fewer than ten images' worth are wrong (or right), or the fit does not converge.
+    """
+    from scipy.stats import norm
+
+    n = len(x)
+    if x.std() < 1e-12 or min(right.sum(), n - right.sum()) < 10:
+        return None
+    design = np.stack([np.ones(n), (x - x.mean()) / x.std()], 1)
+    beta = np.zeros(2)
+    for _ in range(50):  # Newton's method
+        mean = 1 / (1 + np.exp(-design @ beta))
+        information = (design * (mean * (1 - mean))[:, None]).T @ design
+        if np.linalg.cond(information) > 1e10:
+            return None
+        step = np.linalg.solve(information, design.T @ (right - mean))
+        if np.abs(step).max() < 1e-10:
+            break
+        beta = beta + np.clip(step, -2, 2)
+    else:
+        return None
+    bread, scores = np.linalg.inv(information), design * (right - mean)[:, None]
+    error = float(np.sqrt((bread @ (scores.T @ scores) @ bread)[1, 1] * n / (n - 2)))
+    return {
+        "odds_ratio": float(np.exp(beta[1])),
+        "ci95": [float(np.exp(beta[1] + side * Z * error)) for side in (-1, 1)],
+        "p": float(2 * norm.sf(abs(beta[1]) / error)),
+    }
+
+
 def _groups(x: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
     """Quarters of the images by x (fewer groups where values coincide), each with its accuracy."""
     edges = np.unique(np.quantile(x, np.linspace(0, 1, GROUPS + 1)))
@@ -78,26 +109,21 @@ def _groups(x: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _measure_all(joint: JointPredictions) -> tuple[list[dict[str, float | None]], list[str]]:
-    """The measures of each image, opened one at a time; remembered under the hash of the file's bytes."""
-    store = cache_folder("covariates") / "measures-1.json"
-    known: dict[str, dict[str, float | None]] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(store.read_text(encoding="utf-8"))
+    """The measures of each image, opened one at a time (cached by their bytes), and the images that are not there."""
+    cache = FactCache("measures-1")
+    own: dict[str, dict[str, Any]] = {}
 
     def look(i: int) -> dict[str, float | None] | None:
+        sha256 = joint.sha256[i]
         try:
             path = joint.file(i)
-            seen = known.get(joint.sha256[i]) or measure(path)
+            own[sha256] = cache.get(sha256) or measure(path)
         except (OSError, DataError):
             return None
-        return seen | annotated(joint.root, path)
+        return own[sha256] | annotated(joint.root, path)
 
     rows = in_threads(look, range(len(joint.paths)), "measuring images")
-    new = {sha256: row for sha256, row in zip(joint.sha256, rows, strict=True) if row and sha256 not in known}
-    if new:
-        own = {key: {k: row[k] for k in ("megapixels", "sharpness", "brightness")} for key, row in new.items()}
-        with suppress(OSError):  # a cache: without it everything works, only slower
-            write_json(store, known | own)
+    cache.add(own)
     missing = [path for path, row in zip(joint.paths, rows, strict=True) if row is None]
     return [row or {} for row in rows], missing
 
@@ -116,17 +142,9 @@ def measure(path: Path) -> dict[str, float | None]:
     scale = SIDE / min(image.size)
     size = (max(3, round(image.width * scale)), max(3, round(image.height * scale)))
     grey = np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
-    return {
-        "megapixels": pixels / 1e6,
-        "sharpness": float(laplacian(grey).var()),
-        "brightness": float(grey.mean()),
-    }
-
-
-def laplacian(grey: np.ndarray) -> np.ndarray:
-    """The four neighbours minus four times the pixel: (H, W) -> (H - 2, W - 2). scipy's takes ten times as long."""
-    middle = grey[1:-1, 1:-1]
-    return grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle
+    # the four neighbours minus four times the pixel; scipy's Laplacian takes ten times as long
+    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    return {"megapixels": pixels / 1e6, "sharpness": float(laplacian.var()), "brightness": float(grey.mean())}
 
 
 def annotated(root: Path, image: Path) -> dict[str, float | None]:

@@ -1,14 +1,15 @@
 """Where and how runs go wrong, as plain data: everything the page and the report say is computed here.
 
-Images are named by their number in the split (0 … N-1); `images` holds what is known of those that are named.
+Images are named by their number in the split (0 … N-1); `images` holds what is known of those that are named. An image
+is the unit everywhere. Several runs over the same images are not several images: where there are more runs, an image's
+score is its mean over them, and intervals and tests count images.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from roclab.vision.error_analysis.covariates import image_covariates
 from roclab.vision.error_analysis.gather import JointPredictions, gather
 from roclab.vision.error_analysis.gradcam import what_decided
 from roclab.vision.error_analysis.sentences import sentences
-from roclab.vision.error_analysis.statistics import calibration, harder_than_the_rest
-from roclab.vision.evaluate.metrics import classification_metrics
+from roclab.vision.evaluate.metrics import calibration, classification_metrics
 from roclab.vision.evaluate.pairs import compare_pairs
 from roclab.vision.evaluate.run_reader import VisionRun
 
 SHOWN = 12  # images in a gallery
+DRAWS = 9999  # of a permutation test: its smallest p-value is 1 in 10,000
 
 
 def analyse(
@@ -45,8 +46,11 @@ def analyse(
     """
     joint = gather(runs, split, data_root)
     pairs, shared, labels = _pairs(joint), _shared(joint), _label_errors(joint)
-    losses = joint.by_loss(np.flatnonzero(joint.wrong.any(0)))[:SHOWN]
+    losses = joint.by_loss(joint.wrong.any(0), SHOWN)
     looked = what_decided(joint, shared, pairs, seed) if decided else {"arms": {}, "shown": []}
+    named = [*losses, *shared["by_all"], *(row["image"] for row in (*labels["images"], *looked["shown"]))]
+    named += [i for images in shared["only"].values() for i in images]
+    named += [i for pair in pairs for side in ("only_a_wrong", "only_b_wrong") for i in pair[side]]
     found: dict[str, Any] = {
         "split": joint.split,
         "n": len(joint.labels),
@@ -67,13 +71,9 @@ def analyse(
         "label_errors": labels,
         "decided": looked,
         "covariates": image_covariates(joint),
+        "images": {str(i): _image(joint, i) for i in sorted(set(named))},
     }
-    named = [*losses, *shared["by_all"], *(row["image"] for row in (*labels["images"], *looked["shown"]))]
-    named += [i for images in shared["only"].values() for i in images]
-    named += [i for pair in pairs for side in ("only_a_wrong", "only_b_wrong") for i in pair[side]]
-    found["images"] = _images(joint, named)
-    found["sentences"] = [sentence.json() for sentence in sentences(found)]
-    return found
+    return found | {"sentences": [sentence.json() for sentence in sentences(found)]}
 
 
 def _run(joint: JointPredictions, row: int) -> dict[str, Any]:
@@ -101,14 +101,6 @@ def _arms(joint: JointPredictions) -> dict[str, Any]:
     }
 
 
-def _units(joint: JointPredictions) -> dict[str, np.ndarray]:
-    """What is held against each other, with whether it is wrong on each image (N,) bool: the arms (wrong if most of
-    their runs are), or the runs where there is one arm alone."""
-    if len(joint.arms) > 1:
-        return {name: joint.wrong[rows].mean(0) > 0.5 for name, rows in joint.arms.items()}
-    return {run.path.name: joint.wrong[row] for row, run in enumerate(joint.runs)}
-
-
 def _pairs(joint: JointPredictions) -> list[dict[str, Any]]:
     """Every two arms on the same images, as `compare_pairs` does, and the images on which one alone is wrong (an arm is
     wrong where most of its runs are)."""
@@ -117,14 +109,11 @@ def _pairs(joint: JointPredictions) -> list[dict[str, Any]]:
     }
     found = compare_pairs(correct, unmatched=True)
     for pair in found:
-        a, b = (joint.wrong[joint.arms[pair[side]]].mean(0) > 0.5 for side in "ab")
+        a, b = (joint.wrong_by_arm[pair[side]] for side in "ab")
         pair["both_wrong"] = int((a & b).sum())
-        for name, count, images in (
-            ("only_a_wrong", "a_wrong_b_right", np.flatnonzero(a & ~b)),
-            ("only_b_wrong", "b_wrong_a_right", np.flatnonzero(b & ~a)),
-        ):
-            pair[count] = len(images)
-            pair[name] = joint.by_loss(images)[:SHOWN]
+        for side, other, alone in (("a", "b", a & ~b), ("b", "a", b & ~a)):
+            pair[f"{side}_wrong_{other}_right"] = int(alone.sum())
+            pair[f"only_{side}_wrong"] = joint.by_loss(alone, SHOWN)
     return found
 
 
@@ -144,6 +133,24 @@ def _hardest(joint: JointPredictions, seed: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["n"] == 0, row["share"] or 0.0, row.get("p_single") or 0.0))
 
 
+def harder_than_the_rest(wrong: np.ndarray, inside: np.ndarray, seed: int = 0) -> float:
+    """One-sided p-value: is the mean of `wrong` (N,) over the images `inside` (N,) bool higher than chance puts it?
+
+    Chance: the same number of images drawn from all of them without replacement. Exact (Fisher 1935) where an image is
+    only right or wrong; else `DRAWS` draws of how many images of each score come up.
+    """
+    levels, counts = np.unique(wrong, return_counts=True)
+    k, observed = int(inside.sum()), float(wrong[inside].sum())
+    if len(levels) < 2 or k == 0:
+        return 1.0
+    if set(levels) <= {0.0, 1.0}:
+        from scipy.stats import hypergeom
+
+        return float(hypergeom.sf(observed - 1, len(wrong), counts[1], k))
+    draws = np.random.default_rng(seed).multivariate_hypergeometric(counts, k, size=DRAWS, method="marginals")
+    return float((1 + (draws @ levels >= observed - 1e-9).sum()) / (1 + DRAWS))
+
+
 def _confused(joint: JointPredictions) -> list[dict[str, Any]]:
     """Pairs of classes that are confused, most often first: `a_as_b` counts images of class a predicted as b.
 
@@ -153,16 +160,15 @@ def _confused(joint: JointPredictions) -> list[dict[str, Any]]:
     """
     from scipy.stats import binom
 
-    counts: dict[tuple[int, int], float] = defaultdict(float)
-    share = 1 / len(joint.runs)
-    for run, i in zip(*np.nonzero(joint.wrong), strict=True):
-        counts[int(joint.labels[i]), int(joint.predicted[run, i])] += share
-    wrong, classes = joint.wrong_share, len(joint.classes)
+    classes = len(joint.classes)
+    confused = np.zeros((classes, classes))  # mean over the runs
+    run, image = np.nonzero(joint.wrong)
+    np.add.at(confused, (joint.labels[image], joint.predicted[run, image]), 1 / len(joint.runs))
     rows = []
-    for a, b in sorted({(min(pair), max(pair)) for pair in counts}):
+    for a, b in np.argwhere(np.triu(confused + confused.T)):
         of_either = (joint.labels == a) | (joint.labels == b)
-        forth, back = counts.get((a, b), 0.0), counts.get((b, a), 0.0)
-        errors = float(wrong[of_either].sum())
+        forth, back = float(confused[a, b]), float(confused[b, a])
+        errors = float(joint.wrong_share[of_either].sum())
         hits, tries = int(np.floor(forth + back + 1e-9)), int(np.ceil(errors - 1e-9))
         rows.append(
             {
@@ -192,17 +198,15 @@ def _species(joint: JointPredictions) -> dict[str, Any] | None:
     found: dict[str, Any] = {"kinds": {}}
     for number, name in enumerate(kinds):
         inside = of_image == number
-        found["kinds"][name] = {
-            "classes": int((of_class == number).sum()),
-            **proportion(float((1 - wrong[inside]).sum()), int(inside.sum())),
-        }
-    sides = list(found["kinds"].values())
-    if all(side["n"] for side in sides):
+        right = proportion(float((1 - wrong[inside]).sum()), int(inside.sum()))
+        found["kinds"][name] = {"classes": int((of_class == number).sum()), **right}
+    sides = [(side["count"], side["n"]) for side in found["kinds"].values()]
+    if all(n for _, n in sides):
         found["difference"] = {
             "a": kinds[0],
             "b": kinds[1],
-            **difference(sides[0]["count"], sides[0]["n"], sides[1]["count"], sides[1]["n"]),
-            "p": float(fisher_exact([[round(s["count"]), s["n"] - round(s["count"])] for s in sides]).pvalue),
+            **difference(*sides[0], *sides[1]),
+            "p": float(fisher_exact([[round(count), n - round(count)] for count, n in sides]).pvalue),
         }
     crossing = (predicted != of_image).mean(0)  # a dog predicted as a cat is an error: these are among `wrong`
     found["species_accuracy"] = proportion(float((1 - crossing).sum()), len(crossing))
@@ -226,26 +230,28 @@ def _shared(joint: JointPredictions) -> dict[str, Any]:
     """Errors that all have in common, errors of one alone, and how many would be common by chance."""
     from scipy.stats import binomtest
 
-    units = _units(joint)
+    # what is held against each other: the arms, or the runs where there is one arm alone
+    units = joint.wrong_by_arm
+    if len(units) == 1:
+        units = {run.path.name: joint.wrong[row] for row, run in enumerate(joint.runs)}
     wrong = np.stack(list(units.values()))  # (U, N)
     n, number = len(joint.labels), wrong.sum(0)
-    by_all = np.flatnonzero(number == len(wrong))
+    by_all = number == len(wrong)
     chance = float(np.prod(wrong.mean(1)))
     found: dict[str, Any] = {
         "units": list(units),
         "wrong_by": [int((number == k).sum()) for k in range(len(wrong) + 1)],  # images that k of them predict wrongly
-        "all": proportion(len(by_all), n),
-        "by_all": joint.by_loss(by_all)[: 2 * SHOWN],
+        "all": proportion(by_all.sum(), n),
+        "by_all": joint.by_loss(by_all, 2 * SHOWN),
         "expected_if_independent": chance * n,
         "only_counts": {},
         "only": {},
     }
     if len(wrong) > 1:
-        found["p"] = float(binomtest(len(by_all), n, chance, alternative="greater").pvalue) if chance else 1.0
-        for name, row in units.items():
-            alone = np.flatnonzero(row & (number == 1))
-            found["only_counts"][name] = len(alone)
-            found["only"][name] = joint.by_loss(alone)[:SHOWN]
+        found["p"] = float(binomtest(int(by_all.sum()), n, chance, alternative="greater").pvalue) if chance else 1.0
+        alone = {name: row & (number == 1) for name, row in units.items()}
+        found["only_counts"] = {name: int(row.sum()) for name, row in alone.items()}
+        found["only"] = {name: joint.by_loss(row, SHOWN) for name, row in alone.items()}
     return found
 
 
@@ -291,21 +297,17 @@ def _label_errors(joint: JointPredictions) -> dict[str, Any]:
     }
 
 
-def _images(joint: JointPredictions, numbers: Iterable[int]) -> dict[str, Any]:
-    """What is known of the images named: file, true class, and each arm's prediction (mean probabilities)."""
-    found = {}
-    for i in sorted(set(numbers)):
-        predictions = {}
-        for name, rows in joint.arms.items():
-            probs = joint.probs[rows, i].mean(0)
-            best = int(probs.argmax())
-            predictions[name] = {"class": joint.classes[best], "probability": float(probs[best])}
-        found[str(i)] = {
-            "path": joint.paths[i],
-            "sha256": joint.sha256[i],
-            "true": joint.classes[joint.labels[i]],
-            "wrong": float(joint.wrong_share[i]),
-            "loss": float(joint.loss[i]),
-            "predictions": predictions,
-        }
-    return found
+def _image(joint: JointPredictions, i: int) -> dict[str, Any]:
+    """What is known of an image: file, true class, and each arm's prediction (mean probabilities)."""
+    mean = {name: joint.probs[rows, i].mean(0) for name, rows in joint.arms.items()}
+    return {
+        "path": joint.paths[i],
+        "sha256": joint.sha256[i],
+        "true": joint.classes[joint.labels[i]],
+        "wrong": float(joint.wrong_share[i]),
+        "loss": float(joint.loss[i]),
+        "predictions": {
+            name: {"class": joint.classes[probs.argmax()], "probability": float(probs.max())}
+            for name, probs in mean.items()
+        },
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,8 @@ import numpy as np
 
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import file_sha256
-from roclab.vision.evaluate.run_reader import Predictions, VisionRun, group_arms
+from roclab.vision.data.dataset import find_root
+from roclab.vision.evaluate.run_reader import VisionRun, group_arms, side_by_side
 
 
 @dataclass
@@ -55,9 +56,13 @@ class JointPredictions:
         given = self.probs[:, np.arange(len(self.labels)), self.labels]  # (R, N)
         return -np.log(np.clip(given, 1e-12, None)).mean(0)
 
-    def by_loss(self, images: Iterable[int]) -> list[int]:
-        """The images by their loss, highest first."""
-        return sorted((int(i) for i in images), key=lambda i: (-self.loss[i], i))
+    @cached_property
+    def wrong_by_arm(self) -> dict[str, np.ndarray]:  # (N,) bool each: most of the arm's runs are wrong
+        return {name: self.wrong[rows].mean(0) > 0.5 for name, rows in self.arms.items()}
+
+    def by_loss(self, which: np.ndarray, most: int) -> list[int]:
+        """Of the images `which` (N,) bool, the `most` with the highest loss, that one first."""
+        return sorted((int(i) for i in np.flatnonzero(which)), key=lambda i: (-self.loss[i], i))[:most]
 
 
 def gather(
@@ -79,44 +84,24 @@ def gather(
         _ = run.training  # raises if the run was cut
     notes = []
     if split is None:
-        tested = [run for run in runs if "test" in run.predicted_splits()]
-        split = "test" if len(tested) == len(runs) else "val"
-        if tested and split == "val":
-            untested = next(run for run in runs if run not in tested)
+        untested = [run.path.name for run in runs if all(row[0] != "test" for row in run.prediction_rows())]
+        split = "val" if untested else "test"
+        if 0 < len(untested) < len(runs):
             notes.append(
-                f"{len(tested)} of {len(runs)} runs have been evaluated on test, {untested.path.name} among others has "
-                "not: all of them are shown on val"
+                f"{len(runs) - len(untested)} of {len(runs)} runs have been evaluated on test, {untested[0]} among "
+                "others has not: all of them are shown on val"
             )
-    read = [run.predictions(split) for run in runs]
-    probs = [_in_order_of(runs[0], read[0], run, own, split) for run, own in zip(runs, read, strict=True)]
-    rows = {id(run): row for row, run in enumerate(runs)}
+    first, probs = side_by_side(runs, split)
     return JointPredictions(
         split=split,
         classes=list(runs[0].manifest["classes"]),
         species=runs[0].manifest.get("species"),
-        root=runs[0].root(data_root),
-        paths=read[0].paths,
-        sha256=read[0].sha256,
-        labels=read[0].labels,
-        probs=np.stack(probs),
+        root=find_root(runs[0].manifest, data_root),
+        paths=first.paths,
+        sha256=first.sha256,
+        labels=first.labels,
+        probs=probs,
         runs=list(runs),
-        arms={name: [rows[id(run)] for run in members] for name, members in group_arms(runs).items()},
+        arms={name: [paths.index(run.path.resolve()) for run in arm] for name, arm in group_arms(runs).items()},
         notes=notes,
     )
-
-
-def _in_order_of(first: VisionRun, wanted: Predictions, run: VisionRun, own: Predictions, split: str) -> np.ndarray:
-    """Probabilities (N, C) of `run` in the image order of the first run."""
-    if run.manifest["classes"] != first.manifest["classes"]:
-        raise RocLabError(f"{run.path} has other classes than {first.path}: analyse them one by one")
-    rows = own.rows_like(wanted)
-    if rows is None:
-        cut = split == "val" and run.config["seed"] != first.config["seed"]
-        why = " (each seed cuts its own val images: evaluate them on test)" if cut else ""
-        raise RocLabError(
-            f"{run.path} was evaluated on other {split} images than {first.path}{why}: errors are compared on the same "
-            "images only"
-        )
-    if (own.labels[rows] != wanted.labels).any():
-        raise RocLabError(f"{run.path} has other labels than {first.path} for the same images")
-    return own.probs[rows]

@@ -11,25 +11,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from roclab.core.devices import pick_device
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.progress import track
 from roclab.core.statistics import add_holm
-from roclab.core.training.checkpointing import load_tensors
 from roclab.vision.data.images import open_image
 from roclab.vision.data.transforms import eval_transform
 from roclab.vision.error_analysis.gather import JointPredictions
 from roclab.vision.evaluate.metrics import paired_bootstrap
 from roclab.vision.models.checkpoint import load_model
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from roclab.vision.models.classifier import Classifier
+from roclab.vision.models.classifier import Classifier
 
 ARMS = 4  # whose heat maps are drawn
 EACH = 2  # images of each kind: all wrong, only A wrong, only B wrong
@@ -62,8 +58,6 @@ def activation(model: Classifier, image_size: int) -> Activation:
     The image is square, so the two axes that are equal are height and width: (B, C, S, S) or (B, S, S, C).
     Raises `RocLabError` if the network has none.
     """
-    import torch
-
     module: Any = model.module
     if hasattr(module, "blocks") and hasattr(module, "num_prefix_tokens") and hasattr(module, "cls_token"):
         # a plain vision transformer takes its answer from the class token after the last block, so the last activation
@@ -82,9 +76,8 @@ def activation(model: Classifier, image_size: int) -> Activation:
 
     hooks = [part.register_forward_hook(partial(watch, name)) for name, part in module.named_modules() if name]
     try:
-        device = next(module.parameters()).device
         with torch.no_grad():
-            module(torch.zeros(1, 3, image_size, image_size, device=device))
+            module(torch.zeros(1, 3, image_size, image_size, device=model.device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -101,8 +94,6 @@ def grad_cam(
     `images` (B, 3, S, S) normalised; `classes` (B) the class whose logit is explained in each. `rectify` False leaves
     the ReLU out: where the head is linear on the mean over places, such a map sums to the logit without its bias.
     """
-    import torch
-
     caught: list[Tensor] = []
     layer = model.module.get_submodule(where.module)
 
@@ -126,8 +117,6 @@ def grad_cam(
 
 def covered(images: Tensor, cells: np.ndarray) -> Tensor:
     """The image (1, 3, S, S) with the places `cells` (H, W) bool set to the weights' mean colour."""
-    import torch
-
     mask = torch.from_numpy(cells).to(images.device)[None, None].float()
     mask = torch.nn.functional.interpolate(mask, images.shape[-2:], mode="nearest")
     return images * (1 - mask)  # 0 is the mean colour after normalisation
@@ -203,26 +192,18 @@ class _Explainer:
 
     def __init__(self, joint: JointPredictions, row: int) -> None:
         self.joint, self.row = joint, row
-        run = joint.runs[row]
-        self.model, _, self.size = load_model(run)
-        self.model.to(pick_device(run.config.get("device", "auto")))
-        self.model.module.eval().requires_grad_(False)
-        before = run.checkpoints / "head-before-refit.safetensors"
-        if joint.split == "val" and before.exists():  # the final head has seen the val images, this one has not
-            self.model.head.load_state_dict(load_tensors(before)[0])
+        self.model, _, self.size = load_model(joint.runs[row], joint.split)
+        self.model.module.requires_grad_(False)
         self.where = activation(self.model, self.size)
         self.transform = eval_transform(self.model.preprocessing, self.size)
 
     def explain(self, i: int) -> dict[str, Any] | None:
         """The heat map of the predicted class, scaled to at most 1, and the check; None if the image is not there."""
-        import torch
-
         try:
             image = open_image(self.joint.file(i), at_least=self.model.preprocessing.resize_for(self.size))
         except (OSError, DataError):
             return None
-        device = next(self.model.module.parameters()).device
-        tensor = self.transform(image)[None].to(device)
+        tensor = self.transform(image)[None].to(self.model.device)
         predicted = int(self.joint.predicted[self.row, i])
         maps, logits = grad_cam(self.model, tensor, [predicted], self.where)
         heat = maps[0].float().cpu().numpy()

@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from roclab.core.devices import pick_device
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write, read_json, write_json
 from roclab.core.runs import Run
-from roclab.core.training.checkpointing import load_tensors
 from roclab.vision.config import run_config
 from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
@@ -51,41 +49,31 @@ def evaluate(
         images = dataset.split("val")
     if not images:
         raise RocLabError(f"{run.path}: its data has no {split} images")
-    probs = run_probs(run, dataset, images, split, config.strategy, config.device)
+    probs = run_probs(run, dataset, images, split)
     write_predictions(run, split, images, probs, dataset.classes)
-    labels = labels_of(images)
+    measured = ("mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
     found = {
         "split": split,
-        **classification_metrics(labels, probs, dataset.classes),
+        **classification_metrics(labels_of(images), probs, dataset.classes),
         "epochs_to_convergence": epochs_to_convergence(run.metrics()),
-        **{
-            name: training.get(name) for name in ("mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
-        },
-        "model": config.model,
-        "strategy": config.strategy,
-        "seed": config.seed,
+        **{name: training.get(name) for name in measured},
+        **{name: getattr(config, name) for name in ("model", "strategy", "seed")},
     }
     write_json(run.path / f"results-{split}.json", found)
     return found
 
 
-def run_probs(
-    run: Run, dataset: Dataset, images: Sequence[LabelledImage], split: str, strategy: str, device: str
-) -> np.ndarray:
+def run_probs(run: Run, dataset: Dataset, images: Sequence[LabelledImage], split: str) -> np.ndarray:
     """Class probabilities (N, C) of the run's model for the images of a split.
 
     A frozen backbone's features are looked up (or computed and cached), so five seeds need one pass over the test
-    images. If the head was trained again on train + val, the validation images are evaluated with the head before that.
+    images.
     """
-    model, _, image_size = load_model(run)
-    model.to(pick_device(device))
-    if strategy == "finetune":
+    model, _, image_size = load_model(run, split)
+    if run.config["strategy"] == "finetune":
         return predict_probs(model, [image.path for image in images], image_size)
-    before_refit = run.checkpoints / "head-before-refit.safetensors"
     if split == "val":
         features = dataset_features(model, dataset, image_size)[0]["val"]
-        if before_refit.exists():
-            model.head.load_state_dict(load_tensors(before_refit)[0])
     else:
         features, _ = cached_features(model, images, image_size)
     weight, bias = (value.detach().cpu().numpy() for value in (model.head.weight, model.head.bias))
@@ -93,11 +81,10 @@ def run_probs(
 
 
 def write_predictions(
-    run: Run, split: str, images: Sequence[LabelledImage], probs: np.ndarray, classes: Sequence[str]
+    run: VisionRun, split: str, images: Sequence[LabelledImage], probs: np.ndarray, classes: Sequence[str]
 ) -> None:
     """Put the split's rows into predictions.csv (split, path, true, predicted, one probability per class)."""
-    path = run.path / "predictions.csv"
-    kept = [row for row in VisionRun(run.path, run.config).prediction_rows() if row[0] != split]
+    kept = [row for row in run.prediction_rows() if row[0] != split]
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow([*COLUMNS, *(f"p({name})" for name in classes)])
@@ -105,7 +92,7 @@ def write_predictions(
     for image, row in zip(images, probs, strict=True):
         values = (f"{p:.6g}" for p in row)
         table.writerow([split, str(image.path), classes[image.label], classes[int(row.argmax())], *values])
-    atomic_write(path, out.getvalue())
+    atomic_write(run.path / "predictions.csv", out.getvalue())
 
 
 def _record_opening(run: Run, n: int) -> None:

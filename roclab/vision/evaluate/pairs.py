@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from roclab.core.sentences import Evidence, Sentence, interval, percent, strength
+from roclab.core.sentences import Evidence, Sentence, interval, percent, pointer, strength
 from roclab.core.statistics import add_holm
 from roclab.vision.evaluate.metrics import mcnemar, paired_bootstrap
+from roclab.vision.evaluate.run_reader import VisionRun, side_by_side
+
+SCORES = ("top1", "mean_per_class", "macro_f1", "ece")
 
 
 def compare_pairs(correct: Mapping[str, Mapping[int, np.ndarray]], unmatched: bool = False) -> list[dict[str, Any]]:
@@ -59,3 +62,32 @@ def verdict(pair: Mapping[str, Any], split: str, key: str, pairs: int = 1) -> Se
         text = f"{a} is better than {b} by {percent(difference)} points {shown}."
     numbers = {"difference": pair["difference"], "ci95": pair["ci95"], "p": pair["p"], "mcnemar_p": tests}
     return Sentence(text, Evidence(kind, numbers, split=split), key)
+
+
+def comparison(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
+    """Mean and standard deviation of each arm over its seeds, every two arms compared, and a sentence for each pair."""
+    found: dict[str, Any] = {"split": split, "arms": {}}
+    for name, runs in arms.items():
+        results = [run.results(split) for run in runs]
+        found["arms"][name] = {
+            "runs": [str(run.path) for run in runs],
+            "seeds": [run.config["seed"] for run in runs],
+            "n": results[0]["n"],
+            "top1": [row["top1"] for row in results],
+            **{f"{key}_mean": float(np.mean([row[key] for row in results])) for key in SCORES},
+            **{f"{key}_std": float(np.std([r[key] for r in results], ddof=len(runs) > 1)) for key in SCORES},
+            "top1_ci95": [float(np.mean([row["ci95"]["top1"][side] for row in results])) for side in (0, 1)],
+            "epochs_to_convergence": [row["epochs_to_convergence"] for row in results],
+            "mean_train_seconds_per_epoch": float(np.mean([r["mean_train_seconds_per_epoch"] for r in results])),
+            "peak_memory_mb": max(row["peak_memory_mb"] for row in results),
+        }
+    members = [run for runs in arms.values() for run in runs]
+    first, probs = side_by_side(members, split)
+    right = probs.argmax(2) == first.labels
+    found["pairs"] = compare_pairs(
+        {name: {run.config["seed"]: right[members.index(run)] for run in runs} for name, runs in arms.items()}
+    )
+    said = [verdict(pair, split, pointer("pairs", i), len(found["pairs"])) for i, pair in enumerate(found["pairs"])]
+    for pair, sentence in zip(found["pairs"], said, strict=True):
+        pair["shown"] = sentence.claims
+    return found | {"sentences": [sentence.json() for sentence in said]}

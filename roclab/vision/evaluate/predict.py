@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from roclab.core.cluster import check_engine, map_over_cluster
-from roclab.core.devices import pick_device
 from roclab.core.exceptions import DataError
 from roclab.core.runs import Run
 from roclab.vision.data.images import EXTENSIONS, inspect_images
@@ -44,25 +43,24 @@ def predict(
         images = [check.path for check in checks if not check.error]
         if not images:
             raise DataError("none of the images can be read")
-    probs_of = partial(_probs, run.path.resolve(), run.config.get("device", "auto"))
+    probs_of = partial(_probs, run.path.resolve())
     if engine == "ray":
         absolute = [path.resolve() for path in images]
         parts = map_over_cluster(probs_of, [absolute[i : i + CHUNK] for i in range(0, len(absolute), CHUNK)])
     else:
         parts = [probs_of(images)]
-    classes = parts[0][0]
     found = []
     for path, row in zip(images, np.concatenate([probs for _, probs in parts]), strict=True):
         best = row.argsort(kind="stable")[::-1][:top]
-        predictions = [{"class": classes[int(i)], "probability": float(row[i])} for i in best]
+        predictions = [{"class": parts[0][0][int(i)], "probability": float(row[i])} for i in best]
         found.append({"path": str(path), "predictions": predictions})
     return found
 
 
-def _probs(run: Path, device: str, paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
+def _probs(run: Path, paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
     """Class names and probabilities (N, C) of images."""
     model, classes, image_size = load_model(Run.open(run))
-    return classes, predict_probs(model.to(pick_device(device)), paths, image_size)
+    return classes, predict_probs(model, paths, image_size)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:

@@ -16,7 +16,7 @@ import numpy as np
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json
 from roclab.core.runs import Run
-from roclab.vision.data.dataset import Dataset, find_root, read_manifest
+from roclab.vision.data.dataset import Dataset, read_manifest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,11 +39,6 @@ class Predictions:
     labels: np.ndarray  # (N,) integers
     probs: np.ndarray  # (N, C)
 
-    def rows_like(self, other: Predictions) -> list[int] | None:
-        """The rows here of the images of `other`, in its order; None if they are not the same images."""
-        row_of = {key: row for row, key in enumerate(self.keys)}
-        return [row_of[key] for key in other.keys] if row_of.keys() == set(other.keys) else None
-
 
 class VisionRun(Run):
     """A run of `roclab vision train`, finished or cut. `name` and `ref` (R1, R2 …) are what a report calls it."""
@@ -56,8 +51,7 @@ class VisionRun(Run):
     @classmethod
     def open(cls, path: str | os.PathLike) -> Self:
         """Raises `RocLabError` saying what is missing or damaged."""
-        found = Run.open(path)
-        run = cls(path, found.config)
+        run = cls(path, Run.open(path).config)
         if missing := sorted({"model", "strategy", "seed"} - set(run.config)):
             lacks = f"its config.json lacks {', '.join(missing)}"
             raise RocLabError(f"{path} is not a run of `roclab vision train`: {lacks}")
@@ -95,10 +89,6 @@ class VisionRun(Run):
         """Hash and label of each image of the splits."""
         return {(image["sha256"], image["label"]) for image in self.manifest["images"] if image["split"] in splits}
 
-    def root(self, data_root: str | os.PathLike | None = None) -> Path:
-        """What the paths of the manifest are relative to; `data_root` says where the images are now."""
-        return find_root(self.manifest, data_root)
-
     def dataset(self, data_root: str | None = None) -> Dataset:
         """The run's images in the run's own split, each still the file it was."""
         return Dataset.from_manifest(self.manifest, data_root)
@@ -123,10 +113,6 @@ class VisionRun(Run):
             raise self._damaged(f"row {wrong} has not the columns of the first")
         return rows
 
-    def predicted_splits(self) -> set[str]:
-        """The splits that predictions.csv has rows of."""
-        return {row[0] for row in self.prediction_rows()}
-
     def predictions(self, split: str) -> Predictions:
         """Raises `RocLabError` if the split was not evaluated, or predictions.csv does not fit the run's images."""
         path = self.path / "predictions.csv"
@@ -136,24 +122,23 @@ class VisionRun(Run):
         rows = [row for row in self.prediction_rows() if row[0] == split]
         if not rows:
             raise RocLabError(f"{path} has no {split} rows: {again} first")
+        unfit = RocLabError(f"{path} does not fit the run's split.json: {again} again")
         try:
             index = {name: i for i, name in enumerate(self.manifest["classes"])}
             listed = [(image["path"], image["sha256"]) for image in self.manifest["images"] if image["split"] == split]
         except (KeyError, TypeError):
-            raise RocLabError(f"{path} does not fit the run's split.json: {again} again") from None
+            raise unfit from None
         try:
             labels = np.array([index[row[2]] for row in rows])
             probs = np.array([[float(value) for value in row[4:]] for row in rows])
         except (KeyError, ValueError):
             raise self._damaged(f"its {split} rows do not fit the run's classes") from None
         # `evaluate` writes the images in the order of split.json
-        fits = len(rows) == len(listed) and probs.shape == (len(rows), len(index)) and np.isfinite(probs).all()
-        if not fits or any(
-            not row[1].replace("\\", "/").endswith(name) for row, (name, _) in zip(rows, listed, strict=True)
-        ):
-            raise RocLabError(f"{path} does not fit the run's split.json: {again} again")
-        paths, hashes = [path for path, _ in listed], [sha256 for _, sha256 in listed]
-        return Predictions(paths, hashes, _keys(listed), labels, probs)
+        if len(rows) != len(listed) or probs.shape != (len(rows), len(index)) or not np.isfinite(probs).all():
+            raise unfit
+        if any(not row[1].replace("\\", "/").endswith(name) for row, (name, _) in zip(rows, listed, strict=True)):
+            raise unfit
+        return Predictions(*map(list, zip(*listed, strict=True)), _keys(listed), labels, probs)
 
     def _damaged(self, why: str) -> RocLabError:
         return RocLabError(
@@ -198,6 +183,32 @@ def _keys(listed: Iterable[tuple[str, str]]) -> list[tuple[str, str, int]]:
         keys.append((*image, seen.get(image, 0)))
         seen[image] = seen.get(image, 0) + 1
     return keys
+
+
+def side_by_side(runs: Sequence[VisionRun], split: str) -> tuple[Predictions, np.ndarray]:
+    """What the first run predicted, and the probabilities (R, N, C) of all runs in its image order.
+
+    Raises `RocLabError`, naming the run, if one has no predictions of the split, was evaluated on other images or has
+    other classes.
+    """
+    read = [run.predictions(split) for run in runs]
+    first, wanted, probs = runs[0], read[0], []
+    for run, own in zip(runs, read, strict=True):
+        if run.manifest["classes"] != first.manifest["classes"]:
+            raise RocLabError(f"{run.path} has other classes than {first.path}: analyse them one by one")
+        row_of = {key: row for row, key in enumerate(own.keys)}
+        if row_of.keys() != set(wanted.keys):
+            cut = split == "val" and run.config["seed"] != first.config["seed"]
+            why = " (each seed cuts its own val images: evaluate them on test)" if cut else ""
+            raise RocLabError(
+                f"{run.path} was evaluated on other {split} images than {first.path}{why}: predictions are compared on "
+                "the same images only"
+            )
+        rows = [row_of[key] for key in wanted.keys]
+        if (own.labels[rows] != wanted.labels).any():
+            raise RocLabError(f"{run.path} has other labels than {first.path} for the same images")
+        probs.append(own.probs[rows])
+    return wanted, np.stack(probs)
 
 
 def group_arms(runs: Sequence[VisionRun]) -> dict[str, list[VisionRun]]:

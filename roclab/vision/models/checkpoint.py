@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from roclab.core.devices import pick_device
 from roclab.core.exceptions import CheckpointError
 from roclab.core.runs import Run
 from roclab.core.training.checkpointing import load_tensors, save_tensors
 from roclab.vision.data.transforms import Preprocessing
 from roclab.vision.models.classifier import Classifier, build_model
 
-if TYPE_CHECKING:
-    from torch import Tensor
+BEFORE_REFIT = "head-before-refit.safetensors"  # the head that has not seen the validation images
 
 
 def save_model(
@@ -31,9 +32,12 @@ def save_model(
     save_tensors(path, state or model.module.state_dict(), about)
 
 
-def load_model(run: Run, which: str = "best") -> tuple[Classifier, list[str], int]:
-    """The trained model of a run, its class names and the image size (px) it works at."""
-    path = run.checkpoints / f"{which}.safetensors"
+def load_model(run: Run, split: str = "test") -> tuple[Classifier, list[str], int]:
+    """The trained model of a run on the run's device, its class names and the image size (px) it works at.
+
+    For the "val" images its head is the one before it was trained again on train + val.
+    """
+    path = run.checkpoints / "best.safetensors"
     state, about = load_tensors(path)
     if "classes" not in about:
         raise CheckpointError(f"{path} does not say what model it holds: it was not written by `roclab vision train`")
@@ -42,8 +46,9 @@ def load_model(run: Run, which: str = "best") -> tuple[Classifier, list[str], in
         model.module.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {about['model']}: {str(error).splitlines()[-1].strip()}") from None
+    if split == "val" and (before := run.checkpoints / BEFORE_REFIT).exists():
+        model.head.load_state_dict(load_tensors(before)[0])
     values = about["recipe"]
     model.preprocessing = Preprocessing(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
     model.weights_id = about["weights_id"]
-    model.module.eval()
-    return model, about["classes"], about["image_size"]
+    return model.to(pick_device(run.config.get("device", "auto"))), about["classes"], about["image_size"]

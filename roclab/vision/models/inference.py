@@ -7,11 +7,15 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from roclab.core.files import atomic_write, cache_folder, read_json, write_json
 from roclab.core.progress import track
@@ -22,9 +26,6 @@ from roclab.vision.data.loader import read_ahead
 from roclab.vision.data.transforms import eval_transform, train_transform
 from roclab.vision.models.classifier import Classifier
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 logger = logging.getLogger(__name__)
 
 BATCH = 16  # images; also a chunk of the feature cache: the same images share a batch whatever was cached already
@@ -33,16 +34,15 @@ FORMAT = 2  # of the feature cache; raise it when the way features are computed 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Class probabilities (N, C) float64 of logits (N, C)."""
-    from scipy.special import softmax as softmax_over
+    from scipy import special
 
-    return softmax_over(logits.astype(np.float64), axis=1)
+    return special.softmax(logits.astype(np.float64), axis=1)
 
 
 def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int) -> np.ndarray:
     """Class probabilities (N, C) float64 of images under the evaluation transform, in the order given."""
     read = _reader(model, image_size)
-    found = [out.numpy() for out in _outputs(model, model.module, _chunks(paths), read, "images")]
-    return softmax(np.concatenate(found))
+    return softmax(np.concatenate(list(_outputs(model, model.module, _chunks(paths), read, "images"))))
 
 
 def cached_features(
@@ -54,8 +54,6 @@ def cached_features(
     other symmetries); any further view a random crop that is the same in every run. They are cached in chunks, so that
     a stopped extraction resumes, under a key of the model, its weights' hash, the transform and every image's hash.
     """
-    from safetensors.torch import load_file, save
-
     key = {
         "format": [FORMAT, BATCH],
         "model": model.name,
@@ -66,17 +64,14 @@ def cached_features(
         "images": [image.sha256 for image in images],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    folder = cache_folder("features") / digest
-    chunks = _chunks(images)
+    folder, chunks = cache_folder("features") / digest, _chunks(images)
     seconds = float(read_json(folder / "seconds.json")) if (folder / "seconds.json").exists() else 0.0
 
     found: dict[int, np.ndarray] = {}
     for i, chunk in enumerate(chunks):
-        try:
+        with suppress(Exception):  # missing or damaged: computed again below
             values = load_file(folder / f"{i:05d}.safetensors")["features"].numpy()
             found |= {i: values} if len(values) == len(chunk) else {}
-        except Exception:  # missing or damaged: computed again below
-            continue
     if missing := [i for i in range(len(chunks)) if i not in found]:
         number = sum(len(chunks[i]) for i in missing)
         logger.info(f"features: {number} images, {model.name}, {image_size} px, view {view}")
@@ -84,8 +79,8 @@ def cached_features(
         begin = time.perf_counter()
         outputs = _outputs(model, model.features, [chunks[i] for i in missing], read, f"features (view {view})")
         for i, out in zip(missing, outputs, strict=True):
-            found[i] = out.numpy()
-            atomic_write(folder / f"{i:05d}.safetensors", save({"features": out}))
+            found[i] = out
+            atomic_write(folder / f"{i:05d}.safetensors", save({"features": torch.from_numpy(out)}))
         seconds += time.perf_counter() - begin
         write_json(folder / "seconds.json", seconds)
     return np.concatenate([found[i] for i in range(len(chunks))]), seconds
@@ -117,23 +112,19 @@ def _outputs(
     chunks: Sequence[Any],
     read: Callable[[Any], Tensor],
     description: str,
-) -> Iterator[Tensor]:
-    """`function` (of the network in evaluation mode) of each chunk's images, float32 on the CPU. The next chunk is read
+) -> Iterator[np.ndarray]:
+    """`function` (of the network in evaluation mode) of each chunk's images, float32. The next chunk is read
     while the network computes."""
-    import torch
-
     model.module.eval()
     for images in track(read_ahead(chunks, read), description, len(chunks)):
         with torch.inference_mode():
             out = function(images.to(model.device).contiguous(memory_format=torch.channels_last))
-        yield out.float().cpu().contiguous()
+        yield out.float().cpu().contiguous().numpy()
     release_freed_memory()
 
 
 def _reader(model: Classifier, image_size: int) -> Callable[[Sequence[Path]], Tensor]:
     """Reads images (B, 3, S, S) under the evaluation transform."""
-    import torch
-
     transform, least = eval_transform(model.preprocessing, image_size), model.preprocessing.resize_for(image_size)
     return lambda paths: torch.stack([transform(open_image(path, at_least=least)) for path in paths])
 
@@ -142,8 +133,6 @@ def _view_reader(
     model: Classifier, image_size: int, view: int, flips: str
 ) -> Callable[[Sequence[LabelledImage]], Tensor]:
     """Reads images (B, 3, S, S) under a view."""
-    import torch
-
     plain = _reader(model, image_size)
     crop = train_transform(model.preprocessing, image_size, flips=flips)
 

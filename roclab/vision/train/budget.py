@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import time
 from dataclasses import replace
+
+import torch
 
 from roclab.core.exceptions import RocLabError
 from roclab.vision.config import TrainConfig
@@ -21,13 +24,11 @@ HEADROOM = 0.9  # plan for this share of the budget: a machine is rarely as free
 
 def parse_duration(text: str) -> float:
     """Seconds in "90s", "20m", "1.5h" or "1h30m"; raises `RocLabError` on anything else."""
-    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
-    try:
-        if parts and any(parts.groups()):
-            return sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
-    except ValueError:
-        pass
-    raise RocLabError(f"--budget {text}: give a time such as 90s, 20m or 1h30m")
+    number = r"(\d+\.?\d*|\.\d+)"
+    parts = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip().lower())
+    if not parts or not any(parts.groups()):
+        raise RocLabError(f"--budget {text}: give a time such as 90s, 20m or 1h30m")
+    return sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
 
 
 def duration(seconds: float) -> str:
@@ -40,16 +41,14 @@ def duration(seconds: float) -> str:
 
 def measure(model: Classifier, image_size: int, training: bool, seconds: float = 1.5) -> float:
     """Seconds an image takes: forward, or with `training` forward and backward. The model is left as it was."""
-    import torch
-
     device = model.device
     batch = 16 if device.type == "cuda" else 4  # four fill a CPU, and a measurement should not need the run's memory
     module = copy.deepcopy(model.module).to(memory_format=torch.channels_last)
     module.train(training)
     images = torch.zeros(batch, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
-    fastest, begin = float("inf"), time.perf_counter()
+    fastest, begin = math.inf, time.perf_counter()
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
-        while fastest == float("inf") or time.perf_counter() - begin < seconds:
+        while fastest == math.inf or time.perf_counter() - begin < seconds:
             start = time.perf_counter()
             out = module(images)
             if training:
@@ -71,7 +70,8 @@ def image_seconds(dataset: Dataset, image_size: int, sample: int = 12) -> float:
 
 
 class Costs:
-    """Predicted seconds of a run; one size is measured, and the others follow by area."""
+    """Predicted seconds of a run whose features are not in the cache; one size is measured, and the others follow by
+    area."""
 
     def __init__(self, config: TrainConfig, model: Classifier, dataset: Dataset, seconds: float = 1.5):
         self.counts, self.size = dataset.counts(), config.image_size
@@ -90,11 +90,6 @@ class Costs:
             size = size_at(epoch, config.epochs, config.image_size, config.progressive)
             total += train * (self.backward * (size / self.size) ** 2 * 1.1 + self.read * 0.5)
         return total
-
-
-def expected_seconds(config: TrainConfig, model: Classifier, dataset: Dataset) -> float:
-    """How long the run should take on this machine, its features not being in the cache."""
-    return Costs(config, model, dataset, seconds=0.3).seconds(config)
 
 
 def fit_to_budget(config: TrainConfig, model: Classifier, dataset: Dataset) -> tuple[TrainConfig, str]:

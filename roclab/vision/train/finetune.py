@@ -14,9 +14,12 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.progress import track
@@ -36,9 +39,6 @@ from roclab.vision.models.classifier import Classifier
 from roclab.vision.models.inference import dataset_features, predict_probs
 from roclab.vision.train.head import choose_head, put_head
 from roclab.vision.train.mixing import mix, mixed_cross_entropy
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
         rewrite_metrics(run, rows)
 
     for epoch in range(about["epoch"], config.epochs):
-        if stopped_early(rows, config.patience):
+        if config.patience and rows and rows[-1]["epoch"] - best_epoch(rows) >= config.patience:
             break
         row = trainer.train_epoch(epoch) | trainer.validate()
         rows.append(row)
@@ -130,8 +130,6 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> dict[str, Any]:
         """Train one epoch; returns its row of metrics."""
-        import torch
-
         config, world, model = self.config, self.world, self.model
         torch.manual_seed(derived_seed(config.seed, "epoch", epoch))  # dropout and stochastic depth
         size = size_at(epoch, config.epochs, config.image_size, config.progressive)
@@ -160,9 +158,6 @@ class Trainer:
 
     def _train_batches(self, loader: Iterable[tuple[Tensor, Tensor]], length: int, epoch: int) -> list[float]:
         """Train on `length` batches; returns the summed cross-entropy (no smoothing) and the number of images."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
         config, device, module = self.config, self.model.device, self.model.module
         module.train()
         if config.batch_norm == "frozen":
@@ -206,12 +201,10 @@ def start_from_trained_head(model: Classifier, dataset: Dataset, image_size: int
     """
     begin = time.perf_counter()
     x, _ = dataset_features(model, dataset, image_size)
-    y = {split: labels_of(dataset.split(split)) for split in ("train", "val")}
-    head = choose_head((x["train"], y["train"], x["val"], y["val"]), len(dataset.classes), 100)
+    train, val = ((x[split], labels_of(dataset.split(split))) for split in ("train", "val"))
+    head = choose_head((*train, *val), len(dataset.classes), 100)
     put_head(model, head)
-    row: dict[str, Any] = {"step": 0, "epoch": 0}
-    for split in ("train", "val"):
-        row[f"{split}_loss"], row[f"{split}_top1"] = loss_and_accuracy(head.probs(x[split]), y[split])
+    row: dict[str, Any] = {"step": 0, "epoch": 0, **head.scores(train=train, val=val)}
     row["head_seconds"] = time.perf_counter() - begin  # extraction of the features and training of the head
     logger.info(
         f"epoch 0, the head trained on frozen features: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}"
@@ -230,10 +223,9 @@ def parameter_groups(model: Classifier, layer_decay: float, weight_decay: float)
     groups = []
     for i, layer in enumerate(layers):
         scale = layer_decay ** (len(layers) - 1 - i)
-        decayed = [p for p in layer if model.decayed(names[id(p)], p)]
-        plain = [p for p in layer if not model.decayed(names[id(p)], p)]
-        for parameters, decay in ((decayed, weight_decay), (plain, 0.0)):
-            if parameters:
+        for decays in (True, False):
+            if parameters := [p for p in layer if model.decayed(names[id(p)], p) == decays]:
+                decay = weight_decay if decays else 0.0
                 groups.append({"params": parameters, "weight_decay": decay, "scale": scale})
     return groups
 
@@ -271,8 +263,6 @@ def freeze_early_layers(model: Classifier, frozen: bool) -> bool:
 
 def freeze_statistics(module: nn.Module) -> None:
     """Put every BatchNorm into evaluation mode: it normalises by the statistics that came with its weights."""
-    from torch import nn
-
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.eval()
@@ -281,11 +271,6 @@ def freeze_statistics(module: nn.Module) -> None:
 def best_epoch(rows: Sequence[dict[str, Any]]) -> int:
     """Number of the epoch with the highest validation accuracy; of several, the one with the lowest loss."""
     return min(rows, key=lambda row: (-row["val_top1"], row["val_loss"], row["epoch"]))["epoch"]
-
-
-def stopped_early(rows: Sequence[dict[str, Any]], patience: int) -> bool:
-    """Whether `patience` epochs have passed since the best one."""
-    return bool(patience and rows and rows[-1]["epoch"] - best_epoch(rows) >= patience)
 
 
 def rewrite_metrics(run: Run, rows: Sequence[dict[str, Any]]) -> None:

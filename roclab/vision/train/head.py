@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from roclab.core.exceptions import RocLabError
 from roclab.vision.evaluate.metrics import loss_and_accuracy
@@ -35,21 +36,25 @@ class Head:
         """(N, C) class probabilities of raw features (N, D)."""
         return softmax(x @ self.weight.T + self.bias)
 
+    def scores(self, **images: Sequence[np.ndarray]) -> dict[str, float]:
+        """Loss and accuracy by the names of sets of images, each as features (N, D) and labels (N,)."""
+        found: dict[str, float] = {}
+        for name, (x, y) in images.items():
+            found[f"{name}_loss"], found[f"{name}_top1"] = loss_and_accuracy(self.probs(x), y)
+        return found
 
-def choose_head(cut: Cut, classes: int, iterations: int, more: Sequence[Cut] = (), cs: Sequence[float] = CS) -> Head:
+
+def choose_head(cut: Cut, classes: int, iterations: int, more: Sequence[Cut] = ()) -> Head:
     """The head fitted to the cut's training images with the C whose loss on validation images is lowest.
 
     The loss and not the accuracy: on fifty validation images several C tie in accuracy, and the loss still tells them
     apart. `more` are further cuts of the same images (cross-validation), over which the loss is averaged.
     """
-    spaces = [Space.of(x) for x, *_ in (cut, *more)]
+    cuts = [(cut, Space.of(cut[0])) for cut in (cut, *more)]
     tried: list[dict[str, float]] = []
-    for c in sorted(
-        cs
-    ):  # strong regularisation first: once the loss has risen twice in a row, weaker ones overfit more
-        scores = []
-        for (x, y, x_val, y_val), space in zip((cut, *more), spaces, strict=True):
-            scores.append(loss_and_accuracy(fit_head(x, y, classes, c, iterations, space=space).probs(x_val), y_val))
+    for c in CS:  # strong regularisation first: once the loss has risen twice in a row, weaker ones overfit more
+        heads = [fit_head(x, y, classes, c, iterations, space=space) for (x, y, *_), space in cuts]
+        scores = [loss_and_accuracy(head.probs(x), y) for head, ((_, _, x, y), _) in zip(heads, cuts, strict=True)]
         loss, accuracy = np.mean(scores, axis=0)
         tried.append({"c": c, "val_loss": float(loss), "val_top1": float(accuracy)})
         if len(tried) > 2 and tried[-3]["val_loss"] < tried[-2]["val_loss"] < loss:
@@ -57,22 +62,22 @@ def choose_head(cut: Cut, classes: int, iterations: int, more: Sequence[Cut] = (
     chosen = min(tried, key=lambda row: row["val_loss"])
     if not np.isfinite(chosen["val_loss"]):
         raise RocLabError("the head's training diverged at every regularisation: are there NaN among the features?")
-    x, y, x_val, y_val = cut
-    head = fit_head(x, y, classes, chosen["c"], iterations, (x_val, y_val), spaces[0])
+    x, y, *val = cut
+    head = fit_head(x, y, classes, chosen["c"], iterations, val, cuts[0][1])
     head.tried = tried
     return head
 
 
-def further_cuts(views: Sequence[np.ndarray], y: np.ndarray, seed: int, folds: int = 5) -> list[Cut]:
-    """`folds` cuts of the images, each image validating in one of them. `views` are (N, D) features under each view:
+def further_cuts(views: Sequence[np.ndarray], y: np.ndarray, seed: int) -> list[Cut]:
+    """Five cuts of the images, each image validating in one of them. `views` are (N, D) features under each view:
     all of them train, the first validates."""
     from sklearn.model_selection import KFold
 
-    if len(y) < 2 * folds:
+    if len(y) < 10:
         return []
     return [
         (np.concatenate([view[rows] for view in views]), np.tile(y[rows], len(views)), views[0][out], y[out])
-        for rows, out in KFold(folds, shuffle=True, random_state=seed).split(y)
+        for rows, out in KFold(5, shuffle=True, random_state=seed).split(y)
     ]
 
 
@@ -118,7 +123,7 @@ def fit_head(
     classes: int,
     c: float,
     iterations: int = 100,
-    val: tuple[np.ndarray, np.ndarray] | None = None,
+    val: Sequence[np.ndarray] | None = None,
     space: Space | None = None,
 ) -> Head:
     """Multinomial logistic regression, L-BFGS from zero, at most `iterations`; weights on raw features.
@@ -150,12 +155,8 @@ def fit_head(
     history: list[dict[str, float]] = []
 
     def log_iteration(flat: np.ndarray) -> None:
-        assert val is not None
         head = Head(*space.raw(*unpack(flat)), c)
-        row: dict[str, float] = {"step": len(history) + 1}
-        for name, (features, labels) in (("train", (x, y)), ("val", val)):
-            row[f"{name}_loss"], row[f"{name}_top1"] = loss_and_accuracy(head.probs(features), labels)
-        history.append(row)
+        history.append({"step": len(history) + 1} | head.scores(train=(x, y), val=val))
 
     # one thread: the products are small, and waiting threads made it up to fifteen times slower
     with threadpool_limits(1, user_api="blas"):
@@ -172,8 +173,6 @@ def fit_head(
 
 def put_head(model: Classifier, head: Head) -> None:
     """Write the head's weights into the network's own last layer."""
-    import torch
-
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(head.weight))
         model.head.bias.copy_(torch.from_numpy(head.bias))

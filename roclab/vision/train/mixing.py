@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 
 def mix(images: Tensor, mixup: float, cutmix: float, seed: int) -> tuple[Tensor, float]:
@@ -42,8 +40,6 @@ def neighbours(n: int) -> list[int]:
 
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, own: float, label_smoothing: float) -> Tensor:
     """Cross-entropy of logits (B, C) of images mixed by `mix`, with the share `own` of each image's own label."""
-    from torch.nn.functional import cross_entropy
-
     loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if own < 1:
         other = cross_entropy(logits, labels[neighbours(len(labels))], label_smoothing=label_smoothing)

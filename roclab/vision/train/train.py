@@ -26,10 +26,10 @@ from roclab.vision.config import TrainConfig, run_config
 from roclab.vision.data.dataset import Dataset, labels_of, load_data
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import VisionRun
-from roclab.vision.models.checkpoint import save_model
+from roclab.vision.models.checkpoint import BEFORE_REFIT, save_model
 from roclab.vision.models.classifier import Classifier, build_model
 from roclab.vision.models.inference import dataset_features
-from roclab.vision.train.budget import duration, expected_seconds, fit_to_budget
+from roclab.vision.train.budget import Costs, duration, fit_to_budget
 from roclab.vision.train.defaults import COMMON, fill, with_defaults
 from roclab.vision.train.finetune import finetune, rewrite_metrics
 from roclab.vision.train.head import FEW, choose_head, fit_head, further_cuts, put_head
@@ -105,7 +105,7 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
             f"{config.model}, {config.strategy}, {config.image_size} px, seed {config.seed}: "
             f"{counts['train']} training and {counts['val']} validation images of {len(dataset.classes)} classes"
         )
-        run.log(f"expected to take about {duration(expected_seconds(config, model, dataset))}")
+        run.log(f"expected to take about {duration(Costs(config, model, dataset, 0.3).seconds(config))}")
     begin = time.perf_counter()
     if config.strategy == "finetune":
         timing = finetune(run, config, model, dataset, world)
@@ -139,33 +139,26 @@ def train_features(
 
     begin = time.perf_counter()
     head = choose_head(cut, classes, iterations, more)
-    tried, history = head.tried, head.history
     head_seconds = time.perf_counter() - begin
-    for row in tried:
+    for row in head.tried:
         run.log(f"C = {row['c']:g}: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}")
     run.log(f"chosen on {'cross-' if more else ''}validation: C = {head.c:g}")
-    rewrite_metrics(run, history)
-    if refit:
-        selected = {"weight": head.weight, "bias": head.bias}
-        save_tensors(run.checkpoints / "head-before-refit.safetensors", _tensors(selected), {"c": head.c})
-        head = fit_head(np.concatenate(x_all), np.tile(y_all, views), classes, head.c, iterations)
-        run.log("the head was trained again on train + val with the C chosen; val figures are of the head before that")
+    rewrite_metrics(run, head.history)
+    timing = {
+        "c": head.c,
+        "regularisation": head.tried,
+        "feature_seconds": seconds,
+        "head_seconds": head_seconds,
+        "mean_train_seconds_per_epoch": (seconds + head_seconds) / max(1, len(head.history)),
+        "images_per_second": len(y_all) * views / seconds if seconds else None,
+    }
     put_head(model, head)
+    if refit:
+        save_tensors(run.checkpoints / BEFORE_REFIT, model.head.state_dict(), {"c": head.c})
+        put_head(model, fit_head(np.concatenate(x_all), np.tile(y_all, views), classes, head.c, iterations))
+        run.log("the head was trained again on train + val with the C chosen; val figures are of the head before that")
     save_model(run.checkpoints / "best.safetensors", model, dataset.classes, image_size)
     last = run.checkpoints / "last.safetensors"
     last.unlink(missing_ok=True)
     last.symlink_to("best.safetensors")  # a convex problem: its last iterate is its best
-    return {
-        "c": head.c,
-        "regularisation": tried,
-        "feature_seconds": seconds,
-        "head_seconds": head_seconds,
-        "mean_train_seconds_per_epoch": (seconds + head_seconds) / max(1, len(history)),
-        "images_per_second": len(y_all) * views / seconds if seconds else None,
-    }
-
-
-def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    import torch
-
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+    return timing
