@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from roclab.core.exceptions import RocLabError
-from roclab.vision.config import TrainConfig
-from roclab.vision.train.defaults import with_defaults
+from roclab.vision.config import TrainConfig, with_defaults
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,16 @@ import pytest
 from PIL import Image
 
 from roclab.core.exceptions import DataError
-from roclab.vision.data import duplicates
-from roclab.vision.data import images as images
-from roclab.vision.data.duplicates import exact_duplicates, hash_pairs, near_duplicates
-from roclab.vision.data.images import Inspection, inspect_image, inspect_images, open_image
+from roclab.vision.data import images as module
+from roclab.vision.data.images import (
+    Inspection,
+    exact_duplicates,
+    hash_pairs,
+    inspect_image,
+    inspect_images,
+    near_duplicates,
+    open_image,
+)
 from tests.vision.conftest import picture
 
 
@@ -163,7 +169,7 @@ def test_inspections_are_cached_by_content_and_bad_ones_are_not(tmp_path: Path, 
     assert inspect_images(paths) == first
 
     (tmp_path / "a" / "good.jpg").rename(tmp_path / "a" / "moved.png")
-    cache = images.FactCache("inspections-1")
+    cache = module.FactCache("inspections-1")
     moved = inspect_image(tmp_path / "a" / "moved.png", cache.get)
     assert cache.get(moved.sha256) is not None
     assert moved.path.name == "moved.png"
@@ -196,7 +202,7 @@ def test_hash_pairs_counts_bits():
 
 
 def test_thousands_of_frames_of_one_scene_do_not_flood_the_report(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(duplicates, "MOST", 500)
+    monkeypatch.setattr(module, "MOST", 500)
     frame = np.linspace(0, 255, 32 * 32).astype(np.uint8).tobytes()
     images = [Inspection(Path(f"{i}.jpg"), sha256=str(i), thumbnail=frame) for i in range(300)]  # 44,850 pairs
     assert 500 <= len(near_duplicates(images)) < 500 + 4096

@@ -22,17 +22,15 @@ from roclab.core.settings import settings_from
 from roclab.core.training.checkpointing import load_tensors
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
 from roclab.core.training.optimizer import warmup_cosine
-from roclab.vision.config import TrainConfig
+from roclab.vision.config import COMMON, TrainConfig, fill, with_defaults
 from roclab.vision.data.dataset import labels_of
 from roclab.vision.data.loader import epoch_batches
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.predict import predict
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models import inference
-from roclab.vision.models.checkpoint import load_model
-from roclab.vision.models.classifier import build_model
+from roclab.vision.models.classifier import build_model, load_model
 from roclab.vision.models.inference import dataset_features, predict_probs
-from roclab.vision.train.defaults import COMMON, fill, with_defaults
 from roclab.vision.train.finetune import freeze_statistics, parameter_groups, size_at
 from roclab.vision.train.head import Space, fit_head, further_cuts, standardisation
 from roclab.vision.train.mixing import mix, neighbours

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-from roclab.vision.data.duplicates import exact_duplicates, near_duplicates
-from roclab.vision.data.images import inspect_images
+from roclab.vision.data.images import exact_duplicates, inspect_images, near_duplicates
 from roclab.vision.data.sources import list_images, relative
 
 

@@ -20,8 +20,7 @@ import numpy as np
 
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import file_sha256, read_json
-from roclab.vision.data.duplicates import near_duplicates
-from roclab.vision.data.images import Inspection, in_threads, inspect_images
+from roclab.vision.data.images import Inspection, in_threads, inspect_images, near_duplicates
 from roclab.vision.data.sources import PETS_FOLDER, Entry, Listing, elpv_folder, list_images, relative
 
 TEST_SEED = 20190  # makes the test split where the source has none; recorded in the manifest, the same for all runs

@@ -24,8 +24,7 @@ from roclab.vision.data.images import open_image
 from roclab.vision.data.transforms import eval_transform
 from roclab.vision.error_analysis.gather import JointPredictions
 from roclab.vision.evaluate.metrics import paired_bootstrap
-from roclab.vision.models.checkpoint import load_model
-from roclab.vision.models.classifier import Classifier
+from roclab.vision.models.classifier import Classifier, load_model
 
 ARMS = 4  # whose heat maps are drawn
 EACH = 2  # images of each kind: all wrong, only A wrong, only B wrong

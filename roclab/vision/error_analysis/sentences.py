@@ -23,7 +23,7 @@ from roclab.core.sentences import (
     pointer,
     strength,
 )
-from roclab.vision.evaluate.pairs import verdict
+from roclab.vision.evaluate.pairs import verdicts
 
 FEW = 5  # claims of one kind that are written out
 PAIRS = 6
@@ -56,23 +56,20 @@ def _accuracy(facts: Facts) -> Said:
         yield about(facts, pointer("arms", name), text, runs=runs)
 
 
-def _pairs(facts: Facts) -> Said:
-    pairs, shown = facts["pairs"], _shown_pairs(facts)
-    if len(pairs) > PAIRS:
-        count = sum(sentence.claims for _, sentence in shown)
-        text = f"{count} of the {len(pairs)} pairs are shown to differ in accuracy."
-        yield about(facts, "/pairs", text, shown=count, pairs=len(pairs))
-    yield from (sentence for _, sentence in shown[:PAIRS])
-
-
 def _shown_pairs(facts: Facts) -> list[tuple[Facts, Sentence]]:
     """Every pair with its verdict; of many pairs, those that are shown to differ."""
-    pairs = facts["pairs"]
-    said = [verdict(pair, facts["split"], pointer("pairs", i), len(pairs)) for i, pair in enumerate(pairs)]
-    rows = list(zip(pairs, said, strict=True))
+    rows = list(zip(facts["pairs"], verdicts(facts["pairs"], facts["split"]), strict=True))
     if len(rows) <= PAIRS:
         return rows
     return sorted((row for row in rows if row[1].claims), key=lambda row: row[0]["p"])
+
+
+def _pairs(facts: Facts) -> Said:
+    pairs, shown = facts["pairs"], _shown_pairs(facts)
+    if len(pairs) > PAIRS:
+        text = f"{len(shown)} of the {len(pairs)} pairs are shown to differ in accuracy."
+        yield about(facts, "/pairs", text, shown=len(shown), pairs=len(pairs))
+    yield from (sentence for _, sentence in shown[:PAIRS])
 
 
 def _who_errs(facts: Facts) -> Said:
@@ -140,9 +137,8 @@ def _species(facts: Facts) -> Said:
     if crossing := groups.get("crossing"):
         (low, high), chance = crossing["ci95"], crossing["by_chance"]
         kind = strength(crossing["p"], high < chance or low > chance)
-        end = f"errors cross {'less' if high < chance else 'more'} often than that"
-        if kind == "none":
-            end = "these errors do not show a preference for either species"
+        unclear = "these errors do not show a preference for either species"
+        end = unclear if kind == "none" else f"errors cross {'less' if high < chance else 'more'} often than that"
         mean = f" (mean of {len(facts['runs'])} runs)" if len(facts["runs"]) > 1 else ""
         text = (
             f"Of {amount(crossing['n'])} errors{mean} {amount(crossing['count'])} cross the species "
@@ -155,9 +151,8 @@ def _species(facts: Facts) -> Said:
         kind = strength(gap["p"], low > 0 or high < 0)
         a, b = (gap["a"], gap["b"]) if gap["difference"] <= 0 else (gap["b"], gap["a"])
         one, other = groups["kinds"][a], groups["kinds"][b]
-        start = f"{a.capitalize()}s are harder than {b}s"
-        if kind == "none":
-            start = f"The images do not show whether {a}s or {b}s are harder"
+        unclear = f"The images do not show whether {a}s or {b}s are harder"
+        start = unclear if kind == "none" else f"{a.capitalize()}s are harder than {b}s"
         towards = [low, high] if gap["difference"] > 0 else [-high, -low]
         text = (
             f"{start}: {percent(one['share'])} % of {one['n']} against {percent(other['share'])} % of {other['n']} are "
@@ -173,13 +168,12 @@ def _shared(facts: Facts) -> Said:
     if len(units) < 2:
         return
     kind = strength(shared["p"])
-    end = "they err on the same images more often than that"
-    if kind == "none":
-        end = "that is not shown to be more than chance"
+    more, unclear = "they err on the same images more often than that", "that is not shown to be more than chance"
+    end = f"{unclear if kind == 'none' else more} ({p_value(shared['p'])})"
     text = (
         f"{counted(round(all_wrong['count']), 'image')} ({_share(all_wrong)}) are wrong with "
         f"{'both' if len(units) == 2 else f'all {len(units)}'}; were their errors independent, "
-        f"{shared['expected_if_independent']:.1f} would be: {end} ({p_value(shared['p'])})."
+        f"{shared['expected_if_independent']:.1f} would be: {end}."
     )
     yield about(facts, "/shared", text, kind, **{name: all_wrong[name] for name in ("count", "share", "ci95")})
     if len(units) > 2:
@@ -228,14 +222,14 @@ def _covariates(facts: Facts) -> Said:
             continue
         kind = strength(slope["p_holm"], slope["ci95"][0] > 1 or slope["ci95"][1] < 1)
         odds = f"odds ratio per standard deviation {slope['odds_ratio']:.2f} {interval(slope['ci95'], 2, 1)}"
-        text = f"The images do not show that accuracy depends on the {row['says']} ({odds}; {_holm(slope)})."
+        says = f"The images do not show that accuracy depends on the {row['says']}"
         if kind != "none":
-            way = "rises" if slope["odds_ratio"] > 1 else "falls"
-            text = (
-                f"Accuracy {way} with the {row['says']}: from {_share(row['groups'][0])} in the lowest group to "
-                f"{_share(row['groups'][-1])} in the highest ({odds}; {_holm(slope)})."
+            lowest, highest = _share(row["groups"][0]), _share(row["groups"][-1])
+            says = (
+                f"Accuracy {'rises' if slope['odds_ratio'] > 1 else 'falls'} with the {row['says']}: from {lowest} in "
             )
-        yield about(facts, key, text, kind, **slope)
+            says += f"the lowest group to {highest} in the highest"
+        yield about(facts, key, f"{says} ({odds}; {_holm(slope)}).", kind, **slope)
 
 
 def _labels(facts: Facts) -> Said:

@@ -20,7 +20,7 @@ from roclab.vision.config import run_config
 from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
 from roclab.vision.evaluate.run_reader import COLUMNS, VisionRun
-from roclab.vision.models.checkpoint import load_model
+from roclab.vision.models.classifier import load_model
 from roclab.vision.models.inference import cached_features, dataset_features, predict_probs, softmax
 
 

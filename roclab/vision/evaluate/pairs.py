@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -39,6 +39,11 @@ def compare_pairs(correct: Mapping[str, Mapping[int, np.ndarray]], unmatched: bo
         )
     add_holm(found, "median_p", "p")
     return found
+
+
+def verdicts(pairs: Sequence[Mapping[str, Any]], split: str) -> list[Sentence]:
+    """A sentence about each of the pairs of `compare_pairs`, which stand under "pairs" in the facts."""
+    return [verdict(pair, split, pointer("pairs", i), len(pairs)) for i, pair in enumerate(pairs)]
 
 
 def verdict(pair: Mapping[str, Any], split: str, key: str, pairs: int = 1) -> Sentence:
@@ -87,7 +92,7 @@ def comparison(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
     found["pairs"] = compare_pairs(
         {name: {run.config["seed"]: right[members.index(run)] for run in runs} for name, runs in arms.items()}
     )
-    said = [verdict(pair, split, pointer("pairs", i), len(found["pairs"])) for i, pair in enumerate(found["pairs"])]
+    said = verdicts(found["pairs"], split)
     for pair, sentence in zip(found["pairs"], said, strict=True):
         pair["shown"] = sentence.claims
     return found | {"sentences": [sentence.json() for sentence in said]}

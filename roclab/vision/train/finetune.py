@@ -34,8 +34,7 @@ from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of
 from roclab.vision.data.loader import TrainImages, batches, epoch_batches
 from roclab.vision.data.transforms import train_transform
 from roclab.vision.evaluate.metrics import loss_and_accuracy
-from roclab.vision.models.checkpoint import save_model
-from roclab.vision.models.classifier import Classifier
+from roclab.vision.models.classifier import Classifier, save_model
 from roclab.vision.models.inference import dataset_features, predict_probs
 from roclab.vision.train.head import choose_head, put_head
 from roclab.vision.train.mixing import mix, mixed_cross_entropy

@@ -22,15 +22,13 @@ from roclab.core.runs import Run
 from roclab.core.training.checkpointing import save_tensors
 from roclab.core.training.distributed import World, join
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
-from roclab.vision.config import TrainConfig, run_config
+from roclab.vision.config import COMMON, TrainConfig, fill, run_config, with_defaults
 from roclab.vision.data.dataset import Dataset, labels_of, load_data
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import VisionRun
-from roclab.vision.models.checkpoint import BEFORE_REFIT, save_model
-from roclab.vision.models.classifier import Classifier, build_model
+from roclab.vision.models.classifier import BEFORE_REFIT, Classifier, build_model, save_model
 from roclab.vision.models.inference import dataset_features
 from roclab.vision.train.budget import Costs, duration, fit_to_budget
-from roclab.vision.train.defaults import COMMON, fill, with_defaults
 from roclab.vision.train.finetune import finetune, rewrite_metrics
 from roclab.vision.train.head import FEW, choose_head, fit_head, further_cuts, put_head
 
