@@ -6,8 +6,9 @@ text states, and a pointer to the fact. Reports only choose which sentences to s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 # Kind of evidence -> its words for a reader. A claim (better, harder, …) is "strong" or "moderate" where its p-value
@@ -143,3 +144,29 @@ def listed(words: Iterable[str], most: int | None = None) -> str:
     if most is not None and len(words) > most:
         words = [*words[:most], f"{len(words) - most} more"]
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
+
+
+# ---- sentences in a template
+
+
+def written(template: Path, **values: Any) -> str:
+    """A plain text from a Jinja template, in which the functions of numbers and lists are filters."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(template.parent)
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {f.__name__: f for f in (percent, number, interval, p_value, amount, counted, listed)}
+    return environment.get_template(template.name).render(values)
+
+
+def sentences_from(template: Path, make: Callable[..., Sentence], **values: Any) -> list[Sentence]:
+    """The sentences that a template writes: each `{% call say(…) %}text{% endcall %}` becomes `make(text, …)`. A line
+    break in the text is a space."""
+    found: list[Sentence] = []
+
+    def say(*of: Any, caller: Callable[[], str], **more: Any) -> str:
+        found.append(make(caller().strip("\n").replace("\n", " "), *of, **more))
+        return ""
+
+    written(template, say=say, **values)
+    return found

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+from roclab.core.sentences import written
 from roclab.vision.data.images import exact_duplicates, inspect_images, near_duplicates
 from roclab.vision.data.sources import list_images, relative
 
@@ -66,43 +68,10 @@ def audit(spec: str, data_root: str | os.PathLike | None = None, mirror: str | N
 def describe(report: dict[str, Any], shown: int = 10) -> str:
     """The report as text, at most `shown` lines under each heading."""
     counts = report["classes"]
-    lines = [
-        f"{report['name']}: {report['images']} images, {len(counts)} classes, {report['megabytes']} MB",
-        f"  splits: {_listed(report['splits'])}",
-        f"  formats: {_listed(report['formats'])}; modes: {_listed(report['modes'])}",
-    ]
-    for side in ("width", "height") if report["width"] else ():
-        low, middle, high = (report[side][key] for key in ("min", "median", "max"))
-        lines.append(f"  {side}: {low} to {high} px, median {middle:g}")
     largest = sorted(counts, key=lambda name: -counts[name])
     few = largest if len(largest) <= shown else [*largest[:3], *largest[-3:]]
-    lines.append(f"  classes: {_listed({n: counts[n] for n in few})}{'' if few == largest else ' (largest, smallest)'}")
-    if report["imbalance"] is not None:
-        lines.append(f"  imbalance: the largest class has {report['imbalance']:g} times the images of the smallest")
-
-    def heading(title: str, items: list[str]) -> None:
-        if items:
-            lines.append(f"{len(items)} {title}:")
-            lines.extend(f"  {item}" for item in items[:shown])
-            if len(items) > shown:
-                lines.append(f"  … and {len(items) - shown} more (--json lists all)")
-
-    heading("unreadable", [f"{row['path']}: {row['reason']}" for row in report["unreadable"]])
-    heading("classes without images", report["empty_classes"])
-    heading("classes with one image (it stays in training; nothing validates it)", report["one_image_classes"])
-    heading("with the wrong extension", [f"{row['path']}: {row['format']}" for row in report["wrong_extension"]])
-    heading("turned by their EXIF data (shown upright)", report["rotated_by_exif"])
-    heading("animated (the first frame counts)", report["animated"])
-    heading("passed over, no images by their name", report["ignored"])
-    conflicts = [row for row in report["duplicates"] if len(row["labels"]) > 1]
-    heading("files with identical bytes under different labels", [" = ".join(row["paths"]) for row in conflicts])
-    heading("groups of files with identical bytes", [" = ".join(row["paths"]) for row in report["duplicates"]])
-    pairs = report["near_duplicates"]
-    heading(
-        "pairs of near-duplicates",
-        [f"{' ~ '.join(r['paths'])} ({r['distance']} bits, correlation {r['correlation']:.3f})" for r in pairs],
-    )
-    return "\n".join(lines)
+    text = written(Path(__file__).with_suffix(".txt"), **report, few={name: counts[name] for name in few}, shown=shown)
+    return text.rstrip("\n")
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
@@ -111,7 +80,3 @@ def _counted(values: Iterable[str]) -> dict[str, int]:
 
 def _spread(values: list[int]) -> dict[str, float] | None:
     return {"min": min(values), "median": median(values), "max": max(values)} if values else None
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in counts.items()) or "none"
