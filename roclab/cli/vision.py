@@ -123,7 +123,7 @@ def predict(
     Example: roclab vision predict runs/elpv cell.png --top 2
     """
     from roclab.core.runs import Run
-    from roclab.vision.evaluate.predict import predict as predict_images
+    from roclab.vision.evaluate.evaluate import predict as predict_images
 
     found = predict_images(Run.open(run), images, top, engine, skip_bad)
     named = ((row["path"], (f"{p['class']} {p['probability']:.3f}" for p in row["predictions"])) for row in found)

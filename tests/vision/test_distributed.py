@@ -100,7 +100,7 @@ def test_a_world_of_one_is_no_ceremony():
 def test_training_and_prediction_over_a_local_ray(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     from roclab.vision.compare import compare
-    from roclab.vision.evaluate.predict import predict
+    from roclab.vision.evaluate.evaluate import predict
 
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
     images = make_images(tmp_path / "images", each=8)

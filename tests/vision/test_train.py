@@ -25,8 +25,7 @@ from roclab.core.training.optimizer import warmup_cosine
 from roclab.vision.config import COMMON, TrainConfig, fill, with_defaults
 from roclab.vision.data.dataset import labels_of
 from roclab.vision.data.loader import epoch_batches
-from roclab.vision.evaluate.evaluate import evaluate
-from roclab.vision.evaluate.predict import predict
+from roclab.vision.evaluate.evaluate import evaluate, predict
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models import inference
 from roclab.vision.models.classifier import build_model, load_model

@@ -10,20 +10,25 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from roclab.core.sentences import Sentence, about, pointer, sentences_from, strength
 from roclab.core.statistics import add_holm, difference, proportion, wilson
 from roclab.vision.error_analysis.covariates import image_covariates
 from roclab.vision.error_analysis.gather import JointPredictions, gather
 from roclab.vision.error_analysis.gradcam import what_decided
-from roclab.vision.error_analysis.sentences import sentences
 from roclab.vision.evaluate.metrics import calibration, classification_metrics
-from roclab.vision.evaluate.pairs import compare_pairs
+from roclab.vision.evaluate.pairs import compare_pairs, verdicts
 from roclab.vision.evaluate.run_reader import VisionRun
 
+TEXTS = Path(__file__).with_name("sentences.txt")
 SHOWN = 12  # images in a gallery
+FEW = 5  # claims of one kind that are written out
+PAIRS = 6
 DRAWS = 9999  # of a permutation test: its smallest p-value is 1 in 10,000
 
 
@@ -74,6 +79,27 @@ def analyse(
         "images": {str(i): _image(joint, i) for i in sorted(set(named))},
     }
     return found | {"sentences": [sentence.json() for sentence in sentences(found)]}
+
+
+def sentences(facts: dict[str, Any]) -> list[Sentence]:
+    """The written analysis (sentences.txt): every sentence states one computed fact, to which its `key` leads, under
+    the heading `topic`.
+
+    A sentence claims something (one is better, harder, overconfident …) only if its 95 % interval leaves out "no
+    difference" and its p-value, after Holm's correction over the questions of its kind, is below 0.05. Otherwise it
+    says that the images do not show it.
+    """
+    shown = list(zip(facts["pairs"], verdicts(facts["pairs"], facts["split"]), strict=True))
+    if len(shown) > PAIRS:  # of many pairs, those that are shown to differ
+        shown = sorted((row for row in shown if row[1].claims), key=lambda row: row[0]["p"])
+    topics = [""]
+
+    def make(text: str, key: str | Sentence, kind: str = "measured", **more: Any) -> Sentence:
+        made = about(facts, key, text, kind, **more) if isinstance(key, str) else key
+        return replace(made, topic=topics[-1])
+
+    helpers = {"topic": topics.append, "pointer": pointer, "strength": strength, "enumerate": enumerate}
+    return sentences_from(TEXTS, make, facts=facts, shown=shown, few=FEW, most=PAIRS, **helpers)
 
 
 def _run(joint: JointPredictions, row: int) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from roclab.core.files import atomic_write, read_json
+from roclab.core.files import atomic_file, read_json
 from roclab.core.runs import Run
 from roclab.vision.evaluate.metrics import epoch_of
 
@@ -28,9 +27,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    atomic_write(path, out.getvalue())
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
     return path
 
 
