@@ -153,18 +153,16 @@ def annotated(root: Path, image: Path) -> dict[str, float | None]:
     `annotations/trimaps/NAME.png` has 1 for the animal, 2 for the background, 3 for the band between them, of which
     half is counted; `annotations/xmls/NAME.xml` has a box around the head.
     """
+    from PIL import Image
+
     found: dict[str, float | None] = {"animal": None, "head": None}
     trimap = root / "annotations" / "trimaps" / f"{image.stem}.png"
-    if trimap.is_file():
-        from PIL import Image
-
-        with suppress(Exception), Image.open(trimap) as picture:
-            counts = np.bincount(np.asarray(picture).ravel(), minlength=4)
-            found["animal"] = float((counts[1] + counts[3] / 2) / counts.sum())
+    with suppress(Exception), Image.open(trimap) as picture:
+        counts = np.bincount(np.asarray(picture).ravel(), minlength=4)
+        found["animal"] = float((counts[1] + counts[3] / 2) / counts.sum())
     box = root / "annotations" / "xmls" / f"{image.stem}.xml"
-    if box.is_file():
-        with suppress(Exception):
-            values = dict(reversed(BOX.findall(box.read_text(encoding="utf-8"))))  # the first box
-            left, top, right, bottom, width, height = (float(values[name]) for name in SIDES)
-            found["head"] = (right - left) * (bottom - top) / (width * height)
+    with suppress(Exception):
+        values = dict(reversed(BOX.findall(box.read_text(encoding="utf-8"))))  # the first box
+        left, top, right, bottom, width, height = (float(values[name]) for name in SIDES)
+        found["head"] = (right - left) * (bottom - top) / (width * height)
     return found

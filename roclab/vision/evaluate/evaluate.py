@@ -53,7 +53,10 @@ def evaluate(
     dataset = run.dataset(data_root)
     if split == "test":
         images = dataset.test(opened_by="evaluate")
-        _record_opening(run, len(images))
+        path = run.path / "test_opened.json"
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        opening = {"time": now, "by": "evaluate", "images": len(images)}
+        write_json(path, [*(read_json(path) if path.exists() else []), opening])
     else:
         images = dataset.split("val")
     if not images:
@@ -102,13 +105,6 @@ def write_predictions(
         values = (f"{p:.6g}" for p in row)
         table.writerow([split, str(image.path), classes[image.label], classes[int(row.argmax())], *values])
     atomic_write(run.path / "predictions.csv", out.getvalue())
-
-
-def _record_opening(run: Run, n: int) -> None:
-    path = run.path / "test_opened.json"
-    openings = read_json(path) if path.exists() else []
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(path, [*openings, {"time": now, "by": "evaluate", "images": n}])
 
 
 def predict(

@@ -74,11 +74,10 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
     axes.grid(axis="x", alpha=0.3)
     made.append(save_figure(figure, folder / "accuracy.png"))
 
-    columns = min(2, len(arms))
-    side = _matrix_side(len(classes))
-    rows_needed = -(-len(arms) // columns)
-    figure = new_figure(side * columns, side * rows_needed)
-    grid = np.atleast_1d(figure.subplots(rows_needed, columns)).ravel()
+    columns, side = min(2, len(arms)), _matrix_side(len(classes))
+    lines = -(-len(arms) // columns)
+    figure = new_figure(side * columns, side * lines)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (name, runs) in zip(grid, results.items(), strict=False):
         _confusion(axes, np.sum([r["confusion"] for r in runs], axis=0), classes)
         axes.set_title(f"{name}\n{len(runs)} seed{'s' * (len(runs) > 1)} added", fontsize=10)
@@ -140,8 +139,7 @@ def _curves(axes: Any, arms: Mapping[str, Sequence[Run]]) -> None:
             axes.plot(*val, "-", marker=dots, ms=3, color=f"C{number}", label=name if run is runs[0] else None)
             axes.plot(*training, "--", marker=dots, ms=3, color=f"C{number}", alpha=0.7)
     epoch_axis(axes, longest)
-    axes.set_xlabel("epoch (frozen backbone: step of L-BFGS)")
-    axes.set_ylabel("cross-entropy (train dashed)")
+    axes.set(xlabel="epoch (frozen backbone: step of L-BFGS)", ylabel="cross-entropy (train dashed)")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -165,8 +163,7 @@ def _confusion(axes: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
             )  # fmt: skip
     _class_ticks(axes, classes)
     axes.set_yticks(range(len(classes)), classes, fontsize=9 if few else 7)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(xlabel="predicted", ylabel="true")
 
 
 def _class_ticks(axes: Any, classes: Sequence[str]) -> None:
@@ -185,7 +182,6 @@ def _f1(axes: Any, scores: Mapping[str, Mapping[str, float]]) -> None:
         axes.bar(at, [row[c] for c in classes], width, label=name)
     _class_ticks(axes, classes)
     axes.margins(x=0.01)
-    axes.set_ylabel("F1")
-    axes.set_ylim(0, 1)
+    axes.set(ylabel="F1", ylim=(0, 1))
     if len(scores) > 1:  # above the axes: bars fill them
         axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)

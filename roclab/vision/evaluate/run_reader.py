@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +37,14 @@ class Predictions:
 
     paths: list[str]  # (N,) as split.json has them
     sha256: list[str]  # (N,)
-    keys: list[tuple[str, str, int]]  # (N,) the same for the same image in every run, wherever the images lie
     labels: np.ndarray  # (N,) integers
     probs: np.ndarray  # (N, C)
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """The same for the same image in every run, wherever the images lie; copies of one file are counted through."""
+        copies: dict[str, count[int]] = defaultdict(count)
+        return [(sha256, next(copies[sha256])) for sha256 in self.sha256]
 
 
 class VisionRun(Run):
@@ -138,7 +145,7 @@ class VisionRun(Run):
             raise unfit
         if any(not row[1].replace("\\", "/").endswith(name) for row, (name, _) in zip(rows, listed, strict=True)):
             raise unfit
-        return Predictions(*map(list, zip(*listed, strict=True)), _keys(listed), labels, probs)
+        return Predictions(*map(list, zip(*listed, strict=True)), labels, probs)
 
     def _damaged(self, why: str) -> RocLabError:
         return RocLabError(
@@ -171,18 +178,6 @@ class VisionRun(Run):
 def label_of(model: str, strategy: str) -> str:
     """Model and strategy in words."""
     return f"{MODELS.get(model, model)}, {STRATEGIES.get(strategy, strategy)}"
-
-
-def _keys(listed: Iterable[tuple[str, str]]) -> list[tuple[str, str, int]]:
-    """An absolute path names the machine, not the image, so its last part stands for it; copies of one file are
-    counted through."""
-    seen: dict[tuple[str, str], int] = {}
-    keys = []
-    for path, sha256 in listed:
-        image = (Path(path).name if Path(path).is_absolute() else path, sha256)
-        keys.append((*image, seen.get(image, 0)))
-        seen[image] = seen.get(image, 0) + 1
-    return keys
 
 
 def side_by_side(runs: Sequence[VisionRun], split: str) -> tuple[Predictions, np.ndarray]:

@@ -99,23 +99,13 @@ class Trainer:
         if world.size > 1 and config.batch_norm == "train":
             synced_batch_norm(model.module)
         self.network = wrap(model.module, model.device) if world.size > 1 else model.module
-        self.optimizer = make_optimizer(
-            parameter_groups(model, config.layer_decay, config.weight_decay), config.optimizer
-        )
+        groups = parameter_groups(model, config.layer_decay, config.weight_decay)
+        self.optimizer = make_optimizer(groups, config.optimizer)
         self.ema = weight_average(model.module, config.ema, step) if config.ema else None
         self.val = dataset.split("val")
-        self.images = TrainImages(
-            dataset.split("train"),
-            side=round(1.5 * config.image_size),
-            transform=partial(
-                train_transform,
-                model.preprocessing,
-                randaugment=config.randaugment,
-                min_area=config.min_area,
-                flips=dataset.flips,
-            ),
-            seed=config.seed,
-        )
+        options: dict[str, Any] = {"randaugment": config.randaugment, "min_area": config.min_area}
+        transform = partial(train_transform, model.preprocessing, flips=dataset.flips, **options)
+        self.images = TrainImages(dataset.split("train"), round(1.5 * config.image_size), transform, config.seed)
         self.steps_each = -(-len(self._order(0)) // config.accumulate)  # of an epoch
         self.steps = self.steps_each * config.epochs
 
