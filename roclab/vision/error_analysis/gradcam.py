@@ -9,6 +9,7 @@ A (channels k, places) is the last activation with places, just before pooling. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,20 +67,17 @@ def activation(model: Classifier, image_size: int) -> Activation:
     found: list[Activation] = []
 
     def watch(name: str, _module: nn.Module, _inputs: Any, out: Any) -> None:
-        if isinstance(out, torch.Tensor) and out.ndim == 4:
+        if name and isinstance(out, torch.Tensor) and out.ndim == 4:
             _, a, b, c = out.shape
             if b == c > 1:
                 found.append(Activation(name, "BCHW"))
             elif a == b > 1:
                 found.append(Activation(name, "BHWC"))
 
-    hooks = [part.register_forward_hook(partial(watch, name)) for name, part in module.named_modules() if name]
-    try:
-        with torch.no_grad():
-            module(torch.zeros(1, 3, image_size, image_size, device=model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, part in module.named_modules():
+            hooks.enter_context(part.register_forward_hook(partial(watch, name)))
+        module(torch.zeros(1, 3, image_size, image_size, device=model.device))
     if not found:
         raise RocLabError(f"{model.name} has no activation with places: Grad-CAM does not apply")
     return found[-1]
@@ -94,20 +92,15 @@ def grad_cam(
     the ReLU out: where the head is linear on the mean over places, such a map sums to the logit without its bias.
     """
     caught: list[Tensor] = []
-    layer = model.module.get_submodule(where.module)
 
     def hook(_module: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
         caught.append(out.detach().requires_grad_())  # the network goes on from here: nothing before it needs gradients
         return caught[-1]
 
-    handle = layer.register_forward_hook(hook)
-    try:
-        with torch.enable_grad():
-            logits = model.module(images)
-            chosen = logits[torch.arange(len(images)), torch.as_tensor(classes)].sum()
-            (gradient,) = torch.autograd.grad(chosen, caught[-1])
-    finally:
-        handle.remove()
+    with model.module.get_submodule(where.module).register_forward_hook(hook), torch.enable_grad():
+        logits = model.module(images)
+        chosen = logits[torch.arange(len(images)), torch.as_tensor(classes)].sum()
+        (gradient,) = torch.autograd.grad(chosen, caught[-1])
     values, slope = where.places(caught[-1].detach()), where.places(gradient)
     weights = slope.mean((2, 3), keepdim=True)  # α (B, C, 1, 1)
     maps = (weights * values).sum(1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json
 from roclab.core.runs import Run
 from roclab.vision.data.dataset import Dataset, read_manifest
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 COLUMNS = ["split", "path", "true", "predicted"]  # of predictions.csv, before one probability for each class
 MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "efficientnet_lite0": "EfficientNet-Lite0"}
@@ -56,7 +53,7 @@ class VisionRun(Run):
         self.ref = ""
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> Self:
+    def open(cls, path: str | os.PathLike) -> VisionRun:
         """Raises `RocLabError` saying what is missing or damaged."""
         run = cls(path, Run.open(path).config)
         if missing := sorted({"model", "strategy", "seed"} - set(run.config)):

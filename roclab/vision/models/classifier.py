@@ -82,11 +82,8 @@ class Classifier:
         A hook takes it from the network as it runs, so `head(features(x))` is `module(x)` for every architecture.
         """
         inputs: list[Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda head, given: inputs.append(given[0]))
-        try:
+        with self.head.register_forward_pre_hook(lambda head, given: inputs.append(given[0])):
             self.module(images)
-        finally:
-            hook.remove()
         return inputs[0]
 
     def backbone_state(self) -> State:
