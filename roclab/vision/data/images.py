@@ -124,6 +124,12 @@ class Inspection:
     thumbnail: bytes = field(default=b"", repr=False)  # THUMBNAIL x THUMBNAIL grey values
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What the cache keeps of it."""
+        kept = asdict(self) | {"thumbnail": self.thumbnail.hex()}
+        return {name: value for name, value in kept.items() if name not in ("path", "error")}
+
+    @property
     def wrong_extension(self) -> bool:
         """The name is of one format and the bytes are of another."""
         from PIL import Image
@@ -171,13 +177,8 @@ def inspect_images(paths: Sequence[Path], description: str = "checking images") 
     """
     cache = FactCache("inspections-1")
     found = in_threads(lambda path: inspect_image(path, cache.get), paths, description)
-    # the readable ones; an unreadable file is looked at again: the fault may have been in the reading
-    readable = {
-        image.sha256: asdict(image) | {"thumbnail": image.thumbnail.hex()} for image in found if not image.error
-    }
-    cache.add(
-        {sha256: {k: v for k, v in row.items() if k not in ("path", "error")} for sha256, row in readable.items()}
-    )
+    # an unreadable file is looked at again: the fault may have been in the reading
+    cache.add({image.sha256: image.facts for image in found if not image.error})
     return found
 
 
@@ -194,7 +195,9 @@ class FactCache:
 
     def get(self, sha256: str) -> dict[str, Any] | None:
         """The facts of the file with these bytes, which may have had another path."""
-        return json.loads(self._rows[sha256]) if sha256 in self._rows else None
+        with suppress(KeyError, ValueError):
+            return json.loads(self._rows[sha256])
+        return None
 
     def add(self, facts: Mapping[str, dict[str, Any]]) -> None:
         new = [(sha256, json.dumps(row)) for sha256, row in facts.items() if sha256 not in self._rows]
