@@ -191,7 +191,7 @@ def load_data(
         classes=classes,
         root=listing.root,
         seed=seed,
-        _images=[LabelledImage(e.path, *facts) for e, *facts in zip(entries, labels, splits, hashes, strict=True)],
+        _images=[LabelledImage(e.path, y, s, h) for e, y, s, h in zip(entries, labels, splits, hashes, strict=True)],
         species={name: listing.species[name] for name in classes} if listing.species else None,
         skipped=skipped,
         notes=[f"left out {path}: {reason}" for path, reason in skipped],

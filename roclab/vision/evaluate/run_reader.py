@@ -142,7 +142,8 @@ class VisionRun(Run):
             raise unfit
         if any(not row[1].replace("\\", "/").endswith(name) for row, (name, _) in zip(rows, listed, strict=True)):
             raise unfit
-        return Predictions(*map(list, zip(*listed, strict=True)), labels, probs)
+        paths, hashes = (list(column) for column in zip(*listed, strict=True))
+        return Predictions(paths, hashes, labels, probs)
 
     def _damaged(self, why: str) -> RocLabError:
         return RocLabError(
