@@ -51,7 +51,7 @@ def analyse(
     """
     joint = gather(runs, split, data_root)
     pairs, shared, labels = _pairs(joint), _shared(joint), _label_errors(joint)
-    losses = joint.by_loss(joint.wrong.any(0), SHOWN)
+    losses = joint.by_loss(joint.wrong_share > 0, SHOWN)
     looked = what_decided(joint, shared, pairs, seed) if decided else {"arms": {}, "shown": []}
     named = [*losses, *shared["by_all"], *(row["image"] for row in (*labels["images"], *looked["shown"]))]
     named += [i for images in shared["only"].values() for i in images]

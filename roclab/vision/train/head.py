@@ -155,8 +155,9 @@ def fit_head(
     history: list[dict[str, float]] = []
 
     def log_iteration(flat: np.ndarray) -> None:
-        head = Head(*space.raw(*unpack(flat)), c)
-        history.append({"step": len(history) + 1} | head.scores(train=(x, y), val=val))
+        assert val is not None
+        row: dict[str, float] = {"step": len(history) + 1}
+        history.append(row | Head(*space.raw(*unpack(flat)), c).scores(train=(x, y), val=val))
 
     # one thread: the products are small, and waiting threads made it up to fifteen times slower
     with threadpool_limits(1, user_api="blas"):
