@@ -6,10 +6,14 @@ text states, and a pointer to the fact. Reports only choose which sentences to s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # Kind of evidence -> its words for a reader. A claim (better, harder, …) is "strong" or "moderate" where its p-value
 # after Holm's correction is below 0.01 or 0.05 and its 95 % interval leaves out "no difference", else "none".
@@ -146,27 +150,51 @@ def listed(words: Iterable[str], most: int | None = None) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
 
 
-# ---- sentences in a template
+# ---- texts from templates
+
+
+def environment(*folders: Path, **options: Any) -> Environment:
+    """Jinja as all our templates know it: words and numbers are filters; what is missing is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(folders),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
+    made.filters |= {write.__name__: write for write in (percent, number, interval, p_value, amount, counted, listed)}
+    made.globals |= {"evidence": Evidence, "pointer": pointer, "strength": strength}
+    return made
 
 
 def written(template: Path, **values: Any) -> str:
-    """A plain text from a Jinja template, in which the functions of numbers and lists are filters."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(template.parent)
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {f.__name__: f for f in (percent, number, interval, p_value, amount, counted, listed)}
-    return environment.get_template(template.name).render(values)
+    """The plain text that a template (.txt) writes."""
+    return environment(template.parent).get_template(template.name).render(values)
 
 
-def sentences_from(template: Path, make: Callable[..., Sentence], **values: Any) -> list[Sentence]:
-    """The sentences that a template writes: each `{% call say(…) %}text{% endcall %}` becomes `make(text, …)`. A line
-    break in the text is a space."""
+def sentences_from(template: Path, facts: Mapping[str, Any], **values: Any) -> list[Sentence]:
+    """The sentences on `facts` that a plain template writes: `{% call say(key, evidence) %}text{% endcall %}`.
+
+    `key` leads to the fact. The evidence is `evidence(…)`, or its kind alone ("measured"): then the fact's figures, and
+    those that are named beside it, are the evidence. A sentence stands under the last `topic(…)`, on one line; an empty
+    text is no sentence.
+    """
     found: list[Sentence] = []
+    topics = [""]
 
-    def say(*of: Any, caller: Callable[[], str], **more: Any) -> str:
-        found.append(make(caller().strip("\n").replace("\n", " "), *of, **more))
+    def topic(name: str) -> str:
+        topics.append(name)
         return ""
 
-    written(template, say=say, **values)
+    def say(key: str = "", evidence: Evidence | str = Evidence(), *, caller: Callable[[], str], **figures: Any) -> str:
+        if text := re.sub(r"\s*\n\s*", " ", caller().strip()):
+            if isinstance(evidence, str):
+                evidence = about(facts, key, text, evidence, **figures).evidence
+            found.append(Sentence(text, evidence, key, topics[-1]))
+        return ""
+
+    written(template, facts=facts, say=say, topic=topic, **values)
     return found

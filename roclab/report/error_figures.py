@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from roclab.core.sentences import interval
-from roclab.report.kit import say
+from roclab.core.sentences import interval, sentences_from
+from roclab.report.kit import TEMPLATES
 from roclab.vision.evaluate.figures import new_figure, save_figure
 
 MOST = {"classes": 20, "pairs": 12, "arms": 6}  # that are drawn: the hardest, the most confused, the first
@@ -24,8 +24,8 @@ def draw(facts: Facts, folder: Path) -> dict[str, str]:
     for name, figure in figures.items():
         if figure:
             save_figure(figure, folder / f"{name}.png")
-    said = say("captions.txt", facts=facts, most=MOST)
-    return {sentence.topic: sentence.text for sentence in said if figures[sentence.topic]}
+    captions = sentences_from(TEMPLATES / "captions.txt", facts, most=MOST)
+    return {name: caption.text for caption in captions if figures[name := caption.key[1:]]}
 
 
 def _point(axes: Any, at: float, row: Facts, share: str = "share", colour: str = "C0", flat: bool = False) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.sentences import sentences_of
+from roclab.core.sentences import sentences_from, sentences_of
 from roclab.report import runs as reading
 from roclab.report import words
 from roclab.report.folders import ERRORS, LAB, STUDY, FolderKind
-from roclab.report.kit import say
+from roclab.report.kit import TEMPLATES
 from roclab.report.settings import Settings
 from roclab.vision.evaluate.pairs import comparison
 from roclab.vision.evaluate.run_reader import VisionRun
@@ -56,9 +56,9 @@ def collect(
     if facts["errors"]:
         _check_about_these_runs(facts, folders["errors"])
     differences = sentences_of(facts["comparison"])
-    said = say("sentences.txt", facts=facts, words=words, differences=differences)
+    said = sentences_from(TEMPLATES / "sentences.txt", facts, words=words, differences=differences)
     facts["sentences"] = [sentence.json() for sentence in said]
-    facts["warnings"] = [sentence.text for sentence in say("warnings.txt", facts=facts)]
+    facts["warnings"] = [warning.text for warning in sentences_from(TEMPLATES / "warnings.txt", facts)]
     return reading.run_paths(runs).data(facts)
 
 

@@ -15,11 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
-from roclab.core import sentences
-from roclab.core.sentences import Evidence, Sentence
+from roclab.core.sentences import environment, written
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUMBERS = ("percent", "number", "interval", "p_value", "amount")
@@ -33,54 +32,21 @@ CODE_TABLE_OR_GAP = re.compile(
 def render(template: str | Path, **values: Any) -> str:
     """The text of a template: a name in this package's folder `templates`, or a path."""
     path = TEMPLATES / template  # of an absolute path, that path
-    text = _environment(path.parent, path.suffix).get_template(path.name).render(values)
-    return tidy(text) if path.suffix == ".md" else text
-
-
-def sentences_from(template: Path, make: Callable[..., Sentence], **values: Any) -> list[Sentence]:
-    """The sentences that a plain template (.txt) writes: each `{% call say(…) %}text{% endcall %}` becomes
-    `make(text, …)`. A line break in the text is a space."""
-    found: list[Sentence] = []
-
-    def say(*about: Any, caller: Callable[[], str]) -> str:
-        found.append(make(caller().strip("\n").replace("\n", " "), *about))
-        return ""
-
-    render(template, say=say, **values)
-    return found
-
-
-def say(template: str, **values: Any) -> list[Sentence]:
-    """The sentences of a template of plain text (.txt): what stands inside each `{% call say(topic, key, evidence) %}`,
-    on one line. An empty text is no sentence."""
-    said: list[Sentence] = []
-
-    def keep(topic: str = "", key: str = "", evidence: Evidence = Evidence(), *, caller: Callable[[], str]) -> str:
-        if text := re.sub(r"\s*\n\s*", " ", caller().strip()):
-            said.append(Sentence(text, evidence, key, topic))
-        return ""
-
-    render(template, **values, say=keep)
-    return said
+    if path.suffix == ".txt":
+        return written(path, **values)
+    markdown = path.suffix == ".md"
+    text = _environment(path.parent, markdown).get_template(path.name).render(values)
+    return tidy(text) if markdown else text
 
 
 @cache
-def _environment(folder: Path, suffix: str) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader([folder, TEMPLATES]),
-        autoescape=suffix != ".txt",
-        finalize=escape if suffix == ".md" else None,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    written = {name: getattr(sentences, name) for name in (*NUMBERS, "counted", "listed")}
-    environment.filters |= written | ({name: _marked(written[name]) for name in NUMBERS} if suffix == ".md" else {})
-    environment.filters["file_name"] = lambda path: Path(path).name
-    environment.globals |= {"code": code, "literal": literal, "table": table}
-    environment.globals |= {"evidence": Evidence, "pointer": sentences.pointer}
-    return environment
+def _environment(folder: Path, markdown: bool) -> Environment:
+    made = environment(folder, TEMPLATES, autoescape=True, finalize=escape if markdown else None)
+    if markdown:
+        made.filters |= {name: _marked(made.filters[name]) for name in NUMBERS}
+    made.filters["file_name"] = lambda path: Path(path).name
+    made.globals |= {"code": code, "literal": literal, "table": table}
+    return made
 
 
 def _marked(write: Callable[..., str]) -> Callable[..., Markup]:

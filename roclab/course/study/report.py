@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from roclab.core.files import atomic_write, write_json
-from roclab.core.sentences import Evidence, Sentence, about, percent, pointer, strength
+from roclab.core.sentences import Sentence, percent, sentences_from, strength
 from roclab.core.statistics import sign_test, wilson
 from roclab.report import kit
 
@@ -77,15 +77,11 @@ def row(transcripts: Transcripts) -> dict[str, Any]:
 
 
 def _sentences(summary: Mapping[str, Any], transcripts: Transcripts) -> list[Sentence]:
-    def make(text: str, key: str, kind: str = "measured", numbers: Any = None, n: int | None = None) -> Sentence:
-        """`numbers` of `n` questions, else those of the fact at `key`."""
-        return about(summary, key, text, kind) if numbers is None else Sentence(text, Evidence(kind, numbers, n), key)
-
     def some(field: str, *values: str) -> Transcripts:
         return [t for t in transcripts if t[field] in values]
 
-    return kit.sentences_from(
-        TEMPLATES / "sentences.txt", make, summary=summary, pointer=pointer, span=_span,
+    return sentences_from(
+        TEMPLATES / "sentences.txt", summary, span=_span,
         quoted=lambda names: [f"“{name}”" for name in names],
         intervals=lambda kinds: {f"{kind} ci95": summary["kinds"][kind]["ci95"] for kind in kinds},
         sampling=_comparison(sampled=some("run", *summary["seeds"][1:]), greedy=some("run", "greedy")),

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roclab.core.sentences import Sentence, listed, pointer
+from roclab.core.sentences import Sentence, listed, sentences_from
 from roclab.course.tokenizer_lab.bpe_trace import ADDED, NO_RULE, PRE_TOKENIZER
-from roclab.report.kit import sentences_from
 
 Facts = Mapping[str, Any]
 TEMPLATES = Path(__file__).parent / "templates"
@@ -17,13 +16,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def sentences(student_id: str, facts: Mapping[str, Facts]) -> list[Sentence]:
     """The analysis; `facts` by name of tokenizer. A sentence's key leads to its fact in lab.json."""
-
-    def make(text: str, topic: str, *path: str | int) -> Sentence:
-        """`path`: the tokenizer, then the keys of its fact; none for all tokenizers."""
-        return Sentence(f"{': '.join([*map(str, path[:1]), text])}.", key=pointer("tokenizers", *path), topic=topic)
-
     return sentences_from(
-        TEMPLATES / "sentences.txt", make, student_id=student_id, facts=facts, PRE_TOKENIZER=PRE_TOKENIZER,
+        TEMPLATES / "sentences.txt", facts, student_id=student_id, PRE_TOKENIZER=PRE_TOKENIZER,
         NO_RULE=NO_RULE, ADDED=ADDED, in_digits=_in_digits, readable_text=readable_text,
         each=lambda form, rows, most: listed([form.format(**row) for row in rows], most),
         alike=lambda key: len({tuple(fact[key]) for fact in facts.values()}) == 1,

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from roclab.core.sentences import Sentence, about, pointer, sentences_from, strength
+from roclab.core.sentences import Sentence, sentences_from
 from roclab.core.statistics import add_holm, difference, proportion, wilson
 from roclab.vision.error_analysis.covariates import image_covariates
 from roclab.vision.error_analysis.gather import JointPredictions, gather
@@ -92,14 +91,7 @@ def sentences(facts: dict[str, Any]) -> list[Sentence]:
     shown = list(zip(facts["pairs"], verdicts(facts["pairs"], facts["split"]), strict=True))
     if len(shown) > PAIRS:  # of many pairs, those that are shown to differ
         shown = sorted((row for row in shown if row[1].claims), key=lambda row: row[0]["p"])
-    topics = [""]
-
-    def make(text: str, key: str | Sentence, kind: str = "measured", **more: Any) -> Sentence:
-        made = about(facts, key, text, kind, **more) if isinstance(key, str) else key
-        return replace(made, topic=topics[-1])
-
-    helpers = {"topic": topics.append, "pointer": pointer, "strength": strength, "enumerate": enumerate}
-    return sentences_from(TEXTS, make, facts=facts, shown=shown, few=FEW, most=PAIRS, **helpers)
+    return sentences_from(TEXTS, facts, shown=shown, few=FEW, most=PAIRS, enumerate=enumerate)
 
 
 def _run(joint: JointPredictions, row: int) -> dict[str, Any]:
