@@ -9,11 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from roclab.core.files import write_json
 from roclab.core.runs import Run
 from roclab.vision.evaluate.figures import (
-    _confusion,
-    _curves,
     _f1,
     _matrix_side,
     comparison_figures,
+    confusion,
+    curves,
     new_figure,
     run_figure,
 )
@@ -38,7 +38,7 @@ def drawn(axes):
 @pytest.mark.parametrize("epochs", [1, 4, 60])
 def test_the_training_line_begins_at_epoch_1_and_ticks_are_whole(tmp_path, epochs):
     axes = new_figure(8, 5).subplots()
-    _curves(axes, {"m finetune": [run_of(tmp_path / "run", epochs)]})
+    curves(axes, {"m finetune": [run_of(tmp_path / "run", epochs)]})
     val, training = axes.lines
     assert (val.get_linestyle(), training.get_linestyle()) == ("-", "--")
     assert list(val.get_xdata()) == list(range(epochs + 1))
@@ -55,7 +55,7 @@ def test_the_training_line_begins_at_epoch_1_and_ticks_are_whole(tmp_path, epoch
 
 def test_runs_without_an_epoch_are_drawn_too(tmp_path):
     axes = new_figure(8, 5).subplots()
-    _curves(axes, {"empty": [run_of(tmp_path / "empty", -1)], "features": [run_of(tmp_path / "steps", 60, first=1)]})
+    curves(axes, {"empty": [run_of(tmp_path / "empty", -1)], "features": [run_of(tmp_path / "steps", 60, first=1)]})
     drawn(axes)
     assert list(axes.lines[2].get_xdata()) == list(axes.lines[3].get_xdata()) == list(range(1, 61))
 
@@ -74,7 +74,7 @@ def test_the_legend_covers_no_bar():
 def test_names_of_a_confusion_matrix_stand_apart(classes):
     side = _matrix_side(classes)
     axes = new_figure(side, side).subplots()
-    _confusion(axes, np.eye(classes, dtype=int) * 12, [f"american terrier {i}" for i in range(classes)])
+    confusion(axes, np.eye(classes, dtype=int) * 12, [f"american terrier {i}" for i in range(classes)])
     renderer = drawn(axes)
     for labels, upright in ((axes.get_yticklabels(), False), (axes.get_xticklabels(), True)):
         boxes = [label.get_window_extent(renderer) for label in labels]

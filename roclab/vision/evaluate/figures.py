@@ -1,8 +1,9 @@
-"""The pictures of a run and of a comparison, each drawn from run folders alone."""
+"""The pictures of a run and of a comparison, each drawn from run folders alone. The report draws curves, accuracy and
+confusion with the same functions, in its own style."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +39,13 @@ def run_figure(run: Run, split: str = "val") -> Path:
     side = _matrix_side(len(results["per_class"]))
     if len(results["per_class"]) <= FEW:
         figure = new_figure(13, side)
-        curves, matrix, bars = figure.subplots(1, 3)
+        losses, matrix, bars = figure.subplots(1, 3)
     else:  # the matrix needs the whole height
         figure = new_figure(side + 6.5, side)
-        axes = figure.subplot_mosaic([["matrix", "curves"], ["matrix", "bars"]], width_ratios=[side, 6.5])
-        curves, matrix, bars = (axes[name] for name in ("curves", "matrix", "bars"))
-    _curves(curves, {f"{run.config['model']} {run.config['strategy']}": [run]})
-    _confusion(matrix, np.array(results["confusion"]), list(results["per_class"]))
+        axes = figure.subplot_mosaic([["matrix", "losses"], ["matrix", "bars"]], width_ratios=[side, 6.5])
+        losses, matrix, bars = (axes[name] for name in ("losses", "matrix", "bars"))
+    _losses(losses, {f"{run.config['model']} {run.config['strategy']}": [run]})
+    confusion(matrix, np.array(results["confusion"]), list(results["per_class"]))
     matrix.set_title(f"{split}: top-1 {100 * results['top1']:.1f} % of {results['n']} images")
     _f1(bars, {"F1": {name: row["f1"] for name, row in results["per_class"].items()}})
     return save_figure(figure, run.path / "figures" / f"{split}.png")
@@ -57,20 +58,14 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
     made = []
 
     figure = new_figure(8, 5)
-    _curves(figure.subplots(), arms)
+    _losses(figure.subplots(), arms)
     made.append(save_figure(figure, folder / "loss.png"))
 
     figure = new_figure(7, 0.6 * len(arms) + 1.5)
     axes = figure.subplots()
-    for row, (_, runs) in enumerate(results.items()):
-        top1 = np.array([100 * r["top1"] for r in runs])
-        low, high = (np.mean([100 * r["ci95"]["top1"][side] for r in runs]) for side in (0, 1))
-        axes.plot([low, high], [row, row], color="C0", lw=2)
-        axes.plot(top1, [row] * len(top1), "o", color="C0", alpha=0.4, ms=5)
-        axes.plot(top1.mean(), row, "D", color="C3", ms=7)
-    axes.set_yticks(range(len(results)), list(results))
-    axes.invert_yaxis()
-    axes.set_xlabel(f"top-1 on {split} (%): diamond mean, dots seeds, line 95 % interval")
+    ci95 = {name: np.mean([r["ci95"]["top1"] for r in runs], axis=0) for name, runs in results.items()}
+    accuracy(axes, {name: {"top1": [r["top1"] for r in results[name]], "top1_ci95": ci95[name]} for name in results})
+    axes.set_xlabel(f"top-1 on {split} (%): bar mean, dots seeds, line 95 % interval")
     axes.grid(axis="x", alpha=0.3)
     made.append(save_figure(figure, folder / "accuracy.png"))
 
@@ -79,7 +74,7 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
     figure = new_figure(side * columns, side * lines)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (name, runs) in zip(grid, results.items(), strict=False):
-        _confusion(axes, np.sum([r["confusion"] for r in runs], axis=0), classes)
+        confusion(axes, np.sum([r["confusion"] for r in runs], axis=0), classes)
         axes.set_title(f"{name}\n{len(runs)} seed{'s' * (len(runs) > 1)} added", fontsize=10)
     for axes in grid[len(arms) :]:
         axes.set_visible(False)
@@ -108,12 +103,25 @@ def loss_lines(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[list, list], tu
     )
 
 
-def dot_of(line: tuple[list, list]) -> str:
-    """The marker of a line's epochs: without one, a line of a single epoch would not be seen."""
-    return "o" if len(line[0]) <= LONG else ""
+def curves(axes: Any, arms: Mapping[str, Sequence[Run]], cut: Collection[Run] = ()) -> None:
+    """Training loss dashed, validation loss solid, one colour an arm, all seeds; a run of `cut` ends in a cross."""
+    longest = 1
+    for number, (name, runs) in enumerate(arms.items()):
+        colour = f"C{number}"
+        for run in runs:
+            val, training = loss_lines(run.metrics())
+            longest = max([longest, *val[0]])
+            dots = "o" if len(training[0]) <= LONG else ""  # without, a line of one epoch would not be seen
+            axes.plot(*val, "-", marker=dots, ms=3, color=colour, label=name if run is runs[0] else None)
+            axes.plot(*training, "--", marker=dots, ms=3, color=colour, alpha=0.7)
+            if val[0] and run in cut:
+                axes.plot(val[0][-1], val[1][-1], "x", color=colour, ms=7)
+    _epoch_axis(axes, longest)
+    axes.set(xlabel="epoch (frozen backbone: step of L-BFGS)", ylabel="cross-entropy (nats)")
+    axes.set_ylim(bottom=0)
 
 
-def epoch_axis(axes: Any, longest: int) -> None:
+def _epoch_axis(axes: Any, longest: int) -> None:
     """Whole epochs only. Steps of L-BFGS and epochs of fine-tuning share one plot on a logarithmic axis that has a
     place for epoch 0."""
     from matplotlib.ticker import MaxNLocator
@@ -128,19 +136,21 @@ def epoch_axis(axes: Any, longest: int) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _curves(axes: Any, arms: Mapping[str, Sequence[Run]]) -> None:
-    """Training loss dashed, validation loss solid, one colour an arm, all seeds."""
-    longest = 1
-    for number, (name, runs) in enumerate(arms.items()):
-        for run in runs:
-            val, training = loss_lines(run.metrics())
-            longest = max([longest, *val[0]])
-            dots = dot_of(training)
-            axes.plot(*val, "-", marker=dots, ms=3, color=f"C{number}", label=name if run is runs[0] else None)
-            axes.plot(*training, "--", marker=dots, ms=3, color=f"C{number}", alpha=0.7)
-    epoch_axis(axes, longest)
-    axes.set(xlabel="epoch (frozen backbone: step of L-BFGS)", ylabel="cross-entropy (train dashed)")
-    axes.set_ylim(bottom=0)
+def accuracy(axes: Any, arms: Mapping[str, Mapping[str, Any]]) -> None:
+    """Top-1 of each arm in per cent: every run a dot, the mean a bar, the 95 % interval a line."""
+    for row, arm in enumerate(arms.values()):
+        dots, colour = 100 * np.array(arm["top1"]), f"C{row}"
+        axes.plot(100 * np.array(arm["top1_ci95"]), [row, row], color=colour, lw=1.6)
+        axes.plot(dots, [row] * len(dots), "o", color=colour, alpha=0.4, ms=5)
+        axes.plot(dots.mean(), row, "|", color=colour, ms=16, mew=2.5)
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.invert_yaxis()
+    axes.margins(y=0.2)
+
+
+def _losses(axes: Any, arms: Mapping[str, Sequence[Run]]) -> None:
+    curves(axes, arms)
+    axes.set_ylabel("cross-entropy (train dashed)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 
@@ -150,27 +160,32 @@ def _matrix_side(classes: int) -> float:
     return max(4.5, 2.2 + 0.2 * classes)
 
 
-def _confusion(axes: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Share of each true class (row) that was predicted as each class (column), and the counts."""
+def confusion(axes: Any, counts: np.ndarray, classes: Sequence[str], points: float | None = None) -> None:
+    """Share of each true class (row) that was predicted as each class (column), and the counts where they can be read.
+    `points`: the size of the classes' names."""
     few = len(classes) <= FEW
+    points = points or _name_points(classes)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.ndindex(*counts.shape):
-        if few or counts[i, j]:
-            axes.text(
-                j, i, str(counts[i, j]), ha="center", va="center", fontsize=9 if few else 6,
-                color="white" if share[i, j] > 0.5 else "black",
-            )  # fmt: skip
-    _class_ticks(axes, classes)
-    axes.set_yticks(range(len(classes)), classes, fontsize=9 if few else 7)
+    for i, j in np.argwhere(counts + few) if points >= 6.5 else ():
+        axes.text(
+            j, i, str(counts[i, j]), ha="center", va="center", fontsize=points if few else 0.8 * points,
+            color="white" if share[i, j] > 0.5 else "black",
+        )  # fmt: skip
+    _class_ticks(axes, classes, points)
+    axes.set_yticks(range(len(classes)), classes, fontsize=points)
     axes.set(xlabel="predicted", ylabel="true")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(True)
 
 
-def _class_ticks(axes: Any, classes: Sequence[str]) -> None:
-    if len(classes) <= FEW:
-        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
-    else:
-        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+def _name_points(classes: Sequence[str]) -> float:
+    return 9 if len(classes) <= FEW else 7
+
+
+def _class_ticks(axes: Any, classes: Sequence[str], points: float) -> None:
+    aslant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(classes) <= FEW else {"rotation": 90}
+    axes.set_xticks(range(len(classes)), classes, fontsize=points, **aslant)
 
 
 def _f1(axes: Any, scores: Mapping[str, Mapping[str, float]]) -> None:
@@ -180,7 +195,7 @@ def _f1(axes: Any, scores: Mapping[str, Mapping[str, float]]) -> None:
     for number, (name, row) in enumerate(scores.items()):
         at = np.arange(len(classes)) + (number - (len(scores) - 1) / 2) * width
         axes.bar(at, [row[c] for c in classes], width, label=name)
-    _class_ticks(axes, classes)
+    _class_ticks(axes, classes, _name_points(classes))
     axes.margins(x=0.01)
     axes.set(ylabel="F1", ylim=(0, 1))
     if len(scores) > 1:  # above the axes: bars fill them
