@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
 from roclab.cli import course, lm, vision
+from roclab.core.devices import cpu_quota, usable_cores
 from roclab.core.exceptions import RocLabError
 from roclab.core.log import show_messages
 
@@ -62,6 +63,10 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  (open to the end)
         elif hasattr(text_stream, "reconfigure"):  # a character that a terminal lacks, or a byte that is no text
             text_stream.reconfigure(errors="replace")
+            if name == "stdin" and not text_stream.isatty():  # a pipe holds what a file would (roclab.lm.text.source)
+                text_stream.reconfigure(encoding="utf-8-sig", errors="replace")
+    if cpu_quota() < (os.cpu_count() or 1):  # torch counts the cores it sees
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     show_messages()
     try:
         sys.exit(app(standalone_mode=False))

@@ -6,10 +6,11 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from roclab.cli.options import THINKING
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import read_json, write_json
+from roclab.core.files import write_json
 from roclab.lm.conversation import Conversation
 
 HELP = """\
@@ -20,7 +21,8 @@ HELP = """\
 /save FILE          write it as JSON (take it up with --load FILE)
 /stats              tokens and speed of the last reply
 /quit               end (so does ctrl-d)
-ctrl-c cuts a reply short; what was said stays. Text in several lines: end a line with \\."""
+ctrl-c cuts a reply short, or drops a half-typed line; what was said stays.
+Text in several lines: paste it, or end a line with \\."""
 
 
 class ChatLoop:
@@ -32,30 +34,45 @@ class ChatLoop:
         self.colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def run(self) -> None:
-        """Until /quit, ctrl-d, or ctrl-c at the prompt."""
+        """Until /quit or ctrl-d."""
         if self.interactive:
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  (arrow keys and history in input())
+                import readline  # arrow keys and history in input()
+
+                readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one message
             print(f"{self.name}. /help lists the commands, ctrl-d ends.")
         while True:
             try:
-                text = self._read()
-            except (EOFError, KeyboardInterrupt):
+                if not self._turn():
+                    return
+            except EOFError:
                 print()
                 return
-            if text in ("/quit", "/exit"):
-                return
-            try:
-                if text.startswith("/"):
-                    self._command(*text[1:].split(maxsplit=1))
-                elif text.strip():
-                    self._answer(text)
-            except RocLabError as error:  # a mistake ends nothing: the conversation goes on
-                print(f"roclab: {error}", file=sys.stderr)
+            except KeyboardInterrupt:  # at the prompt, or in the moment after a reply: nothing is lost
+                if not self.interactive:
+                    print()
+                    return
+                print("\n(ctrl-d or /quit ends)")
 
-    def load(self, path: Path) -> None:
-        self.conversation.load(read_json(path), str(path))
+    def _turn(self) -> bool:
+        """Read once and answer. False: the conversation ends."""
+        text = self._read()
+        if text in ("/quit", "/exit"):
+            return False
+        try:
+            if text.startswith("/"):
+                self._command(*text[1:].split(maxsplit=1))
+            elif text.strip():
+                self._answer(text)
+        except RocLabError as error:  # a mistake ends nothing: the conversation goes on
+            print(f"roclab: {error}", file=sys.stderr)
+        return True
+
+    def load(self, saved: Any, path: Path) -> None:
+        self.conversation.load(saved, str(path))
         print(f"{len(self.conversation.turns)} messages from {path}")
+        if self.conversation.tokenizer.uses_date:
+            print(f"The model is told that it is {self.conversation.began:%Y-%m-%d}, as when the conversation began.")
 
     def _read(self) -> str:
         lines = [input("> " if self.interactive else "")]
@@ -70,7 +87,9 @@ class ChatLoop:
         pieces = self.conversation.reply(text)
         try:
             for part, piece in pieces:
-                if part != part_before:
+                if part == "unannounced":
+                    print(self._dim("\n[that was its thinking]\n"))
+                elif part != part_before:
                     print(self._dim("thinking: ") if part == "thinking" else "\n", end="")
                     part_before = part
                 print(self._dim(piece) if part == "thinking" else piece, end="", flush=True)
@@ -78,8 +97,12 @@ class ChatLoop:
             pieces.close()
             print(self._dim(" [cut short]"), end="")
         print()
-        if self.conversation.last and self.conversation.last.finish_reason == "length":
-            print(self._dim(f"[ended at --max-new-tokens {self.conversation.params.max_new_tokens}]"))
+        last, context = self.conversation.last, self.conversation.model.config.max_position_embeddings
+        if last and last.finish_reason == "length":
+            full = last.prompt_tokens + last.new_tokens >= context
+            limit = f"[ended at --max-new-tokens {self.conversation.params.max_new_tokens}]"
+            room = f"[ended: the context of {context:,} tokens is full; /reset begins a new conversation]"
+            print(self._dim(room if full else limit))
 
     def _dim(self, text: str) -> str:
         return f"\033[2m{text}\033[0m" if self.colour else text

@@ -8,8 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from codecs import getincrementaldecoder
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +17,15 @@ import typer
 
 from roclab.cli.options import THINKING, options_from
 from roclab.cli.output import print_json, show
-from roclab.core.exceptions import DataError, RocLabError
+from roclab.core.exceptions import RocLabError
 from roclab.lm.settings import LoadOptions, SamplingParams
+from roclab.lm.text.source import read_text
 
 if TYPE_CHECKING:
     import torch
 
     from roclab.lm.engine.runner import Runner
-    from roclab.lm.generate import Completion
+    from roclab.lm.generate import Completion, TokenEvent
     from roclab.lm.text.tokenizer import Tokenizer
     from roclab.lm.weights.checkpoint import Checkpoint
 
@@ -38,7 +38,7 @@ MODEL = typer.Option(
     "smollm2-135m", "--model", "-m", help="A short name, a path (GGUF file or model folder), or owner/name on a Hub."
 )
 SYSTEM = typer.Option(None, "--system", help="The system message.")
-THINK = typer.Option("auto", "--thinking", help="on, off, or auto: as the chat template has it.")
+THINKING_MODE = typer.Option("auto", "--thinking", help="on, off, or auto: as the chat template has it.")
 
 
 def pull(name: str = typer.Argument(..., help="A short name such as smollm2-135m, or owner/name on a Hub.")) -> None:
@@ -65,7 +65,7 @@ def generate(
     model: str = MODEL,
     chat: bool = typer.Option(False, "--chat", help="Ask the prompt as a user's message, through the chat template."),
     system: str = SYSTEM,
-    thinking: str = THINK,
+    thinking: str = THINKING_MODE,
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object (a batch: one a line) at the end."),
 ) -> None:
     """Continue a text, or answer a question with --chat.
@@ -74,6 +74,7 @@ def generate(
     """
     from roclab.core.progress import track
     from roclab.lm.generate import Timings, complete, stream
+    from roclab.lm.text.detokenizer import END_THINK, THINK
 
     texts, enable_thinking = _prompts(prompt, prompt_file), _thinking(thinking)
     for flag, given, needs, there in (
@@ -98,12 +99,9 @@ def generate(
 
     timings = Timings()
     if not as_json and len(prompts) == 1:
-        begun = False
-        for event in stream(runner, tokenizer, prompts, rows, timings):
-            print(event.thinking, end="", flush=True, file=sys.stderr)  # a thought is not the answer
-            begun = begun or bool(event.text.strip())
-            print(event.text if begun or not chat else "", end="", flush=True)
-        print()
+        marks = {i for name in (THINK, END_THINK) if (i := tokenizer.control.get(name)) is not None}
+        hold = chat and bool(marks) and marks.isdisjoint(prompts[0]) and not sys.stdout.isatty()
+        _print_stream(stream(runner, tokenizer, prompts, rows, timings), chat, hold)
         return
     total = sum(budgets)
     results = complete(runner, tokenizer, prompts, rows, timings, lambda events: track(events, "tokens", total))
@@ -117,6 +115,24 @@ def generate(
             "decode_tokens_per_second": round(timings.decode_tokens_per_second, 2),
         }
         print_json(_answer(tokenizer, result, row) | speeds)
+
+
+def _print_stream(events: Iterator[TokenEvent], chat: bool, hold: bool) -> None:
+    """The answer on standard output as it comes, the thought on standard error. `hold`: a thought may come unannounced,
+    and must not be printed as the answer; the text is kept until that is settled."""
+    held, begun = "", False
+    for event in events:
+        if event.was_thinking:
+            print(held if hold else "\n[that was its thinking]", file=sys.stderr)
+            held, begun = "", False
+        print(event.thinking, end="", flush=True, file=sys.stderr)
+        hold = hold and not (event.thinking or event.was_thinking)
+        begun = begun or bool(event.text.strip())
+        held += event.text if begun or not chat else ""
+        if not hold:
+            print(held, end="", flush=True)
+            held = ""
+    print(held)
 
 
 def _answer(tokenizer: Tokenizer, result: Completion, params: SamplingParams) -> dict[str, Any]:
@@ -133,11 +149,16 @@ def _answer(tokenizer: Tokenizer, result: Completion, params: SamplingParams) ->
     if result.thinking:
         answer["thinking_content"] = result.thinking
     if params.logprobs is not None:
-        name = tokenizer.id_to_token
+        name, data = (
+            tokenizer.id_to_token,
+            tokenizer.token_bytes,
+        )  # a token may be half a character: its bytes are exact
         chosen = zip(result.token_ids, result.logprobs, result.top_logprobs, strict=True)
         answer["logprobs"] = [
-            {"token": name(i), "id": i, "logprob": p, "top": [[name(j), q] for j, q in top]} for i, p, top in chosen
-        ]
+            {"token": name(i), "id": i, "bytes": list(data(i)), "logprob": p,
+             "top": [[name(j), q, list(data(j))] for j, q in top]}
+            for i, p, top in chosen
+        ]  # fmt: skip
     return answer
 
 
@@ -152,23 +173,27 @@ def chat(
     options: LoadOptions,
     model: str = MODEL,
     system: str = SYSTEM,
-    thinking: str = THINK,
-    load: Path = typer.Option(None, "--load", help="Take up a conversation that /save wrote."),
+    thinking: str = THINKING_MODE,
+    load: Path = typer.Option(
+        None, "--load", help="Take up a conversation that /save wrote, or one in OpenAI's format."
+    ),
 ) -> None:
     """Talk to a model. /help inside lists the commands; ctrl-c cuts a reply short, ctrl-d ends.
 
     Example: roclab lm chat --model smollm2-135m
     """
     from roclab.cli.chat import ChatLoop
+    from roclab.core.files import read_json
     from roclab.lm.conversation import Conversation
 
     enable_thinking = _thinking(thinking)
+    saved = read_json(load) if load else None
     runner, tokenizer, _ = open_model(model, options.for_temperature(params.temperature))
     _check_thinking(tokenizer, enable_thinking)
     conversation = Conversation(runner, tokenizer, params, system=system, thinking=enable_thinking)
     loop = ChatLoop(conversation, model)
     if load:
-        loop.load(load)
+        loop.load(saved, load)
     loop.run()
 
 
@@ -176,7 +201,7 @@ def chat(
 @options_from(LoadOptions, "options", defaults={"engine": "torch"})
 def evaluate(
     options: LoadOptions,
-    text: Path = typer.Option(..., "--text", help="A UTF-8 text file."),
+    text: Path = typer.Option(..., "--text", help="A UTF-8 text file; - is standard input."),
     model: str = MODEL,
     window: int = typer.Option(None, "--window", help="Tokens a window; 1024 or the model's context if not given."),
     stride: int = typer.Option(
@@ -185,27 +210,46 @@ def evaluate(
     max_bytes: int = typer.Option(
         None, "--max-bytes", min=1, help="Only the first bytes of the file (whole characters)."
     ),
+    bos_every_window: bool = typer.Option(
+        False,
+        "--bos-every-window",
+        help="Begin each window with a BOS; if not given only the text, if the model wants it.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Perplexity and bits per byte of a text under a model.
 
     Example: roclab lm evaluate --model smollm2-135m --text wikitext-2/test.txt --max-bytes 50000
     """
-    from roclab.lm.evaluate import evaluate_text
+    from roclab.lm.evaluate import check_windows, evaluate_text
 
-    content = read_text(text, max_bytes)
+    check_windows(window, stride)
+    content, changes = read_text(text, max_bytes)
     runner, tokenizer, _ = open_model(model, options)
     started = time.perf_counter()
-    score = evaluate_text(runner, tokenizer, content, window=window, stride=stride)
+    score = evaluate_text(
+        runner, tokenizer, content, window=window, stride=stride, bos_every_window=bos_every_window
+    )  # fmt: skip
     seconds = time.perf_counter() - started
-    found = {"model": model, "text": text.name, **score.to_dict(), "seconds": round(seconds, 2)}
-    lines = (
-        f"perplexity     {score.perplexity:.4f}\n"
-        f"bits per byte  {score.bits_per_byte:.4f}\n"
-        f"tokens scored  {score.tokens:,} of {score.bytes:,} bytes in {seconds:.1f} s\n"
-        f"protocol       {score.protocol}"
-    )
-    show(found, as_json, lines)
+    score = replace(score, normalised=[*changes, *score.normalised])
+    dtype = str(runner.dtype).removeprefix("torch.") if runner.dtype else "quantized"
+    by = {"engine": runner.name, "dtype": dtype, "activations": runner.activations}
+    found = {"model": model, "text": text.name, **score.to_dict(), **by, "seconds": round(seconds, 2)}
+    lines = [
+        f"perplexity     {score.perplexity:.4f}",
+        f"bits per byte  {score.bits_per_byte:.4f}",
+        f"tokens scored  {score.tokens:,} of {score.bytes:,} bytes in {seconds:.1f} s",
+        f"protocol       {score.protocol}",
+        f"text           SHA-256 {score.text_sha256}",
+    ]
+    if score.normalised:
+        lines.append(f"normalised     {'; '.join(score.normalised)}")
+    if score.vanished_bytes:
+        lines.append(f"vanished       {score.vanished_bytes:,} more bytes, which have no token in this vocabulary")
+    if score.pretokenized:
+        marks = ", ".join(f'"{mark}"' for mark in score.pretokenized)
+        lines.append(f"pre-tokenized  its words seem to be taken apart ({marks}): not comparable with the plain text")
+    show(found, as_json, "\n".join(lines))
 
 
 @app.command()
@@ -272,13 +316,13 @@ def quantize(
     ):
         if wrong:
             raise RocLabError(why)
+    content = read_text(calibration, BYTES_A_TOKEN * tokens).text if calibration else ""
     device = pick_device(options.device)
     started = time.perf_counter()
     checkpoint = open_checkpoint(model)
     if is_quantized(checkpoint):
         logger.info("%s: quantized already; rounding it again adds to what that lost", model)
     tokenizer = checkpoint.load_tokenizer(options.tokenizer)
-    content = read_text(calibration, max_bytes=BYTES_A_TOKEN * tokens) if calibration else ""
 
     def texts() -> torch.Tensor:
         if calibration is None:
@@ -370,18 +414,4 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
         raise RocLabError("give the prompt with --prompt or with --prompt-file")
     if file is None:
         return list(prompts or [])
-    text = sys.stdin.read() if str(file) == "-" else read_text(file)
-    return [text.removesuffix("\n").removesuffix("\r")]  # the end of the last line, which editors and echo add
-
-
-def read_text(path: Path, max_bytes: int | None = None) -> str:
-    """A file's text; a character that `max_bytes` would cut in half is left out."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    cut = max_bytes is not None and max_bytes < len(data)
-    try:
-        return getincrementaldecoder("utf-8")().decode(data[:max_bytes], final=not cut)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    return [read_text(file).text.removesuffix("\n")]  # the end of the last line, which editors and echo add

@@ -44,8 +44,21 @@ def package_folder(requirement: str, module: str) -> Path:
     importlib.invalidate_caches()
     if folder := find_package(module):
         return folder
-    why = (done.stderr or done.stdout or "no reason given").strip().splitlines()[-1]
-    raise RocLabError(f"pip could not install {requirement} ({why}); by hand: {by_hand}")
+    why, remedy = _why_pip_failed(done.stderr or done.stdout or "", requirement, by_hand)
+    raise RocLabError(f"pip could not install {requirement} ({why}); {remedy}")
+
+
+def _why_pip_failed(said: str, requirement: str, by_hand: str) -> tuple[str, str]:
+    """pip's complaint and what to do: its last error, not the hints and notices that it prints after it."""
+    if "No module named pip" in said:
+        uv = f"uv pip install --python {sys.executable} --no-deps {requirement}"
+        return "this Python has no pip", f"by hand: {uv}; or first: {sys.executable} -m ensurepip"
+    if "externally-managed-environment" in said:
+        make = "python3 -m venv .venv, with RocLab in it"
+        return "this Python is externally managed: nothing may be installed into it", f"use an environment: {make}"
+    lines = said.strip().splitlines() or ["no reason given"]
+    errors = [line for line in lines if line.lower().startswith("error:")]
+    return (errors or lines)[-1], f"by hand: {by_hand}"
 
 
 def fetch_archives(folder: Path, resources: tuple[tuple[str, str], ...], mirror: str | None = None) -> Path:

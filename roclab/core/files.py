@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +129,22 @@ def file_digest(path: str | os.PathLike, algorithm: str) -> str:
 
 
 def cache_folder(name: str) -> Path:
-    """Where things that can be computed again are kept: `ROCLAB_CACHE`, or `roclab` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("ROCLAB_CACHE") or os.path.join(base, "roclab")) / name
+    """Where things that can be computed again are kept: `ROCLAB_CACHE`, or `roclab` in the user's cache folder, or for
+    a user without a home a folder of theirs among the temporary files."""
+    if base := os.environ.get("ROCLAB_CACHE"):
+        return Path(base) / name
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "roclab" / name
+    home = os.path.expanduser("~")
+    return (Path(home) / ".cache" / "roclab" if os.path.isabs(home) else _own_temporary_folder()) / name
+
+
+@functools.cache
+def _own_temporary_folder() -> Path:
+    """A folder that only this user can write to, the same one each time if nobody else has taken its name."""
+    folder = Path(tempfile.gettempdir()) / f"roclab-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if ours else Path(tempfile.mkdtemp(prefix="roclab-"))

@@ -86,7 +86,9 @@ def _answer(conversation: Conversation, text: str) -> None:
     pieces = conversation.reply(text)
     try:
         for part, piece in pieces:
-            if part != before:
+            if part == "unannounced":
+                print("\n[that was its thinking; answer] ", end="")
+            elif part != before:
                 print("[thinking] " if part == "thinking" else "\n[answer] ", end="")
                 before = part
             print(piece, end="", flush=True)

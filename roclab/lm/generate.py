@@ -31,7 +31,8 @@ def engine_of(runner: Runner) -> Engine:
 @dataclass(frozen=True)
 class TokenEvent:
     """One new token of one row. `text` is what the answer and `thinking` what the thought before it gains for the
-    reader: whole characters only, so they can lag behind."""
+    reader: whole characters only, so they can lag behind. `was_thinking`: the row's text so far turns out to have been
+    the thought, since the model ends one here that it never opened."""
 
     row: int
     token_id: int
@@ -41,6 +42,7 @@ class TokenEvent:
     logprob: float | None = None  # natural logarithm
     top_logprobs: tuple[tuple[int, float], ...] = ()
     error: str = ""  # why this row failed; its token_id is then -1
+    was_thinking: bool = False
 
 
 @dataclass
@@ -81,6 +83,8 @@ class Completion:
         if event.error:
             return
         self.token_ids.append(event.token_id)
+        if event.was_thinking:
+            self.thinking, self.text = self.text, ""
         self.text += event.text
         self.thinking += event.thinking
         if event.logprob is not None:
@@ -168,10 +172,13 @@ def stream(
 
 def _event(row: int, request: Request, detokenizer: Detokenizer) -> TokenEvent:
     """The request's next token as text."""
-    token = request.tokens.popleft()
+    token, before = request.tokens.popleft(), detokenizer.unannounced
     thinking, text = detokenizer.feed(token.token_id, ended=token.token_id in request.end_token_ids)
     reason = "stop" if detokenizer.stopped else token.finish_reason
     if reason:
         rest = detokenizer.finish()
         thinking, text = thinking + rest[0], text + rest[1]
-    return TokenEvent(row, token.token_id, text, thinking, reason, token.logprob, token.top_logprobs)
+    return TokenEvent(
+        row, token.token_id, text, thinking, reason, token.logprob, token.top_logprobs,
+        was_thinking=detokenizer.unannounced and not before,
+    )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from roclab.lm.settings import LoadOptions
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.lm.weights.checkpoint import Checkpoint, open_checkpoint
 
+logger = logging.getLogger(__name__)
+
 
 def load(name: str | Path | Checkpoint, engine: str = "auto", **options: Any) -> tuple[Runner, Tokenizer]:
     """A runner, ready to compute, and the tokenizer: the one door for the command line, the studio and notebooks.
@@ -29,7 +33,7 @@ def load(name: str | Path | Checkpoint, engine: str = "auto", **options: Any) ->
 
     `engine` "fast" is the compiled CPU kernels, "torch" the readable model. "auto" takes the kernels if there is no
     CUDA GPU (or `device` is the CPU), the dtype is float32, the weights are quantized (or `quantize` says how) and a
-    compiler is there; otherwise torch.
+    compiler is there; otherwise torch, with a warning if it is the kernels that do not work.
 
     Raises RocLabError for an option that is not allowed or that the engine does not have, CheckpointError for a model
     that cannot be opened.
@@ -44,9 +48,12 @@ def load(name: str | Path | Checkpoint, engine: str = "auto", **options: Any) ->
     checkpoint = name if isinstance(name, Checkpoint) else open_checkpoint(name)
     dtype: torch.dtype = getattr(torch, chosen.dtype)
     if chosen.engine != "torch":
-        reason = _why_torch(checkpoint, dtype, device, chosen)
+        unfit = _why_unfit(checkpoint, dtype, device, chosen)
+        reason = unfit or (why_no_library() if load_library() is None else None)
         if reason and (chosen.engine == "fast" or needs_kernels):
             raise RocLabError(f"the fast engine cannot run {checkpoint.path}: {reason}")
+        if reason and not unfit and os.environ.get("ROCLAB_KERNELS") != "torch":
+            logger.warning("slow, on torch instead of the fast engine: %s", reason)
         if not reason:
             runner = CPURunner(
                 checkpoint, quantize=chosen.quantize, float_activations=bool(chosen.float_activations),
@@ -58,12 +65,10 @@ def load(name: str | Path | Checkpoint, engine: str = "auto", **options: Any) ->
     return TorchRunner(checkpoint.load_model(dtype, device)), checkpoint.load_tokenizer(chosen.tokenizer)
 
 
-def _why_torch(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, options: LoadOptions) -> str | None:
-    """Why the kernels cannot be used, or None."""
+def _why_unfit(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, options: LoadOptions) -> str | None:
+    """Why the kernels are not for this model or this choice of options, or None."""
     if device.type == "cuda" or (options.device != "auto" and device.type != "cpu"):
         return f"it computes on the CPU, not on {device}"
     if dtype != torch.float32:
         return "it computes in float32, whatever the weights are kept in; leave --dtype out"
-    if reason := why_not(checkpoint, options.quantize):
-        return reason
-    return why_no_library() if load_library() is None else None
+    return why_not(checkpoint, options.quantize)

@@ -148,6 +148,32 @@ def test_other_settings_questions_weights_or_a_strange_folder_are_refused(model,
             run_study(model, tokenizer(), study(questions), place)
 
 
+@pytest.mark.parametrize("changes", [{"max_new_tokens": 9999}, {"max_new_tokens": 510, "quick": True}])
+def test_a_study_refused_before_its_first_answer_leaves_its_folder_usable(model, questions, tmp_path, changes):
+    out = tmp_path / "s"
+    with pytest.raises(RocLabError, match="context has 512"):
+        run_study(model, tokenizer(), study(questions, **changes), out, weights="a")
+    summary = run_study(model, tokenizer(), study(questions, seeds=0), out, weights="b")  # corrected
+    assert summary["overall"]["n"] == len(QUESTIONS)
+    assert json.loads((out / "config.json").read_text())["max_new_tokens"] == 6
+    with pytest.raises(RocLabError, match="other settings"):
+        run_study(model, tokenizer(), study(questions, **changes), out, weights="b")
+
+
+def test_a_study_goes_on_with_the_day_it_began(model, questions, tmp_path):
+    dated, prompts = tokenizer("{{ strftime_now('%Y') }} " + CHAT_TEMPLATE), []
+    encode = dated.encode_chat
+    dated.encode_chat = lambda *words, **options: prompts.append(encode(*words, **options)) or prompts[-1]
+    run_study(model, dated, study(questions, seeds=0), tmp_path / "s")
+    begun = json.loads((tmp_path / "s" / "provenance.json").read_text())
+    (tmp_path / "s" / "provenance.json").write_text(json.dumps(begun | {"time": "1999-07-01T12:00:00+00:00"}))
+    first, *_ = (tmp_path / "s" / "transcripts.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "s" / "transcripts.jsonl").write_bytes(first)
+    prompts.clear()
+    run_study(model, dated, study(questions, seeds=0), tmp_path / "s")
+    assert {dated.decode(ids)[:5] for ids in prompts} == {"1999 "}
+
+
 def test_a_damaged_transcript_is_named(model, questions, tmp_path):
     run_study(model, tokenizer(), study(questions, seeds=0), tmp_path / "s")
     path = tmp_path / "s" / "transcripts.jsonl"

@@ -389,7 +389,7 @@ def test_a_thread_held_up_at_a_barrier_does_not_disturb_the_next_job(tmp_path):
 
 
 def test_the_first_steps_try_each_number_of_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr("roclab.lm.engine.cpu.runner._cores", lambda: 3)
+    monkeypatch.setattr("roclab.lm.engine.cpu.runner.usable_cores", lambda: 3)
     checkpoint = checkpoint_of(tmp_path)
     model, one = CPURunner(checkpoint), CPURunner(checkpoint, threads=1)
     trial = model._trial

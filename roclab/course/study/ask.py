@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ def run_study(
         "modes": [MODES[mode] for mode in modes], "questions": Path(study.questions or "study_questions.json").name,
         "dtype": str(runner.dtype or "quantized"), "device": runner.device.type,
     }  # fmt: skip
-    talks = dict(_talks(tokenizer, study, modes))
     with _open_run(Path(out), config, hashes) as run:
         path = run.path / TRANSCRIPTS
         done = _read_transcripts(path)
+        began = datetime.fromisoformat(read_json(run.path / "provenance.json")["time"]).astimezone()
+        talks = dict(_talks(tokenizer, study, modes, began))
         if done:
             run.log(f"{len(done)} of {len(talks)} answers are there already")
         remaining = [talk for key, talk in talks.items() if key not in done]
@@ -73,8 +75,11 @@ def run_study(
         return summary
 
 
-def _talks(tokenizer: Tokenizer, study: Study, modes: Sequence[bool | None]) -> Iterator[tuple[Key, Talk]]:
-    """All conversations; those about one question one after the other, so that they share what is computed of it."""
+def _talks(
+    tokenizer: Tokenizer, study: Study, modes: Sequence[bool | None], began: datetime
+) -> Iterator[tuple[Key, Talk]]:
+    """All conversations; those about one question one after the other, so that they share what is computed of it.
+    `began`: the day of the study, which a template may tell the model."""
     for mode in modes:
         tokens = study.max_new_tokens + (study.thinking_tokens if mode else 0)
         for place, question in enumerate(study.asked):
@@ -83,17 +88,22 @@ def _talks(tokenizer: Tokenizer, study: Study, modes: Sequence[bool | None]) -> 
                 if number:
                     params = replace(params, temperature=study.temperature, top_p=study.top_p)
                 key = (question["id"], run, MODES[mode])
-                yield key, _talk(tokenizer, question, run, mode, params)
+                yield key, _talk(tokenizer, question, run, mode, params, began)
 
 
 def _talk(
-    tokenizer: Tokenizer, question: Mapping[str, Any], run: str, thinking: bool | None, params: SamplingParams
+    tokenizer: Tokenizer,
+    question: Mapping[str, Any],
+    run: str,
+    thinking: bool | None,
+    params: SamplingParams,
+    began: datetime,
 ) -> Talk:
     messages: list[dict[str, str]] = []
     turns: list[dict[str, Any]] = []
     for number, text in enumerate(question["turns"]):
         messages.append({"role": "user", "content": text})
-        prompt = tokenizer.encode_chat(messages, enable_thinking=thinking)
+        prompt = tokenizer.encode_chat(messages, enable_thinking=thinking, now=began)
         result = yield prompt, replace(params, seed=params.seed + number * 100_000)
         if result.error:
             raise RocLabError(f"question {question['id']}: {result.error}")
@@ -139,10 +149,14 @@ def _open_run(path: Path, config: dict[str, Any], hashes: dict[str, Any]) -> Run
     if run.config.get("kind") != config["kind"]:
         raise RocLabError(f"{path} holds a run of another kind: choose another folder")
     changed = [name for name in config if run.config.get(name) != config[name]]
+    other_weights = read_json(run.path / "provenance.json").get("hashes") != hashes
+    if (changed or other_weights) and not _read_transcripts(path / TRANSCRIPTS):
+        (path / "config.json").unlink()  # it was refused or stopped before its first answer: nothing is lost
+        return Run.create(path, config, **hashes)
     if changed:
         names = ", ".join("the questions" if name == "asked" else name for name in changed)
         raise RocLabError(f"{path} holds a study with other settings ({names}): go on with those, or choose a folder")
-    if read_json(run.path / "provenance.json").get("hashes") != hashes:
+    if other_weights:
         raise RocLabError(f"{path} holds a study of other weights under the same name: choose another folder")
     return run
 

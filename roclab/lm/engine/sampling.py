@@ -36,9 +36,12 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 def sample(logits: Tensor, params: Sequence[SamplingParams], generators: Sequence[torch.Generator]) -> list[int]:
     """One token for each row of logits (R, V), temperatures above 0. A row's token depends on its own logits, params
     and generator only, to the last bit: what adds up over the vocabulary is computed row by row."""
-    # The largest becomes 0 first: divided by a tiny temperature it would overflow. Below float32's range that is 0/0.
-    tiny = torch.finfo(torch.float32).tiny
-    temperatures = torch.tensor([[max(p.temperature, tiny)] for p in params], device=logits.device)
+    # The largest becomes 0 first: divided by a tiny temperature it would overflow. Below float32's range that is 0/0,
+    # above it −∞/∞.
+    single = torch.finfo(torch.float32)
+    temperatures = torch.tensor(
+        [[min(max(p.temperature, single.tiny), single.max)] for p in params], dtype=torch.float32, device=logits.device
+    )
     scores = (logits.float() - logits.amax(-1, keepdim=True).float()) / temperatures
     few, order = filter_largest(scores, params)
     points = torch.tensor([torch.rand((), generator=g, dtype=torch.float64).item() for g in generators])

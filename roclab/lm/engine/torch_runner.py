@@ -76,6 +76,7 @@ class RaggedCache(KVCache):
 class TorchRunner(Runner):
     """A RocLMForCausalLM as a `Runner`."""
 
+    name = "torch"
     batch_invariant = False
     block = BLOCK
 
@@ -83,6 +84,7 @@ class TorchRunner(Runner):
         self.model, self.config = model, model.config
         self.device = model.lm_head.weight.device
         self.dtype: torch.dtype = model.lm_head.weight.dtype
+        self.activations = str(self.dtype).removeprefix("torch.")
 
     def new_sequence(self, capacity: int) -> TorchSequence:
         return TorchSequence(self.config, max(1, min(capacity, BLOCK)), self.device, self.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from roclab.core.exceptions import CheckpointError, RocLabError
@@ -52,21 +53,28 @@ class Mask:
         return text
 
 
-def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], origin: str) -> str:
-    """The template's text. Raises RocLabError for an unknown role, or with the template's own complaint."""
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any],
+    origin: str,
+    now: datetime | None = None,
+) -> str:
+    """The template's text; `now` is the time in it, if not that of the call. Raises RocLabError for an unknown role, or
+    with the template's own complaint."""
     for message in messages:
         if message.get("role") not in ROLES:
             raise RocLabError(f"a chat message has the role {message.get('role')!r}")
     try:
         # Templates are written for callers that always pass tools and documents, None if there are none.
         values = {"tools": None, "documents": None, **variables, "messages": list(messages)}
-        return _sandbox().from_string(template).render(**values)
+        return _sandbox(now or datetime.now()).from_string(template).render(**values)
     except Exception as error:  # a template is a program: it may fail in any way a program can
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RocLabError(f"{origin}: the chat template fails: {reason}") from None
 
 
-def _sandbox() -> Any:
+def _sandbox(now: datetime) -> Any:
     """The Jinja environment that chat templates are written for."""
     import jinja2
     from jinja2.ext import Extension
@@ -76,9 +84,7 @@ def _sandbox() -> Any:
         raise jinja2.TemplateError(message)
 
     def strftime_now(pattern: str) -> str:
-        from datetime import datetime
-
-        return datetime.now().strftime(pattern)
+        return now.strftime(pattern)
 
     def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
         text = json.dumps(value, ensure_ascii=False, **options)

@@ -14,22 +14,29 @@ class ThinkingSplit:
     """Sorts generated tokens into "thinking" and "content" by the ids of `<think>` and `</think>`.
 
     Thinking has begun if the prompt ends inside an open `<think>`, as some templates do, or once the model writes one
-    before anything else; it ends at the first `</think>`, after which further marks mean nothing.
+    before anything but blanks; it ends at the first `</think>`, after which further marks mean nothing. A `</think>`
+    that nothing opened ends a thought too: `unannounced` is true from then on, and all before it was the thought.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
         self._open, self._close = tokenizer.control.get(THINK), tokenizer.control.get(END_THINK)
+        self._bytes = tokenizer.token_bytes
         last = next((i for i in reversed(prompt) if i in (self._open, self._close)), None)
         self.part = "thinking" if last is not None and last == self._open else "content"
-        self._may_open = self.part == "content"
+        self._may_open = self._may_close = self.part == "content"
+        self.unannounced = False
 
     def feed(self, token_id: int) -> str:
         """The part this token belongs to."""
         if self._may_open and token_id == self._open:
             self.part = "thinking"
         elif token_id == self._close:
+            self.unannounced = self.unannounced or self._may_close
             self.part = "content"
-        self._may_open = False
+        if token_id in (self._open, self._close):
+            self._may_open = self._may_close = False
+        elif self._may_open and self._bytes(token_id).strip():
+            self._may_open = False
         return self.part
 
 
@@ -71,7 +78,7 @@ class TextStream:
 
 class Detokenizer:
     """Tokens of one answer in, text for the reader out: the thought and the answer apart. Stop strings end answers,
-    not thoughts."""
+    not thoughts. Once `unannounced` is true, all text before was a thought (`ThinkingSplit`)."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str] = ()):
         self._tokenizer, self._split = tokenizer, ThinkingSplit(tokenizer, prompt)
@@ -82,11 +89,17 @@ class Detokenizer:
         """Whether a stop string was found."""
         return self._text.stopped
 
+    @property
+    def unannounced(self) -> bool:
+        return self._split.unannounced
+
     def feed(self, token_id: int, ended: bool = False) -> tuple[str, str]:
         """What the thought and the answer gain; nothing of a token that ends the text."""
-        data = b"" if ended else self._tokenizer.token_bytes(token_id)
+        data, before = b"" if ended else self._tokenizer.token_bytes(token_id), self.unannounced
         if self._split.feed(token_id) == "thinking":
             return self._thinking.feed(data), ""
+        if self.unannounced and not before:
+            return self._text.finish(), ""
         return self._thinking.finish(), self._text.feed(data)
 
     def finish(self) -> tuple[str, str]:

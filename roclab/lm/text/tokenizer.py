@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -191,23 +192,36 @@ class Tokenizer:
             ids = [self.bos_token_id, *ids]
         return ids
 
+    def normalized(self, text: str) -> str:
+        """The text that the ids of `encode` stand for, where the tokenizer changes it first: Qwen's composes letters
+        and their marks (NFC). Characters without a token are still in it."""
+        text = NOT_TEXT.sub("\ufffd", text)
+        if self._library.normalizer is None:
+            return text
+        text = self._library.normalizer.normalize_str(text)
+        if not self._byte_level:
+            text = text.replace("▁", " ")
+        return text[1:] if self._lead_space and text.startswith(" ") else text
+
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
+        now: datetime | None = None,
         **variables: Any,
     ) -> list[int]:
         """Messages ({"role", "content", …}) → ids through the chat template. `enable_thinking` None leaves the choice
-        to the template; further `variables` (tools, …) reach it as they are. Raises RocLabError without a template,
-        or with the template's own complaint."""
+        to the template, `now` is the time that it may tell the model; further `variables` (tools, …) reach it as they
+        are. Raises RocLabError without a template, or with the template's own complaint."""
         if enable_thinking is not None:
             variables["enable_thinking"] = enable_thinking
         hide = self._mask.hide
         text = self._render(
             [{key: item if key == "role" else hide(item) for key, item in m.items()} for m in messages],
             {"add_generation_prompt": add_generation_prompt, **{name: hide(v) for name, v in variables.items()}},
+            now,
         )
         text = self._public_names.sub(lambda m: f"{_OPEN}{self.control[m.group()]}{_CLOSE}", text)
         return self._library.encode(self._mask.show(text), add_special_tokens=False).ids
@@ -216,11 +230,13 @@ class Tokenizer:
         """The template's text as other programs would see it, for reading only: control tokens by their names."""
         return self._render(messages, {"add_generation_prompt": True, **variables})
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: datetime | None = None
+    ) -> str:
         if not self.chat_template:
             raise RocLabError(f"{self.origin}: this model has no chat template; use generate without --chat")
         names = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
-        return render(self.chat_template, messages, {**names, **variables}, self.origin)
+        return render(self.chat_template, messages, {**names, **variables}, self.origin, now)
 
     @cached_property
     def _public_names(self) -> re.Pattern[str]:
@@ -256,6 +272,11 @@ class Tokenizer:
         """Whether the template knows a thinking mode that can be switched."""
         return "enable_thinking" in (self.chat_template or "")
 
+    @property
+    def uses_date(self) -> bool:
+        """Whether the template asks what day it is."""
+        return "strftime_now" in (self.chat_template or "")
+
     # ── ids → text ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -284,10 +305,14 @@ class Tokenizer:
             return bytes([int(name[3:5], 16)])
         return name.replace("▁", " ").encode()
 
+    def decode_bytes(self, ids: Iterable[int], *, control: bool = False) -> bytes:
+        """The bytes of the text that the ids stand for."""
+        data = b"".join(self.token_bytes(i, control=control) for i in ids)
+        return data[1:] if self._lead_space and data.startswith(b" ") else data
+
     def decode(self, ids: Iterable[int], *, control: bool = False) -> str:
         """Ids → text; bytes that are no UTF-8 become U+FFFD. Control tokens vanish, or show with `control=True`."""
-        text = b"".join(self.token_bytes(i, control=control) for i in ids).decode("utf-8", errors="replace")
-        return text[1:] if self._lead_space and text.startswith(" ") else text
+        return self.decode_bytes(ids, control=control).decode("utf-8", errors="replace")
 
 
 def _with_added_tokens(definition: dict[str, Any], folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

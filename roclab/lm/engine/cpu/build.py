@@ -5,16 +5,19 @@
 
 A compiler is looked for in this order: `ROCLAB_CC`, the system's `cc`, `gcc` or `clang`, the `ziglang` package
 (`pip install 'roclab[fast]'`: a C compiler in a wheel). The file's name in the cache holds a hash of the sources, the
-compiler and its flags, so a changed source or another machine's cache is compiled anew; it is written whole or not at
-all. `ROCLAB_KERNELS` chooses a path: avx512, avxvnni, avx2, portable, or torch for none.
+compiler and its flags, so a changed source or another machine's cache is compiled anew; and a hash of its own bytes, so
+a damaged file is too. It is written whole or not at all; where it cannot be kept, it serves one run and a warning says
+so. `ROCLAB_KERNELS` chooses a path: avx512, avxvnni, avx2, portable, or torch for none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import importlib.util
+import logging
 import os
 import platform
 import shutil
@@ -24,7 +27,9 @@ import tempfile
 from pathlib import Path
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import cache_folder
+from roclab.core.files import atomic_write, cache_folder
+
+logger = logging.getLogger(__name__)
 
 SOURCES = ("roclm.c", "matmul.h", "attention.h", "attention_int8.h", "vector.h", "pool.h", "machine.h")
 COMMON = ("-O3", "-std=gnu11", "-fno-math-errno", "-Werror=int-conversion", "-fvisibility=hidden", "-shared", "-fPIC")
@@ -126,26 +131,33 @@ def load_library(path: str | None = None) -> Library | None:
     if compiler is None:
         if wanted is None:
             return None
-        raise RocLabError(f"kernels {wanted!r}: no C compiler here; install one, or pip install 'roclab[fast]'")
+        raise RocLabError(f"kernels {wanted!r}: {NO_COMPILER}")
     try:
-        library = _declare(Library(str(_compiled(chosen, compiler))))
+        library = _declare(_compiled(chosen, compiler))
     except OSError as error:
         if wanted is None:
+            _failures.append(str(error))
             return None
         raise RocLabError(f"kernels {wanted!r}: {error}") from None
     library.path = chosen
     return library
 
 
+NO_COMPILER = "no C compiler is here (install one, or pip install 'roclab[fast]')"
+_failures: list[str] = []  # why compiling failed, when it did
+
+
 def why_no_library() -> str:
     """Why `load_library` gave None."""
     if os.environ.get("ROCLAB_KERNELS") == "torch":
         return "ROCLAB_KERNELS=torch forbids the kernels"
-    return "no C compiler is here (install one, or pip install 'roclab[fast]')"
+    if os.name != "posix":
+        return "the kernels need Linux, macOS or WSL"
+    return _failures[-1] if _failures and find_compiler() else NO_COMPILER
 
 
-def _compiled(path: str, compiler: list[str]) -> Path:
-    """The shared library, compiled unless the cache has it. Raises OSError with the compiler's first complaint."""
+def _compiled(path: str, compiler: list[str]) -> Library:
+    """The shared library from the cache, else compiled. Raises OSError with the compiler's first complaint."""
     here = Path(__file__).parent
     flags = [*COMMON, *PATHS[path][1]]
     if "ziglang" in compiler:  # zig takes the machine it runs on unless told otherwise
@@ -153,25 +165,49 @@ def _compiled(path: str, compiler: list[str]) -> Path:
     digest = hashlib.sha256(repr((compiler, flags, platform.machine(), sys.platform)).encode())
     for name in SOURCES:
         digest.update((here / name).read_bytes())
-    folder = cache_folder("kernels")
-    library = folder / f"roclm-{path}-{digest.hexdigest()[:16]}.so"
-    if library.exists():
+    folder, name = cache_folder("kernels"), f"roclm-{path}-{digest.hexdigest()[:16]}"
+    why = None
+    for kept in folder.glob(f"{name}-*.so"):
+        try:
+            data = kept.read_bytes()
+            if kept.stem == f"{name}-{_hash(data)}":  # a damaged library would end the process when it is loaded
+                return Library(str(kept))
+        except OSError as error:  # not readable, or on a file system that runs nothing
+            why = error
+    with tempfile.TemporaryDirectory(prefix="roclab-") as scratch:
+        built = Path(scratch) / "roclm.so"
+        _compile([*compiler, *flags, str(here / "roclm.c"), "-o", str(built), "-lm", "-lpthread"])
+        kept = folder / f"{name}-{_hash(built.read_bytes())}.so"
+        try:
+            if why:
+                raise why
+            atomic_write(kept, built.read_bytes())
+            library = Library(str(kept))
+        except OSError as error:
+            logger.warning(
+                "the compiled kernels cannot be kept in %s (%s): compiled for this run only; set ROCLAB_CACHE to a "
+                "folder that can be written to and run from", folder, error.strerror or error,
+            )  # fmt: skip
+            return Library(str(built))  # stays loaded when the file goes
+        for old in set(folder.glob(f"{name}-*.so")) - {kept}:
+            with contextlib.suppress(OSError):
+                old.unlink()
         return library
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".roclm-", suffix=".so")
-    os.close(handle)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _compile(command: list[str]) -> None:
     try:
-        command = [*compiler, *flags, str(here / "roclm.c"), "-o", temporary, "-lm", "-lpthread"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise OSError(f"{compiler[0]} cannot compile them: {complaint}")
-        os.replace(temporary, library)
-    except subprocess.SubprocessError as error:
-        raise OSError(f"{compiler[0]} cannot compile them: {error}") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return library
+    except (OSError, subprocess.SubprocessError) as error:
+        raise OSError(f"{command[0]} cannot compile the kernels: {getattr(error, 'strerror', None) or error}") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        complaint = next((line for line in said if "error" in line), said[0][:200])
+        raise OSError(f"{command[0]} cannot compile the kernels: {complaint}")
 
 
 def _declare(library: Library) -> Library:

@@ -16,7 +16,6 @@ import contextlib
 import ctypes
 import math
 import mmap
-import os
 import threading
 import time
 import weakref
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from roclab.core.devices import usable_cores
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.cpu.build import Shape, load_library, why_no_library
 from roclab.lm.engine.cpu.pack import GROUP, KINDS, TILE, Packing, blocks_of, is_packable, why_not
@@ -93,6 +93,7 @@ class CPURunner(Runner):
     suffice, CheckpointError as `Checkpoint.load_model` does.
     """
 
+    name = "fast"
     dtype = None
     batch_invariant = True
     block = 1
@@ -107,7 +108,7 @@ class CPURunner(Runner):
         path: str | None = None,
         threads: int | None = None,
     ):
-        library = load_library(path)
+        library = load_library(path) if path else load_library()  # as others ask: the call is cached
         if library is None:
             raise RocLabError(f"no compiled kernels: {why_no_library()}")
         if reason := why_not(checkpoint, quantize):
@@ -115,6 +116,8 @@ class CPURunner(Runner):
         self.library, self.path = library, library.path
         self.config = config = checkpoint.config
         self.device = torch.device("cpu")
+        self._cores = usable_cores()
+        self.activations = "float32" if float_activations else "int8"
         self.weight_bytes = 0  # read for every token; known after `wait`
         self._lock = threading.RLock()  # one call at a time: the working space is one
         self._kept: list[Tensor] = []  # vectors the C side points at
@@ -144,8 +147,8 @@ class CPURunner(Runner):
         self._set_vector(-1, 1, inv_freq)
         self._logits_width = library.roclm_stride(config.vocab_size)
         self._scratch = torch.empty(0, self._logits_width)
-        self._trial = None if threads else Trial(_cores())
-        self._set_threads(threads or _cores(), threads or _cores())
+        self._trial = None if threads else Trial(self._cores)
+        self._set_threads(threads or self._cores, threads or self._cores)
         matrices = [
             (layer, which, f"model.layers.{layer}.{name}")
             for layer in range(config.num_hidden_layers)
@@ -160,10 +163,10 @@ class CPURunner(Runner):
         self._packing: Packing | None = None
         if quantize is None and is_packable(checkpoint):
             self._packing = self._prepare(tensors, matrices, quantize)
-            workers = max(1, _cores() - 1)  # and `wait`
+            workers = max(1, self._cores - 1)  # and `wait`
             tasks = [partial(self._lay_out, self._packing)] * workers
         else:
-            workers = min(_cores(), 4)
+            workers = min(self._cores, 4)
             groups = _groups(tensors, matrices)
             tasks = [partial(self._prepare_and_lay_out, tensors, group, quantize) for group in groups]
         pool = ThreadPoolExecutor(workers)
@@ -293,7 +296,7 @@ class CPURunner(Runner):
                 trial = self._trial if len(tokens) == 1 and positions[0] < TRIED_BELOW else None
                 chosen = self.threads, self.most_threads
                 if trial and (tried := trial.next()):
-                    self._set_threads(tried, _cores())
+                    self._set_threads(tried, self._cores)
                 started = time.perf_counter()
                 failed = self.library.roclm_forward(
                     self.handle, end - start, token_array[start:].ctypes.data, position_array[start:].ctypes.data,
@@ -316,7 +319,7 @@ class CPURunner(Runner):
         best = {"bandwidth": 0.0, "flops": 0.0}
         with self._lock:
             try:
-                for threads in {1, _cores()}:
+                for threads in {1, self._cores}:
                     self.library.roclm_threads(self.handle, threads, threads)
                     for _ in range(repeats):
                         started = time.perf_counter()
@@ -380,11 +383,6 @@ class Trial:
         self._begin()
         few = min(n for n in best if best[n] <= 1.02 * min(best.values()))
         return few, max(n for n in best if best[n] < 2 * best[few])
-
-
-def _cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_all(library: ctypes.CDLL, handle: int, memory: list[int]) -> None:
