@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -10,8 +11,11 @@ from statistics import median
 from typing import Any
 
 from roclab.core.sentences import written
-from roclab.vision.data.images import exact_duplicates, inspect_images, near_duplicates
+from roclab.vision.data.files import inspect_files
+from roclab.vision.data.images import exact_duplicates, near_duplicates
 from roclab.vision.data.sources import list_images, relative
+
+logger = logging.getLogger(__name__)
 
 
 def audit(spec: str, data_root: str | os.PathLike | None = None, mirror: str | None = None) -> dict[str, Any]:
@@ -21,7 +25,9 @@ def audit(spec: str, data_root: str | os.PathLike | None = None, mirror: str | N
     are relative to "root".
     """
     listing = list_images(spec, data_root, mirror)
-    images = inspect_images([entry.path for entry in listing.entries])
+    for note in listing.notes:
+        logger.warning(note)
+    images = inspect_files([entry.path for entry in listing.entries])
     names = [relative(entry.path, listing.root) for entry in listing.entries]
     labels = [entry.label for entry in listing.entries]
     good = [(name, image) for name, image in zip(names, images, strict=True) if not image.error]

@@ -20,8 +20,9 @@ import numpy as np
 
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import file_sha256, read_json
-from roclab.vision.data.images import Inspection, in_threads, inspect_images, near_duplicates
-from roclab.vision.data.sources import PETS_FOLDER, Entry, Listing, elpv_folder, list_images, relative
+from roclab.vision.data.files import inspect_files, printable
+from roclab.vision.data.images import Inspection, exact_duplicates, in_threads, near_duplicates
+from roclab.vision.data.sources import PETS_FOLDER, Entry, Listing, alike, elpv_folder, list_images, relative
 
 TEST_SEED = 20190  # makes the test split where the source has none; recorded in the manifest, the same for all runs
 
@@ -174,11 +175,12 @@ def load_data(
     if not 0 < val_fraction < 1:
         raise RocLabError(f"--val-fraction is {val_fraction}, must be between 0 and 1")
     listing = list_images(spec, data_root, mirror)
-    checks = inspect_images([entry.path for entry in listing.entries])
+    checks = inspect_files([entry.path for entry in listing.entries])
     bad = [check for check in checks if check.error]
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more: `roclab vision audit` names them all)" if len(bad) > 1 else ""
-        raise DataError(f"{bad[0].path}: {bad[0].error}{more}; repair or remove it, or leave it out with --skip-bad")
+        first = f"{printable(bad[0].path)}: {bad[0].error}"
+        raise DataError(f"{first}{more}; repair or remove it, or leave it out with --skip-bad")
     entries = [entry for entry, check in zip(listing.entries, checks, strict=True) if not check.error]
     checks = [check for check in checks if not check.error]
     skipped = [(check.path, check.error) for check in bad]
@@ -194,7 +196,7 @@ def load_data(
         _images=[LabelledImage(e.path, y, s, h) for e, y, s, h in zip(entries, labels, splits, hashes, strict=True)],
         species={name: listing.species[name] for name in classes} if listing.species else None,
         skipped=skipped,
-        notes=[f"left out {path}: {reason}" for path, reason in skipped],
+        notes=[*listing.notes, *_passed_over(listing), *_left_out(skipped)],
         val_fraction=val_fraction,
         flips=listing.flips,
     )
@@ -203,12 +205,34 @@ def load_data(
     return dataset
 
 
+def _passed_over(listing: Listing) -> list[str]:
+    """A note of the files that are no images by their name, or have no class."""
+    if not (files := listing.ignored):
+        return []
+    first = f"first {printable(files[0])}; `roclab vision audit` lists them"
+    return [f"{len(files)} passed over, no images by their name or in no class folder: {first}"]
+
+
+def _left_out(skipped: list[tuple[Path, str]], shown: int = 10) -> list[str]:
+    """A note for each reason to leave images out, `shown` at most."""
+    of_reason: dict[str, list[Path]] = defaultdict(list)
+    for path, reason in skipped:
+        of_reason[reason].append(path)
+    notes = []
+    for reason, paths in of_reason.items():
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        notes.append(f"left out {printable(paths[0])}{more}: {reason}")
+    rest = f"left out {len(skipped)} in all, for {len(notes) - shown} more reasons: split.json names them"
+    return notes if len(notes) <= shown else [*notes[:shown], rest]
+
+
 def _classes(listing: Listing, entries: list[Entry], skip_bad: bool, skipped: list[tuple[Path, str]]) -> list[str]:
     """The classes that have images to train on. An empty one raises, or is left out with `skip_bad`."""
-    present = {entry.label for entry in entries if entry.split != "test"}
+    present = {entry.label for entry in entries if entry.split not in ("val", "test")}
     for name in (name for name in listing.classes if name not in present):
-        if any(entry.label == name for entry in entries):
-            raise DataError(f"class {name!r} of {listing.name} has images for the test but none to train on")
+        if there := next((entry.split for entry in entries if entry.label == name), None):
+            twin = next((f" (is it {other!r}?)" for other in sorted(present) if alike(other) == alike(name)), "")
+            raise DataError(f"class {name!r}{twin} of {listing.name} has images in {there} but none to train on")
         if not skip_bad:
             raise DataError(f"class {name!r} of {listing.name} has no images: add some, remove it, or use --skip-bad")
         skipped.append((listing.root / name, "a class without images"))
@@ -253,7 +277,8 @@ def _choose(
     labels = [strata[sha256] for sha256 in units]
     kinds = len(set(labels))
     if not units:
-        raise DataError("there are too few images for a validation or test split: at least two of a class are needed")
+        needed = "three of a class are needed, one each for train, val and test (two if the source has its own test)"
+        raise DataError(f"there are too few images for a validation or test split: {needed}")
     number = min(max(round(fraction * len(units)), kinds), len(units) - kinds)  # scikit-learn wants room for each
     _, chosen = train_test_split(units, test_size=number, stratify=labels, random_state=seed)
     return [i for sha256 in chosen for i in copies[sha256]]
@@ -275,6 +300,10 @@ def _note_duplicates(dataset: Dataset, checks: Sequence[Inspection]) -> None:
     """Note which images are in more than one split: identical bytes (only where the source made the split) and
     near-duplicates. A test image that was trained on makes the test figure too good."""
     images = dataset._images
+    same = [[images[i] for i in group] for group in exact_duplicates([image.sha256 for image in images])]
+    if torn := [group for group in same if len({image.label for image in group}) > 1]:
+        first = " = ".join(relative(image.path, dataset.root) for image in torn[0])
+        dataset.notes.append(f"{len(torn)} images are there under different labels, byte for byte; first {first}")
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         there = {image.sha256 for image in images if image.split == a}
         if common := {image.sha256: str(image.path) for image in images if image.split == b and image.sha256 in there}:

@@ -6,16 +6,20 @@ A `Listing` says which files there are, what their label is, and which split the
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Callable
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 from roclab.core.exceptions import DataError
 from roclab.core.fetch import fetch_archives, package_folder
-from roclab.vision.data.images import EXTENSIONS
+from roclab.vision.data.files import is_dangling, is_image, is_ours, printable, visible, walk
+from roclab.vision.data.tables import read_table
 
 T = TypeVar("T")
 
@@ -41,7 +45,8 @@ class Listing:
     species: dict[str, str] | None = None  # class -> "cat" or "dog", for pets
     test_fraction: float = 0.2  # of what is not yet in a split, where the source has no test split
     flips: str = "horizontal"  # or "dihedral": the things in these images have no up
-    ignored: list[Path] = field(default_factory=list)  # files that are no images by their name
+    ignored: list[Path] = field(default_factory=list)  # files that are no images by their name, or have no class
+    notes: list[str] = field(default_factory=list)  # what the user should know of how the source was read
 
 
 def list_images(spec: str, data_root: str | os.PathLike | None = None, mirror: str | None = None) -> Listing:
@@ -61,7 +66,7 @@ def list_images(spec: str, data_root: str | os.PathLike | None = None, mirror: s
             if (folder / "annotations" / "trainval.txt").is_file():
                 return list_pets(folder)
         return list_folder(path)
-    if path.is_file() and path.suffix.lower() == ".csv":
+    if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         return list_csv(path, Path(data_root) if data_root else None)
     kind = "is not a folder or a .csv file" if path.exists() else "does not exist"
     raise DataError(f"--data {spec}: {path} {kind}; give pets, elpv, a folder of images or a table path,label[,split]")
@@ -144,29 +149,51 @@ def elpv_folder() -> Path:
 def list_folder(root: Path) -> Listing:
     """A folder per class, or folders train, val, test (val and test may be missing) with a folder per class in each.
 
-    Images are found at any depth below their class; hidden files and files that are no images by name are passed
-    over and reported by the audit.
+    Images are found at any depth below their class; hidden files, and folders that RocLab wrote, are passed over, and
+    files that are no images by their name or lie in no class's folder are passed over and reported.
     """
-    folders = _folders(root)
+    folders, loose = _inside(root)
     splits = {folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_NAMES}
-    if "train" not in splits.values():  # a class may be called "test"; only with a train beside it is it a split
-        splits = {root: None}  # type: ignore[dict-item]
-    elif len(splits) < len(folders):
-        odd = next(folder for folder in folders if folder not in splits)
-        raise DataError(f"{root} has a train folder and beside it {odd.name}: keep only train, val and test there")
-    entries, ignored, classes = [], [], set()
-    for part, split in splits.items():
-        ignored += [file for file in part.iterdir() if file.is_file() and not file.name.startswith(".")]
-        for folder in _folders(part):
-            classes.add(folder.name)
-            for file in sorted(_files(folder)):
-                if file.suffix.lower() in EXTENSIONS:
-                    entries.append(Entry(file, folder.name, split))
+    parts: list[tuple[Path, str | None, list[Path], list[Path]]] = [(root, None, folders, loose)]
+    if "train" in splits.values():  # a class may be called "test"; only with a train beside it is it a split
+        if odd := next((folder for folder in folders if folder not in splits), None):
+            raise DataError(f"{root} has a train folder and beside it {odd.name}: keep only train, val and test there")
+        parts = [(root, None, [], loose), *((folder, split, *_inside(folder)) for folder, split in splits.items())]
+    entries: list[Entry] = []
+    ignored, notes, names = [], [], []
+    for part, split, classes, files in parts:
+        ignored += files
+        if unlabelled := sum(map(is_image, files)):
+            where = f"{unlabelled} images in {part} are in no class folder, so they have no label"
+            notes.append(f"{where}: `roclab vision predict RUN {part}` predicts them")
+        for folder in classes:
+            names.append(folder.name)
+            for file in walk(folder, root, part) if folder.is_dir() else [folder]:
+                if is_image(file):
+                    entries.append(Entry(file, clean(folder.name), split))
                 else:
                     ignored.append(file)
-    if not classes:
-        raise DataError(f"{root} has no folders: put the images of each class into a folder of the class's name")
-    return Listing(root.resolve().name, root, entries, _sorted_classes(classes), ignored=ignored)
+    if not names:
+        remedy = "put the images of each class into a folder of the class's name, or list them in a table path,label"
+        raise DataError(f"{root} has no folders: {remedy}")
+    notes += _alike(names)
+    return Listing(root.resolve().name, root, entries, _sorted_classes(names), ignored=ignored, notes=notes)
+
+
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """What may be folders of classes, and everything else. A link to a missing folder is of the first kind."""
+    folders: list[Path] = []
+    loose: list[Path] = []
+    for path in visible(folder):
+        may_be_class = not _holds_runs(path) if path.is_dir() else is_dangling(path) and not path.suffix
+        (folders if may_be_class else loose).append(path)
+    return folders, loose
+
+
+def _holds_runs(folder: Path) -> bool:
+    """RocLab wrote everything in this folder."""
+    inside = [folder] if is_ours(folder) else visible(folder)
+    return bool(inside) and all(path.is_dir() and is_ours(path) for path in inside)
 
 
 def list_csv(table: Path, base: Path | None = None) -> Listing:
@@ -177,27 +204,35 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
     base = base or table.parent
     entries: list[Entry] = []
     seen: dict[Path, int] = {}
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        names = {name.strip().lower(): name for name in rows.fieldnames or [] if name}
-        if not {"path", "label"} <= names.keys():
-            raise DataError(f"{table}: the first line must name the columns path,label[,split]")
-        for row in rows:
-            cells = {name: (row[column] or "").strip() for name, column in names.items()}
-            where = f"{table}, line {rows.line_num}"
-            if not cells["path"] or not cells["label"]:
-                raise DataError(f"{where}: path or label is empty")
-            split = None
-            if "split" in names and (split := SPLIT_NAMES.get(cells["split"].lower())) is None:
-                raise DataError(f"{where}: split is {cells['split']!r}, must be train, val or test")
-            path = base / cells["path"]
-            if path in seen:
-                raise DataError(f"{where}: {cells['path']} stands in line {seen[path]} already")
-            seen[path] = rows.line_num
-            entries.append(Entry(path, cells["label"], split))
+    real = cache(os.path.realpath)
+    rows, notes = read_table(table, ("path", "label"))
+    for line, cells in rows:
+        where = f"{table}, line {line}"
+        if not cells["path"] or not cells["label"]:
+            raise DataError(f"{where}: path or label is empty")
+        split = None
+        if "split" in cells and (split := SPLIT_NAMES.get(cells["split"].lower())) is None:
+            raise DataError(f"{where}: split is {cells['split']!r}, must be train, val or test")
+        if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", cells["path"]):
+            relative_to = "write it relative to the table, or to --data-root"
+            raise DataError(f"{where}: {cells['path']} is a path on a Windows machine: {relative_to}")
+        path = _spelled(base, cells["path"])
+        key = Path(real(path.parent), path.name)  # the file, however its folder is written
+        if key in seen:
+            raise DataError(f"{where}: {cells['path']} stands in line {seen[key]} already")
+        seen[key] = line
+        entries.append(Entry(path, clean(cells["label"]), split))
     if not entries:
         raise DataError(f"{table} lists no images")
-    return Listing(table.stem, base, entries, _sorted_classes({entry.label for entry in entries}))
+    labels = [cells["label"] for _, cells in rows]
+    return Listing(table.stem, base, entries, _sorted_classes(labels), notes=notes + _alike(labels))
+
+
+def _spelled(base: Path, name: str) -> Path:
+    """The file that a table names: as it stands there, with Windows's separators, or in another form of Unicode."""
+    slashes = name.replace("\\", "/")
+    forms = (unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
+    return next((base / n for n in (name, slashes, *forms) if os.path.lexists(base / n)), base / slashes)
 
 
 def relative(path: Path, root: Path) -> str:
@@ -205,19 +240,36 @@ def relative(path: Path, root: Path) -> str:
     path = path.absolute()
     for base in (root.absolute(), root.resolve()):  # they differ where the folder is reached by a link
         if path.is_relative_to(base):
-            return path.relative_to(base).as_posix()
-    return str(path)
+            return printable(path.relative_to(base).as_posix())
+    return printable(path)
 
 
-def _sorted_classes(names: set[str]) -> list[str]:
+def clean(label: str) -> str:
+    """A label without what nobody sees: blanks around it or twice, and which form of Unicode its letters have."""
+    return " ".join(unicodedata.normalize("NFC", label).split())
+
+
+def alike(label: str) -> str:
+    """The same for labels that are likely meant to be one: in case, blanks, or as 1 and 1.0."""
+    return re.sub(r"[\s_]+|(?<=\d)\.0+$", "", clean(label).casefold())
+
+
+def _alike(names: Iterable[str]) -> list[str]:
+    """A note of each class that has several spellings, and of classes that look like one."""
+    spellings: dict[str, set[str]] = defaultdict(set)
+    twins: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        spellings[clean(name)].add(name)
+        twins[alike(name)].add(clean(name))
+    merged = [name for name, group in spellings.items() if len(group) > 1]
+    apart = [", ".join(map(repr, sorted(group))) for group in twins.values() if len(group) > 1]
+    return [
+        *(f"the class {name!r} is spelled in several ways (blanks, Unicode): they are read as one" for name in merged),
+        *(f"the classes {group} have nearly the same name: give them one if they are one" for group in apart),
+    ]
+
+
+def _sorted_classes(labels: Iterable[str]) -> list[str]:
     """By name; by number if all are numbers, so that 10 comes after 9."""
+    names = set(map(clean, labels))
     return sorted(names, key=lambda name: (int(name) if all(n.isdecimal() for n in names) else 0, name))
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _files(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]

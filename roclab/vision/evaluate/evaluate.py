@@ -22,7 +22,7 @@ from roclab.core.files import atomic_write, read_json, write_json
 from roclab.core.runs import Run
 from roclab.vision.config import run_config
 from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of
-from roclab.vision.data.images import EXTENSIONS, inspect_images
+from roclab.vision.data.files import inspect_files, is_image, printable, walk
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
 from roclab.vision.evaluate.run_reader import COLUMNS, VisionRun
 from roclab.vision.models.classifier import load_model
@@ -120,10 +120,10 @@ def predict(
     _ = VisionRun(run.path, run.config).training  # raises if the run is not finished
     images = find_images(paths)
     if skip_bad:
-        checks = inspect_images(images)
+        checks = inspect_files(images)
         for check in checks:
             if check.error:
-                logger.info(f"left out {check.path}: {check.error}")
+                logger.info(f"left out {printable(check.path)}: {check.error}")
         images = [check.path for check in checks if not check.error]
         if not images:
             raise DataError("none of the images can be read")
@@ -152,7 +152,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            inside = list(filter(is_image, walk(path)))
             if not inside:
                 raise DataError(f"{path}: there are no images in this folder")
             found += inside
