@@ -74,7 +74,7 @@ def is_dangling(path: Path) -> bool:
 
 def printable(path: str | os.PathLike) -> str:
     """A path as text. Bytes that are not UTF-8 become \\xe9 and the like, so that every file and terminal takes it."""
-    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def inspect_files(paths: Sequence[Path]) -> list[Inspection]:
@@ -90,5 +90,5 @@ def _fault(found: Inspection) -> str:
     if found.error and found.sha256:  # it could be read
         with open(found.path, "rb") as file:
             start = file.read(100).lstrip().lower()
-        return next((reason for bytes_, reason in NOT_DOWNLOADED.items() if start.startswith(bytes_)), "")
+        return next((reason for sign, reason in NOT_DOWNLOADED.items() if start.startswith(sign)), "")
     return ""

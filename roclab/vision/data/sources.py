@@ -246,7 +246,7 @@ def relative(path: Path, root: Path) -> str:
 
 def clean(label: str) -> str:
     """A label without what nobody sees: blanks around it or twice, and which form of Unicode its letters have."""
-    return " ".join(unicodedata.normalize("NFC", label).split())
+    return " ".join(unicodedata.normalize("NFC", printable(label)).split())
 
 
 def alike(label: str) -> str:

@@ -69,8 +69,8 @@ def read_table(table: Path, columns: Sequence[str]) -> tuple[list[tuple[int, dic
 def _cells(row: list[str], names: list[str], where: str, separator: str) -> dict[str, str]:
     """A row's cells by the names of their columns."""
     if any(cell.strip() for cell in row[len(names) :]):
-        cells, asked = f"{len(row)} cells, but the first line names {len(names)}", f"a cell that holds {separator!r}"
-        raise DataError(f"{where}: it has {cells}: remove one, or put quotes around {asked}")
+        many = f"{len(row)} cells, but the first line names {len(names)}"
+        raise DataError(f"{where}: it has {many}: remove one, or put quotes around a cell that holds {separator!r}")
     cells = dict(zip(names, row, strict=False))
     for name in cells:
         if fault := _fault(cells[name]):
