@@ -75,11 +75,11 @@ GOOD = "path,label\nD/cat2.png,cat\nD/dog1.png,dog\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (GOOD + "D/dog2.png,dog,oops\n", r"line 4: it has 3 cells, but the first line names 2: .* quotes"),
-        (GOOD + "D/dog2.png,dog, big\n", "line 4: it has 3 cells"),
+        (GOOD + "D/dog2.png,dog,oops\n", r"line 4: 3 cells, but the first line names 2: .* quotes"),
+        (GOOD + "D/dog2.png,dog, big\n", "line 4: 3 cells"),
         (GOOD + "D/dog2.png\n", "line 4: path or label is empty"),
-        (GOOD + 'D/Müller.png,"cat\nD/dog2.png,dog\n', "line 4: a quote opens here and is never closed"),
-        (GOOD + 'D/Müller.png,"cat\nD/dog2.png,"dog"\n', "line 4: .* is a quote not closed"),
+        (GOOD + 'D/Müller.png,"cat\nD/dog2.png,dog\n', "line 4: .*a quote opens here and is never closed"),
+        (GOOD + 'D/Müller.png,"cat\nD/dog2.png,"dog"\n', "line 4: .* look for a missing quote"),
         (GOOD + 'D/Müller.png,"cat\nD/dog2.png,dog"\n', "line 4: label goes on in the next line"),
         (GOOD + "D/dog2.png,do\0g\n", "line 4: .*NUL.* save it as"),
         (GOOD + "D/dog\x002.png,dog\n", "line 4: .*NUL"),

@@ -196,7 +196,7 @@ def load_data(
         _images=[LabelledImage(e.path, y, s, h) for e, y, s, h in zip(entries, labels, splits, hashes, strict=True)],
         species={name: listing.species[name] for name in classes} if listing.species else None,
         skipped=skipped,
-        notes=[*listing.notes, *_passed_over(listing), *_left_out(skipped)],
+        notes=[*listing.notes, *_passed_over(listing.ignored), *_left_out(skipped)],
         val_fraction=val_fraction,
         flips=listing.flips,
     )
@@ -205,23 +205,19 @@ def load_data(
     return dataset
 
 
-def _passed_over(listing: Listing) -> list[str]:
+def _passed_over(files: list[Path]) -> list[str]:
     """A note of the files that are no images by their name, or have no class."""
-    if not (files := listing.ignored):
-        return []
-    first = f"first {printable(files[0])}; `roclab vision audit` lists them"
-    return [f"{len(files)} passed over, no images by their name or in no class folder: {first}"]
+    what = f"{len(files)} passed over, no images by their name or in no class folder"
+    return [f"{what}: first {printable(files[0])}; `roclab vision audit` lists them"] if files else []
 
 
 def _left_out(skipped: list[tuple[Path, str]], shown: int = 10) -> list[str]:
     """A note for each reason to leave images out, `shown` at most."""
-    of_reason: dict[str, list[Path]] = defaultdict(list)
-    for path, reason in skipped:
-        of_reason[reason].append(path)
+    first = {reason: path for path, reason in reversed(skipped)}
     notes = []
-    for reason, paths in of_reason.items():
-        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        notes.append(f"left out {printable(paths[0])}{more}: {reason}")
+    for reason, number in Counter(reason for _, reason in skipped).items():
+        more = f" and {number - 1} more" if number > 1 else ""
+        notes.append(f"left out {printable(first[reason])}{more}: {reason}")
     rest = f"left out {len(skipped)} in all, for {len(notes) - shown} more reasons: split.json names them"
     return notes if len(notes) <= shown else [*notes[:shown], rest]
 
