@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 ROOT = logging.getLogger("roclab")
 
@@ -41,6 +42,7 @@ def show_messages() -> None:
         ROOT.addHandler(_Terminal())
         ROOT.setLevel(logging.INFO)
         ROOT.propagate = False  # a library that gives the root logger a handler would show each line twice
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF and many pixels: what matters we log ourselves
 
 
 def log_file(path: str | os.PathLike) -> logging.Handler:

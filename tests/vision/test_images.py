@@ -1,5 +1,11 @@
 """Opening images of every kind, and finding the same picture twice."""
 
+import os
+import struct
+import threading
+import time
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +13,12 @@ import pytest
 from PIL import Image
 
 from roclab.core.exceptions import DataError
+from roclab.core.log import show_messages
+from roclab.vision.data.audit import audit, describe
 from roclab.vision.data import images as module
 from roclab.vision.data.images import (
     Inspection,
+    decoding,
     exact_duplicates,
     hash_pairs,
     inspect_image,
@@ -151,6 +160,150 @@ def test_a_big_jpeg_may_be_decoded_small_without_losing_what_is_asked_for(tmp_pa
     assert open_image(tmp_path / "big.jpg", at_least=512).size == (1600, 1200)
 
 
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nnewpath 0 0 moveto\nshowpage\n%%EOF\n"
+NO_PICTURES = {
+    "plain.jpg": EPS,
+    "binary.jpg": EPS.replace(b"newpath", b"%%BeginBinary: -40"),
+    "dos.png": struct.pack("<I3I", 0xC6D3D0C5, 30, len(EPS), 0).ljust(30, b"\0") + EPS,  # EPS with a preview's header
+    "windows.jpg": b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<4hH", 0, 0, 9, 9, 96) + bytes(40),  # WMF
+    "hdf5.png": b"\x89HDF\r\n\x1a\n" + bytes(64),
+}
+
+
+@pytest.mark.parametrize("name", NO_PICTURES)
+def test_a_drawing_under_an_image_name_starts_no_program(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    gs = tmp_path / "gs"
+    gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / name).write_bytes(NO_PICTURES[name])
+    assert "not an image" in inspect_image(tmp_path / name).error
+    with pytest.raises(DataError, match=f"{name}: not an image"):
+        open_image(tmp_path / name)
+    assert not (tmp_path / "started").exists()
+
+
+def exif_block(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """A TIFF block of (tag, type, count, value) after a right orientation 6; longer values stand behind the table."""
+    entries = ((0x0112, 3, 1, struct.pack("<H", 6)), *entries)
+    table, values = struct.pack("<H", len(entries)), b""
+    for tag, kind, count, value in entries:
+        if len(value) > 4:
+            value, values = struct.pack("<I", 8 + 2 + 12 * len(entries) + 4 + len(values)), values + value
+        table += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+    return b"II*\0" + struct.pack("<I", 8) + table + bytes(4) + values
+
+
+BROKEN_EXIF = {
+    "good": exif_block(),
+    "srational_denominator_0": exif_block((0x9204, 10, 1, struct.pack("<ii", -1, 0))),
+    "rational_0_0": exif_block((0x011A, 5, 1, struct.pack("<II", 0, 0))),
+    "text_for_a_number": exif_block((0x011A, 2, 3, b"72\0"), (0x0128, 2, 6, b"inches")),
+    "pointers_outside": exif_block((0x8769, 4, 1, struct.pack("<I", 0x7FFFFFF0)), (0x8825, 2, 4, b"abc\0")),
+    "values_outside": exif_block((0x010F, 2, 900, struct.pack("<I", 0x7FFFFFF0))),
+    "unknown_type": exif_block((0x010F, 77, 1, b"x")),
+}
+BEYOND_HELP = {"cut": exif_block()[:14], "nonsense": b"nonsense here", "nothing": b"", "two": exif_block()[:10]}
+
+
+@pytest.mark.parametrize("kind", BROKEN_EXIF | BEYOND_HELP)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_an_image_with_a_broken_exif_block_is_used(tmp_path: Path, kind: str, suffix: str):
+    path = tmp_path / f"{kind}{suffix}"
+    picture(3).save(path, exif=b"Exif\0\0" + (BROKEN_EXIF | BEYOND_HELP)[kind])
+    with warnings.catch_warnings(record=True) as said:
+        show_messages()
+        found, opened = inspect_image(path), open_image(path)
+    assert not said
+    assert not found.error
+    assert found.rotated == (kind in BROKEN_EXIF)
+    assert opened.size == (found.width, found.height) == ((48, 64) if found.rotated else (64, 48))
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+PROFILE = b"\nexif\n" + b"%8d\n" % len(exif_block()) + exif_block().hex().encode() + b"\n"
+LATE = {
+    "exif": chunk(b"eXIf", exif_block()),
+    "profile": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(PROFILE)),  # as ImageMagick writes it
+    "xmp": chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_orientation_behind_the_pixels_counts(tmp_path: Path, kind: str):
+    picture(3).save(tmp_path / "late.png")
+    data = (tmp_path / "late.png").read_bytes()
+    end = data.rindex(b"IEND") - 4
+    (tmp_path / "late.png").write_bytes(data[:end] + LATE[kind] + data[end:])
+    assert inspect_image(tmp_path / "late.png").rotated
+    assert open_image(tmp_path / "late.png").size == (48, 64)
+
+
+@pytest.mark.parametrize(("name", "size", "mode"), [("a.png", (3, 20000), "RGB"), ("a.jpg", (9000, 2), "L"),
+                                                    ("a.tif", (1, 9000), "I;16")])  # fmt: skip
+def test_of_a_thin_strip_the_middle_is_kept(tmp_path: Path, name: str, size: tuple[int, int], mode: str):
+    strip = Image.new(mode, size)
+    middle = (size[0] // 2, size[1] // 2)
+    strip.putpixel(middle, 65535 if mode == "I;16" else 255 if mode == "L" else (255, 255, 255))
+    strip.save(tmp_path / name, quality=100)
+    opened = open_image(tmp_path / name)
+    assert max(opened.size) == module.STRIP * min(opened.size)
+    assert np.asarray(opened).max() > 200
+    assert (inspect_image(tmp_path / name).width, inspect_image(tmp_path / name).height) == size
+
+
+def test_a_panorama_is_whole(tmp_path: Path):
+    picture(3, (1600, 100)).save(tmp_path / "wide.png")
+    assert open_image(tmp_path / "wide.png").size == (1600, 100)
+
+
+def test_the_audit_says_which_16_bit_images_are_nearly_black(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    ramp = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+    for name, white in (("ten.png", 1023), ("twelve.png", 4095), ("fourteen.tif", 16383), ("sixteen.png", 65535)):
+        Image.fromarray((ramp * white).astype(np.uint16)).save(tmp_path / "a" / name)
+    Image.fromarray((ramp * 4095).astype(">u2")).save(tmp_path / "a" / "motorola.tif")
+    Image.new("I;16", (9, 9)).save(tmp_path / "a" / "black.png")
+    (tmp_path / "b").mkdir()
+    picture(1).save(tmp_path / "b" / "eight.png")
+    report = audit(str(tmp_path))
+    dark = ["a/fourteen.tif", "a/motorola.tif", "a/ten.png", "a/twelve.png"]
+    assert sorted(report["nearly_black"]) == dark
+    assert "4 nearly black: 16-bit files" in describe(report)
+
+
+def test_many_huge_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for i in range(8):
+        picture(i).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(decoding, "size", 64 * 48)
+    monkeypatch.setattr(decoding, "left", 64 * 48)
+    at_work, most, facts = [], [], module._pixel_facts
+
+    def watched(path: Path):
+        at_work.append(path)
+        most.append(len(at_work))
+        time.sleep(0.01)
+        try:
+            return facts(path)
+        finally:
+            at_work.remove(path)
+
+    monkeypatch.setattr(module, "_pixel_facts", watched)
+    monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
+    assert not any(image.error for image in inspect_images(sorted(tmp_path.glob("*.png"))))
+    assert max(most) == 1
+    assert decoding.left == 64 * 48
+    monkeypatch.setattr(decoding, "size", 3 * 64 * 48)
+    threads = [threading.Thread(target=inspect_image, args=(path,)) for path in tmp_path.glob("*.png")]
+    monkeypatch.setattr(decoding, "left", 3 * 64 * 48)
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert max(most) <= 3
+
+
 def test_wrong_extension(tmp_path: Path):
     picture(7).save(tmp_path / "really_png.jpg", format="PNG")
     picture(7).save(tmp_path / "really.jpg")
@@ -169,7 +322,7 @@ def test_inspections_are_cached_by_content_and_bad_ones_are_not(tmp_path: Path, 
     assert inspect_images(paths) == first
 
     (tmp_path / "a" / "good.jpg").rename(tmp_path / "a" / "moved.png")
-    cache = module.FactCache("inspections-1")
+    cache = module.FactCache("inspections-2")
     moved = inspect_image(tmp_path / "a" / "moved.png", cache.get)
     assert cache.get(moved.sha256) is not None
     assert moved.path.name == "moved.png"

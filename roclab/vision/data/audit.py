@@ -54,6 +54,7 @@ def audit(spec: str, data_root: str | os.PathLike | None = None, mirror: str | N
         ],
         "wrong_extension": [{"path": name, "format": image.format} for name, image in good if image.wrong_extension],
         "rotated_by_exif": [name for name, image in good if image.rotated],
+        **({"nearly_black": dark} if (dark := [name for name, image in good if image.nearly_black]) else {}),
         "animated": [name for name, image in good if image.frames > 1 and image.format != "MPO"],
         "ignored": [relative(path, listing.root) for path in listing.ignored],
         "duplicates": [

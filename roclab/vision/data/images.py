@@ -8,10 +8,11 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from threading import Condition
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,9 +20,11 @@ import numpy as np
 from roclab.core.exceptions import DataError
 from roclab.core.files import cache_folder, file_sha256
 from roclab.core.progress import track
+from roclab.core.training.memory import release_freed_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -31,6 +34,16 @@ EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
     *(".jp2", ".avif", ".heic", ".heif", ".dng", ".cr2", ".nef", ".arw"),
 }
+# What is looked for in a file, whatever its name: pictures of pixels. Pillow knows more, and some of it is not for files of
+# strangers: it has PostScript drawn by a program, Ghostscript.
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"),
+    *("DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "TGA", "DDS"),
+)
+ORIENTATION = 0x0112  # EXIF's tag
+STRIP = 16  # length over width
+DEEP = 14  # bits: cameras put so many, or 10 or 12, into files of 16
+ROOM = 2**27  # pixels decoded at once: half a gigabyte, and as much for what is made of them
 THUMBNAIL = 32  # px
 
 # Two images are near-duplicates if their perceptual hashes differ in at most 4 of 64 bits and their 32 x 32 px grey
@@ -48,24 +61,56 @@ def open_image(path: str | os.PathLike, at_least: int | None = None) -> Image:
     GIF and other animations give their first frame; transparency is laid over white; CMYK, palette and grey are
     converted; 16-bit grey is scaled from 0…65535 to 0…255. `at_least` (px) lets a JPEG be decoded at a half, a
     quarter or an eighth of its size, which is much faster for camera images, as long as its shorter side stays at
-    least twice as long as that.
+    least twice as long as that. Of a strip longer than `STRIP` times its width the middle is kept: a network sees its
+    middle square alone, and bringing the shorter side to 256 px would make gigabytes of three rows of pixels.
 
     Raises `DataError` that names the file if it is missing, truncated, no image, or of an unsupported depth.
     """
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             if at_least and image.format == "JPEG" and min(image.size) > 4 * at_least:
                 # draft() picks the smallest scale that is no smaller than asked in either direction
                 scale = 2 * at_least / min(image.size)
                 image.draft(None, (int(image.width * scale) + 1, int(image.height * scale) + 1))
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_middle(_upright(image)))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # Pillow's readers raise nearly everything on a broken file
         raise DataError(f"{path}: {_reason(error, path)}") from None
+
+
+def opened(path: str | os.PathLike) -> ImageFile:
+    """Pillow's image of a file, not yet decoded, if it is of one of `FORMATS`."""
+    from PIL import Image
+
+    Image.init()
+    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])  # older Pillows lack AVIF
+
+
+def _orientation(image: Image) -> int:
+    """EXIF's 1 to 8; 1 where it cannot be read. PNG may have it behind the pixels: known once the image is loaded."""
+    with suppress(Exception):  # of a broken block
+        return int(number) if (number := image.getexif().get(ORIENTATION)) in range(1, 9) else 1
+    return 1
+
+
+def _upright(image: Image) -> Image:
+    """A copy, rotated. (`ImageOps.exif_transpose` also writes the EXIF block anew, which fails where it is broken.)"""
+    from PIL.Image import Transpose
+
+    image.load()
+    turns = (Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE)
+    turns += (Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
+    number = _orientation(image)
+    return image.transpose(turns[number - 2]) if number > 1 else image.copy()
+
+
+def _middle(image: Image) -> Image:
+    width, height = (min(side, STRIP * min(image.size)) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _reason(error: Exception, path: str | os.PathLike) -> str:
@@ -119,6 +164,7 @@ class Inspection:
     height: int = 0
     rotated: bool = False  # EXIF asks for a rotation or mirroring
     frames: int = 1
+    bits: int = 0  # that the largest grey value takes, of a 16-bit image
     error: str = ""
     phash: int = 0  # 64 bits
     thumbnail: bytes = field(default=b"", repr=False)  # THUMBNAIL x THUMBNAIL grey values
@@ -128,6 +174,11 @@ class Inspection:
         """What the cache keeps of it."""
         kept = asdict(self) | {"thumbnail": self.thumbnail.hex()}
         return {name: value for name, value in kept.items() if name not in ("path", "error")}
+
+    @property
+    def nearly_black(self) -> bool:
+        """A 12-bit camera's values in a 16-bit file: 4,095 of 65,535 is a sixteenth of white."""
+        return 0 < self.bits <= DEEP
 
     @property
     def wrong_extension(self) -> bool:
@@ -145,29 +196,64 @@ def inspect_image(path: str | os.PathLike, known: Callable[[str], dict[str, Any]
     The perceptual hash is pHash (Zauner 2010: signs of the lowest 8 x 8 DCT coefficients). `known` may return
     what was cached of the same bytes by their SHA-256, which saves decoding them.
     """
-    from PIL import Image
-
     path = Path(path)
     facts: dict[str, Any] = {}
     try:
         facts = {"sha256": file_sha256(path), "num_bytes": path.stat().st_size}
         if known and (earlier := known(facts["sha256"])):
             return Inspection(path, **earlier | {"thumbnail": bytes.fromhex(earlier["thumbnail"])})
-        with Image.open(path) as image:
+        with opened(path) as image:
             facts |= {"format": image.format or "", "mode": image.mode, "frames": getattr(image, "n_frames", 1)}
-            facts["rotated"] = image.getexif().get(0x0112, 1) in range(2, 9)
-        image = open_image(path)
-    except DataError as error:
-        return Inspection(path, **facts, error=str(error).removeprefix(f"{path}: "))
+            pixels = image.width * image.height
+        with decoding.part(pixels):
+            facts |= _pixel_facts(path)
     except Exception as error:
-        return Inspection(path, **facts, error=_reason(error, path))
-    import imagehash
-
-    grey = image.convert("L")
-    facts |= {"width": image.width, "height": image.height}
-    facts["phash"] = int(np.packbits(imagehash.phash(grey).hash.ravel()).view(">u8")[0])
-    facts["thumbnail"] = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
+        return Inspection(path, **facts, error=str(error) if isinstance(error, DataError) else _reason(error, path))
     return Inspection(path, **facts)
+
+
+def _pixel_facts(path: Path) -> dict[str, Any]:
+    import imagehash
+    from PIL.Image import Resampling
+
+    with opened(path) as image:
+        upright = _upright(image)
+    rgb = _to_rgb(upright)
+    grey = rgb.convert("L")
+    return {
+        "rotated": _orientation(image) > 1,
+        "width": rgb.width,
+        "height": rgb.height,
+        "bits": int(np.asarray(upright).max()).bit_length() if upright.mode.startswith("I") else 0,
+        "phash": int(np.packbits(imagehash.phash(grey).hash.ravel()).view(">u8")[0]),
+        "thumbnail": grey.resize((THUMBNAIL, THUMBNAIL), Resampling.BOX).tobytes(),
+    }
+
+
+class _Room:
+    """What threads share: each waits until its part is free. One that is larger than the whole works alone."""
+
+    def __init__(self, size: int) -> None:
+        self.size = self.left = size
+        self.changed = Condition()
+
+    @contextmanager
+    def part(self, size: int) -> Iterator[None]:
+        size = min(size, self.size)
+        with self.changed:
+            self.changed.wait_for(lambda: self.left >= size)
+            self.left -= size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += size
+                self.changed.notify_all()
+            if size == self.size:  # else each thread's heap would keep as much
+                release_freed_memory()
+
+
+decoding = _Room(ROOM)
 
 
 def inspect_images(paths: Sequence[Path], description: str = "checking images") -> list[Inspection]:
@@ -175,7 +261,7 @@ def inspect_images(paths: Sequence[Path], description: str = "checking images") 
 
     What was found is cached under the hash of the bytes, so the next run only hashes the files.
     """
-    cache = FactCache("inspections-1")
+    cache = FactCache("inspections-2")
     found = in_threads(lambda path: inspect_image(path, cache.get), paths, description)
     # an unreadable file is looked at again: the fault may have been in the reading
     cache.add({image.sha256: image.facts for image in found if not image.error})
@@ -189,9 +275,10 @@ class FactCache:
     def __init__(self, name: str) -> None:
         self._rows: dict[str, str] = {}
         self._file = cache_folder("images") / f"{name}-pillow-{metadata.version('pillow')}.sqlite"
-        if self._file.exists():
-            with suppress(sqlite3.Error), closing(sqlite3.connect(self._file, timeout=10)) as store:
-                self._rows = dict(store.execute("SELECT sha256, facts FROM images"))
+        with suppress(sqlite3.Error, OSError):
+            if self._file.exists():
+                with closing(sqlite3.connect(self._file, timeout=10)) as store:
+                    self._rows = dict(store.execute("SELECT sha256, facts FROM images"))
 
     def get(self, sha256: str) -> dict[str, Any] | None:
         """The facts of the file with these bytes, which may have had another path."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from roclab.core.exceptions import DataError
 from roclab.core.statistics import Z, add_holm, proportion
-from roclab.vision.data.images import FactCache, in_threads, open_image
+from roclab.vision.data.images import FactCache, decoding, in_threads, open_image, opened
 from roclab.vision.error_analysis.gather import JointPredictions
 
 SIDE = 256  # px: shorter side at which sharpness and brightness are measured, about what the networks see
@@ -136,9 +136,10 @@ def measure(path: Path) -> dict[str, float | None]:
     """
     from PIL import Image
 
-    with Image.open(path) as header:
+    with opened(path) as header:
         pixels = header.width * header.height  # of the file: open_image may decode at a fraction of it
-    image = open_image(path, at_least=SIDE).convert("L")
+    with decoding.part(pixels):
+        image = open_image(path, at_least=SIDE).convert("L")
     scale = SIDE / min(image.size)
     size = (max(3, round(image.width * scale)), max(3, round(image.height * scale)))
     grey = np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
