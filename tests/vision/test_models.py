@@ -1,9 +1,11 @@
 """Parity with torchvision and timm, key names, weight files good and bad, features, layer groups."""
 
+import argparse
 import pickle
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -282,6 +284,88 @@ def test_a_pickle_with_code_is_refused_and_never_run(tmp_path: Path):
         with pytest.raises(CheckpointError, match="code in weight files is never run"):
             build_model("resnet50", str(tmp_path / name), 2)
     assert not (tmp_path / "ran").exists()
+
+
+def wrapped() -> dict[str, dict]:
+    """What training scripts leave of one network."""
+    module = timm.create_model("test_resnet", num_classes=4)
+    state = module.state_dict()
+
+    def under(prefix: str) -> dict[str, torch.Tensor]:
+        return {prefix + name: value for name, value in state.items()}
+
+    averaged = torch.optim.swa_utils.AveragedModel(module).state_dict()
+    return {
+        "bare": state,
+        "compiled_under_ddp": under("module._orig_mod."),
+        "ddp_under_compiled": under("_orig_mod.module."),
+        "lightning_compiled": {"state_dict": under("model._orig_mod."), "epoch": 3},
+        "lightning_ddp": under("model.module."),
+        "averaged": averaged,
+        "averaged_under_ddp": {"model": {f"module.{name}": value for name, value in averaged.items()}},
+        "nested": {"model": {"state_dict": state}},
+        "with_optimizer": {"model_state_dict": state, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+        "both": {"state_dict": state, "state_dict_ema": {}},
+        "net": {"net": state, "acc": torch.tensor(0.9), "optimizer": {"state": {0: {"exp_avg": torch.zeros(1)}}}},
+        "numbered": {"model_ema": state | {5: torch.zeros(1)}},
+    }
+
+
+@pytest.mark.parametrize("kind", wrapped())
+def test_wrappings_are_taken_off_in_any_nesting(tmp_path: Path, kind: str):
+    torch.manual_seed(0)
+    expected = timm.create_model("test_resnet", num_classes=4).state_dict()
+    torch.manual_seed(0)
+    torch.save(wrapped()[kind], tmp_path / "weights.pth")
+    found = read_weights(tmp_path / "weights.pth")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_names_that_do_not_decide_are_listed(tmp_path: Path):
+    state = timm.create_model("test_resnet").state_dict()
+    itself: dict = {"epoch": 1}
+    itself["model"] = itself
+    for name, content, said in (
+        ("two", {"generator": state, "discriminator": state}, r"several state dicts \(generator, discriminator\)"),
+        ("none", {"epoch": 3, "args": {"lr": 0.1}}, "found epoch, args$"),
+        ("itself", itself, "found epoch, model$"),
+        ("backbone", {f"backbone.{name}": value for name, value in state.items()}, "the file has backbone"),
+    ):
+        torch.save(content, tmp_path / f"{name}.pth")
+        with pytest.raises(CheckpointError, match=said):
+            build_model("test_resnet", str(tmp_path / f"{name}.pth"), 2)
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_what_is_no_tensor_is_named_with_the_way_to_a_bare_file(tmp_path: Path, new: bool):
+    state = timm.create_model("test_resnet").state_dict()
+    for more, name in (
+        (argparse.Namespace(lr=0.1), "argparse.Namespace"),
+        (np.float64(0.9), r"numpy\S*.scalar"),
+        (tmp_path, "pathlib.PosixPath"),
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    ):
+        torch.save({"state_dict": state, "more": more}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+        with pytest.raises(CheckpointError, match=rf"\({name}\).*torch.save\(model.state_dict\(\), FILE\)") as caught:
+            read_weights(tmp_path / "a.pth")
+        assert "\n" not in str(caught.value)
+
+
+def test_other_numbers_and_names_of_files_are_read(tmp_path: Path):
+    state = timm.create_model("test_resnet").state_dict()
+    for kind in (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn):
+        cast = {name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}
+        save_file(cast, tmp_path / "UPPER.SAFETENSORS")
+        model = build_model("test_resnet", str(tmp_path / "UPPER.SAFETENSORS"), 2)
+        assert torch.equal(model.module.conv1[0].weight, state["conv1.0.weight"].to(kind).float())
+    for bad in (float("nan"), float("-inf")):
+        state["layer2.0.conv1.weight"][0] = bad
+        save_file(state, tmp_path / "bad.safetensors")
+        with pytest.raises(
+            CheckpointError, match=r"bad.safetensors: layer2.0.conv1.weight holds numbers that are not fin"
+        ):
+            build_model("test_resnet", str(tmp_path / "bad.safetensors"), 2)
 
 
 def test_damaged_and_wrong_files_are_named_in_one_line(tmp_path: Path):

@@ -26,12 +26,14 @@ Names = list[tuple[str, str]]  # beginnings of parameter names: here and there
 
 TABLES = ("relative_position_index", "attn_mask")  # the model computes them itself
 COMPUTED = (*TABLES, "num_batches_tracked")  # files may lack them: the counter plays no part in what BatchNorm computes
+WRAPPINGS = ("state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel and AveragedModel, torch.compile, Lightning
 
 
 def read_weights(path: str | os.PathLike) -> State:
     """A state dict from a .safetensors file, or from a .pth/.pt/.bin that holds nothing but tensors; float32.
 
-    Wrappings that training scripts put around one ({"state_dict": …}, "module.") are taken off. Raises
+    Wrappings that training scripts put around one ({"state_dict": …}, "module.") are taken off, in any nesting. Raises
     `CheckpointError` for a file that is missing, damaged, holds code (it is never run) or holds no tensors.
     """
     path = Path(path)
@@ -40,29 +42,53 @@ def read_weights(path: str | os.PathLike) -> State:
         kind = "is a folder, not a file" if path.is_dir() else "there is no such file"
         raise CheckpointError(f"--weights {path}: {kind}; give default, none, a name of torchvision or timm, or a file")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             state = load_file(path)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about files that it refuses all the same
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"holds more than tensors ({named[1]})" if named else "is damaged, or holds more than tensors"
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors: code in weight files is never run; save a state dict"
+            f"{path} {what}: code in weight files is never run; where it was made, save the tensors alone: "
+            "torch.save(model.state_dict(), FILE)"
         ) from None
     except Exception as error:  # safetensors and zipfile raise kinds of their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as weights ({reason}): fetch or save it again") from None
-    for wrapping in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapping), Mapping):
-            state = state[wrapping]
-    if not isinstance(state, Mapping) or not any(torch.is_tensor(value) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dict: expected tensors under parameter names")
-    for prefix in ("module.", "_orig_mod.", "model."):  # DataParallel, torch.compile, Lightning
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    tensors = _unwrapped(state, path)
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _unwrapped(state: Any, path: Path) -> State:
+    """The tensors of a state dict that may lie inside other dictionaries, under names with prefixes.
+
+    Of dictionaries with other names than `WRAPPINGS`, the only one that holds tensors is taken.
+    """
+    for _ in range(5):  # deeper than any file; a dictionary may hold itself
+        inside = {n: v for n, v in state.items() if isinstance(v, Mapping)} if isinstance(state, Mapping) else {}
+        found = [name for name in WRAPPINGS if name in inside]
+        found = found[:1] or [name for name in inside if len(_tensors(inside[name])) > len(_tensors(state))]
+        if len(found) > 1:
+            raise CheckpointError(f"{path} holds several state dicts ({', '.join(found)}): save one of them alone")
+        state = inside[found[0]] if found else state
+    tensors = _tensors(state)
+    if not tensors:
+        keys = f", found {', '.join(map(str, list(state)[:9])) or 'nothing'}" if isinstance(state, Mapping) else ""
+        raise CheckpointError(f"{path} holds no state dict: expected tensors under parameter names{keys}")
+    prefix: str | None = ""
+    while prefix is not None:
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+        tensors.pop("n_averaged", None)  # AveragedModel's counter
+        prefix = next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None)
+    return tensors
+
+
+def _tensors(state: Any) -> State:
+    named = state.items() if isinstance(state, Mapping) else ()
+    return {name: value for name, value in named if isinstance(name, str) and torch.is_tensor(value)}
 
 
 def load_weights(module: nn.Module, state: State, head: str | None, source: str) -> None:
@@ -88,6 +114,8 @@ def load_weights(module: nn.Module, state: State, head: str | None, source: str)
         if state[name].shape != own[name].shape:
             shapes = f"{tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
             raise CheckpointError(f"{source} does not fit this model: {name} is {shapes}")
+        if not state[name].isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds numbers that are not finite: fetch or save it again")
     module.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
 
 
