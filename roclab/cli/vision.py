@@ -26,6 +26,7 @@ def commands() -> None:
 @app.command()
 @options_from(TrainConfig, "config", without=("warmup", "clip", "amp"))
 def train(
+    context: typer.Context,
     config: TrainConfig,
     out: Path | None = typer.Option(None, help="Folder of the run."),
     resume: Path | None = typer.Option(None, help="Go on with the interrupted run in this folder."),
@@ -42,7 +43,9 @@ def train(
         raise RocLabError("give the new run's folder with --out RUN, or the interrupted one with --resume RUN")
     try:
         if resume is not None:
-            resume_run(resume, config.data_root)
+            source = context.get_parameter_source  # of an enumeration that typer does not export
+            given = {n: v for n, v in vars(config).items() if getattr(source(n), "name", "") == "COMMANDLINE"}
+            resume_run(resume, **given)
         elif out is not None:
             train_run(config, out)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from contextlib import suppress
@@ -12,6 +13,8 @@ from roclab.core.exceptions import RocLabError
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -56,3 +59,13 @@ def cpu_quota(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys
                     if quota > 0 and period > 0:
                         found = min(found, quota / period)
     return found
+
+
+def device_or_auto(name: str) -> torch.device:
+    """The device that a run was trained on, or the one of this machine."""
+    try:
+        return pick_device(name)
+    except RocLabError:
+        device = pick_device()
+        logger.info(f"the run was trained on {name}, which is not here: using {device}")
+        return device

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from roclab.core.exceptions import RocLabError
+
+logger = logging.getLogger(__name__)
+DAY = 86400.0  # seconds: what a writer has left alone for so long, it has left behind
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
@@ -49,16 +54,48 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 def _renamed(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, path.name)
     temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.part"
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _naming(path, temporary):
+            yield temporary
+            os.replace(temporary, path)
     except BaseException:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """An error about a full disk names no file, or the temporary one: let it name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(temporary):
+            error.filename = str(path)
+        raise
+
+
+def sweep(folder: Path, name: str | None = None, age: float = DAY) -> None:
+    """Remove the temporary files and folders (those of `name`, if given) that killed writers have left in `folder`:
+    such as have not changed for `age` seconds."""
+    for left in folder.glob(f".{glob.escape(name) if name else '*'}.????????.part"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime >= age:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def link_or_copy(path: Path, name: str) -> None:
+    """Make `path` a link to the file `name` beside it, or a copy where there are no links (FAT, some network disks)."""
+    path.unlink(missing_ok=True)
+    try:
+        path.symlink_to(name)
+    except OSError:
+        with atomic_file(path) as temporary:
+            shutil.copyfile(path.parent / name, temporary)
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
@@ -85,7 +122,7 @@ def write_json_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:
 
 def append_json_line(path: str | os.PathLike, obj: Any) -> None:
     """Append `obj` as one line of JSON, flushed to the disk."""
-    with open(path, "a", encoding="utf-8") as file:
+    with _naming(Path(path)), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(obj, ensure_ascii=False, default=plain_json) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -139,12 +176,25 @@ def cache_folder(name: str) -> Path:
     return (Path(home) / ".cache" / "roclab" if os.path.isabs(home) else _own_temporary_folder()) / name
 
 
-@functools.cache
+@cache
 def _own_temporary_folder() -> Path:
     """A folder that only this user can write to, the same one each time if nobody else has taken its name."""
     folder = Path(tempfile.gettempdir()) / f"roclab-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
+    with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
     return folder if ours else Path(tempfile.mkdtemp(prefix="roclab-"))
+
+
+def write_cache(path: Path, data: bytes | str) -> None:
+    """`atomic_write` of what can be computed again: a cache that is full or unusable costs time, nothing else."""
+    try:
+        atomic_write(path, data)
+    except OSError as error:
+        _say_once(f"the cache cannot be written ({error.filename}: {error.strerror}): computed anew next time")
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)

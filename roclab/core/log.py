@@ -33,6 +33,8 @@ class _Terminal(logging.Handler):
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """A log that cannot be written (a full disk) is an error like any other, not a note on stderr."""
+        if isinstance(error := sys.exc_info()[1], OSError):
+            error.filename = self.baseFilename
         raise
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from roclab.core.cluster import check_engine, map_over_cluster
-from roclab.core.exceptions import RocLabError
 from roclab.core.files import write_json
-from roclab.vision.config import TrainConfig
+from roclab.vision.config import MOVABLE, TrainConfig, check_same
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.figures import comparison_figures
 from roclab.vision.evaluate.pairs import comparison
 from roclab.vision.evaluate.run_reader import BY_BUDGET, VisionRun, group_arms
 from roclab.vision.models.classifier import check_name
-from roclab.vision.train.train import finish
+from roclab.vision.train.train import finish, moved_to
+
+PLACES = MOVABLE - {"weights"} | {"data"}  # what may differ where the images are the same
 
 
 def compare(
@@ -66,9 +67,9 @@ def compare(
 
     runs = [VisionRun.open(path) for path in configs]
     split = "test" if runs[0].images("test") else "val"
-    for run in runs:
+    for run, config in zip(runs, configs.values(), strict=True):
         if not run.has_results(split):
-            evaluate(run, split)
+            evaluate(run, split, data_root=moved_to(run, config))
     arms = group_arms(runs)
     found = comparison(arms, split)
     write_json(out / "comparison.json", found)
@@ -80,11 +81,11 @@ def _check_same_question(path: Path, config: TrainConfig) -> None:
     """A run that is there already must be the run asked for, or its figures would answer another question."""
     if not (path / "config.json").exists():
         return
-    there = VisionRun.open(path).config
+    run = VisionRun.open(path)
+    own = run.config
     # what was left open (None) or to a budget was decided by the run itself
     decided = BY_BUDGET if config.budget else set()
-    for name, wanted in config.asdict().items():
-        if wanted is not None and name not in decided and there.get(name) != wanted:
-            raise RocLabError(
-                f"{path} was made with {name} = {there.get(name)}, now asked for {wanted}: choose another --out"
-            )
+    asked = {name: value for name, value in config.asdict().items() if value is not None and name not in decided}
+    check_same(run, asked, PLACES, "choose another --out")
+    if any(asked.get(name, own.get(name)) != own.get(name) for name in ("data", "data_root")):
+        moved_to(run, config)  # raises if the images are others

@@ -3,14 +3,19 @@ defaults of the settings that the user left open, for each strategy and architec
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from roclab.core.exceptions import RocLabError
 from roclab.core.runs import Run
 from roclab.core.settings import check_settings, setting, settings_from
 
 STRATEGIES = ("features", "finetune")
 ALWAYS_THERE = ("data", "model", "strategy", "seed", "image_size", "epochs")  # older runs may lack what came later
+
+# A run may go on with others of these: the hashes of images and weights are compared, and the machine is another.
+MOVABLE = frozenset({"data_root", "mirror", "weights", "workers", "device"})
 
 
 @dataclass
@@ -84,6 +89,15 @@ class TrainConfig:
 def run_config(run: Run) -> TrainConfig:
     """A run's config.json. Raises `RocLabError` that names the first key which is unknown, missing or mistyped."""
     return settings_from(TrainConfig, run.config, run.path / "config.json", ALWAYS_THERE)
+
+
+def check_same(run: Run, asked: Mapping[str, Any], free: Collection[str], hint: str) -> None:
+    """Raise `RocLabError` if the run was made with other settings than those asked for; `free` ones may differ."""
+    own = run.config
+    other = [name for name, value in asked.items() if name not in free and own.get(name) != value]
+    if other:
+        made = "; ".join(f"{name} = {own.get(name)}, now asked for {asked[name]}" for name in other)
+        raise RocLabError(f"{run.path} was made with {made}: {hint}")
 
 
 FEATURES: dict[str, Any] = {

@@ -14,8 +14,8 @@ from PIL import Image
 
 from roclab.core.exceptions import DataError
 from roclab.core.log import show_messages
-from roclab.vision.data.audit import audit, describe
 from roclab.vision.data import images as module
+from roclab.vision.data.audit import audit, describe
 from roclab.vision.data.images import (
     Inspection,
     decoding,

@@ -362,9 +362,7 @@ def test_other_numbers_and_names_of_files_are_read(tmp_path: Path):
     for bad in (float("nan"), float("-inf")):
         state["layer2.0.conv1.weight"][0] = bad
         save_file(state, tmp_path / "bad.safetensors")
-        with pytest.raises(
-            CheckpointError, match=r"bad.safetensors: layer2.0.conv1.weight holds numbers that are not fin"
-        ):
+        with pytest.raises(CheckpointError, match=r"bad.safetensors: layer2.0.conv1.weight holds numbers"):
             build_model("test_resnet", str(tmp_path / "bad.safetensors"), 2)
 
 

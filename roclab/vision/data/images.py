@@ -34,8 +34,8 @@ EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
     *(".jp2", ".avif", ".heic", ".heif", ".dng", ".cr2", ".nef", ".arw"),
 }
-# What is looked for in a file, whatever its name: pictures of pixels. Pillow knows more, and some of it is not for files of
-# strangers: it has PostScript drawn by a program, Ghostscript.
+# What is looked for in a file, whatever its name: pictures of pixels. Pillow knows more formats, and some are not for
+# files of strangers: it has PostScript drawn by a program, Ghostscript.
 FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"),
     *("DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "TGA", "DDS"),
@@ -201,7 +201,8 @@ def inspect_image(path: str | os.PathLike, known: Callable[[str], dict[str, Any]
     try:
         facts = {"sha256": file_sha256(path), "num_bytes": path.stat().st_size}
         if known and (earlier := known(facts["sha256"])):
-            return Inspection(path, **earlier | {"thumbnail": bytes.fromhex(earlier["thumbnail"])})
+            with suppress(KeyError, TypeError, ValueError):  # a damaged row
+                return Inspection(path, **earlier | {"thumbnail": bytes.fromhex(earlier["thumbnail"])})
         with opened(path) as image:
             facts |= {"format": image.format or "", "mode": image.mode, "frames": getattr(image, "n_frames", 1)}
             pixels = image.width * image.height

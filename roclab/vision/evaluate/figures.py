@@ -4,6 +4,8 @@ confusion with the same functions, in its own style."""
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +30,50 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    with atomic_file(path) as temporary:
+    """Draw a figure; names in any script, in fonts of this machine that have their characters, or else escaped."""
+    import matplotlib
+    from matplotlib.text import Text
+
+    written = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    for text in written:
+        text.set_parse_math(False)  # names are shown letter for letter
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        axis.get_majorticklabels()  # filled in
+    fonts, missing = _fonts_for(frozenset("".join(text.get_text() for text in written)))
+    if missing:
+        _escape(figure, written, missing)
+    with atomic_file(path) as temporary, matplotlib.rc_context({"font.sans-serif": fonts}):
         figure.savefig(temporary, format="png")
     return path
+
+
+def _escape(figure: Figure, written: Sequence[Any], characters: Collection[str]) -> None:
+    """Write characters as \\u732b. The texts at ticks are drawn anew from their labels, so those are set."""
+    table = {ord(c): c.encode("unicode_escape").decode() for c in characters}
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        labels = [label.get_text() for label in axis.get_majorticklabels()]
+        if not characters.isdisjoint("".join(labels)):
+            axis.set_ticklabels([label.translate(table) for label in labels])
+    for text in written:
+        text.set_text(text.get_text().translate(table))
+
+
+@cache
+def _fonts_for(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+    """The families to draw characters with, matplotlib's own first, and the characters that no font here has."""
+    from matplotlib import font_manager, rcParams
+
+    fonts: list[str] = list(rcParams["font.sans-serif"])
+    own = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    missing = {c for c in characters if c.isprintable() and ord(c) not in own.get_charmap()}
+    for entry in font_manager.fontManager.ttflist if missing else ():
+        with suppress(Exception):  # of a damaged font
+            font = font_manager.get_font(entry.fname)
+            found = {c for c in missing if ord(c) in font.get_charmap()}
+            if found and font.scalable and not entry.name.startswith("Last Resort"):  # that one draws boxes
+                fonts.append(entry.name)
+                missing -= found
+    return fonts, frozenset(missing)
 
 
 def run_figure(run: Run, split: str = "val") -> Path:

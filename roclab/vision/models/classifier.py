@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roclab.core.devices import pick_device
+from roclab.core.devices import device_or_auto
 from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.core.fetch import package_folder
 from roclab.core.runs import Run
@@ -280,4 +280,4 @@ def load_model(run: Run, split: str = "test") -> tuple[Classifier, list[str], in
     values = about["recipe"]
     model.preprocessing = Preprocessing(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
     model.weights_id = about["weights_id"]
-    return model.to(pick_device(run.config.get("device", "auto"))), about["classes"], about["image_size"]
+    return model.to(device_or_auto(run.config.get("device", "auto"))), about["classes"], about["image_size"]

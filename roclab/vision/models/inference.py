@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from roclab.core.files import atomic_write, cache_folder, read_json, write_json
+from roclab.core.files import cache_folder, write_cache
 from roclab.core.progress import track
 from roclab.core.training.memory import release_freed_memory
 from roclab.vision.data.dataset import Dataset, LabelledImage
@@ -65,7 +65,9 @@ def cached_features(
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     folder, chunks = cache_folder("features") / digest, _chunks(images)
-    seconds = float(read_json(folder / "seconds.json")) if (folder / "seconds.json").exists() else 0.0
+    seconds = 0.0
+    with suppress(OSError, ValueError, TypeError):
+        seconds = float(json.loads((folder / "seconds.json").read_text()))
 
     found: dict[int, np.ndarray] = {}
     for i, chunk in enumerate(chunks):
@@ -80,9 +82,9 @@ def cached_features(
         outputs = _outputs(model, model.features, [chunks[i] for i in missing], read, f"features (view {view})")
         for i, out in zip(missing, outputs, strict=True):
             found[i] = out
-            atomic_write(folder / f"{i:05d}.safetensors", save({"features": torch.from_numpy(out)}))
+            write_cache(folder / f"{i:05d}.safetensors", save({"features": torch.from_numpy(out)}))
         seconds += time.perf_counter() - begin
-        write_json(folder / "seconds.json", seconds)
+        write_cache(folder / "seconds.json", json.dumps(seconds))
     return np.concatenate([found[i] for i in range(len(chunks))]), seconds
 
 

@@ -129,7 +129,15 @@ class Trainer:
         loader = batches(self.images, [world.share(batch) for batch in order], epoch, size, config.workers)
         shown = track(loader, f"epoch {epoch + 1}/{config.epochs}", len(order)) if world.main else loader
         begin = time.perf_counter()
-        summed = self._train_batches(shown, len(order), epoch)
+        try:
+            summed = self._train_batches(shown, len(order), epoch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise RocLabError(
+                f"BatchNorm has one value per channel in a batch of {len(order[0])} at {size} px: use a larger "
+                "--batch-size or --image-size, or --batch-norm frozen"
+            ) from None
         seconds = time.perf_counter() - begin
         release_freed_memory()
         loss, seen = np.sum(world.gather(summed), axis=0)

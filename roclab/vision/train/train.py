@@ -16,17 +16,17 @@ import numpy as np
 
 from roclab.core.devices import pick_device
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import read_json, write_json
+from roclab.core.files import link_or_copy, read_json, sweep, write_json
 from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
 from roclab.core.training.checkpointing import save_tensors
 from roclab.core.training.distributed import World, join
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
-from roclab.vision.config import COMMON, TrainConfig, fill, run_config, with_defaults
+from roclab.vision.config import COMMON, MOVABLE, TrainConfig, check_same, fill, run_config, with_defaults
 from roclab.vision.data.dataset import Dataset, labels_of, load_data
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import VisionRun
-from roclab.vision.models.classifier import BEFORE_REFIT, Classifier, build_model, save_model
+from roclab.vision.models.classifier import BEFORE_REFIT, Classifier, build_model, load_model, save_model
 from roclab.vision.models.inference import dataset_features
 from roclab.vision.train.budget import Costs, duration, fit_to_budget
 from roclab.vision.train.finetune import finetune, rewrite_metrics
@@ -67,17 +67,28 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     return _finish(Run.open(path), config, model, dataset, world)
 
 
-def resume(path: str | Path, data_root: str | None = None) -> Run:
-    """Finish an interrupted run; a finished one is left as it is. `data_root`: where its images are now."""
+def resume(path: str | Path, **asked: Any) -> Run:
+    """Finish an interrupted run; a finished one is left as it is.
+
+    `asked` are settings of now: where images and weights are and what trains the run (`MOVABLE`). Raises `RocLabError`
+    for another one that is not the run's own.
+    """
     world = join()
     run = Run.open(path)
     config = fill(run_config(run), COMMON)  # an older version did not have every setting
+    hint = "a resumed run keeps its settings (--data-root says where its images are now); a new one begins with --out"
+    check_same(run, asked, MOVABLE, hint)
     if (run.path / "training.json").exists():
         run.log("this run is finished already")
         return run
-    dataset = VisionRun(run.path, run.config).dataset(data_root)
+    config = replace(config, **asked)
+    run.config |= asked
+    dataset = VisionRun(run.path, run.config).dataset(asked.get("data_root"))
     seed_everything(config.seed)
-    model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
+    if (run.checkpoints / "last.safetensors").exists():  # all of the model is there: its weights' file may be gone
+        model = load_model(run)[0]
+    else:
+        model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
     recorded = read_json(run.path / "provenance.json").get("hashes", {}).get("weights")
     if recorded != model.weights_id:
         raise RocLabError(f"{run.path} began from the weights {recorded}, now {config.weights} is {model.weights_id}")
@@ -87,9 +98,21 @@ def resume(path: str | Path, data_root: str | None = None) -> Run:
 def finish(path: Path, config: TrainConfig) -> None:
     """Train the run in `path`, from the start or from where it was interrupted."""
     if (path / "config.json").exists():
-        resume(path)
+        resume(path, data_root=moved_to(VisionRun.open(path), config))
     else:
         train(config, path)
+
+
+def moved_to(run: VisionRun, config: TrainConfig) -> str | None:
+    """Where `config` finds the run's images, if not where they were; raises `RocLabError` if those are other images."""
+    data_root = config.data_root or run.config.get("data_root")
+    same = (config.data, data_root) == (run.config.get("data"), run.config.get("data_root"))
+    if same and Path(run.manifest["root"]).is_dir():
+        return None
+    now = load_data(config.data, data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror)
+    if now.fingerprint() != run.manifest["fingerprint"]:
+        raise RocLabError(f"{run.path} was made with other images than {config.data} has now: choose another --out")
+    return str(now.root)
 
 
 def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, world: World) -> Run:
@@ -98,6 +121,8 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
     reset_peak_memory()
     model.to(pick_device(config.device))
     if world.main:
+        for folder in (run.path, run.checkpoints):
+            sweep(folder, age=0)  # nobody else writes to it
         counts = dataset.counts()
         run.log(
             f"{config.model}, {config.strategy}, {config.image_size} px, seed {config.seed}: "
@@ -156,7 +181,6 @@ def train_features(
         put_head(model, fit_head(np.concatenate(x_all), np.tile(y_all, views), classes, head.c, iterations))
         run.log("the head was trained again on train + val with the C chosen; val figures are of the head before that")
     save_model(run.checkpoints / "best.safetensors", model, dataset.classes, image_size)
-    last = run.checkpoints / "last.safetensors"
-    last.unlink(missing_ok=True)
-    last.symlink_to("best.safetensors")  # a convex problem: its last iterate is its best
+    # a convex problem: its last iterate is its best
+    link_or_copy(run.checkpoints / "last.safetensors", "best.safetensors")
     return timing
