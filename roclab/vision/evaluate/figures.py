@@ -31,46 +31,42 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Draw a figure; names in any script, in fonts of this machine that have their characters, or else escaped."""
-    import matplotlib
     from matplotlib.text import Text
 
-    written = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        labels = [label.get_text() for label in axis.get_majorticklabels()]
+        _, missing = _fonts_for(frozenset("".join(labels)))
+        if missing:  # the texts at ticks are drawn anew from these
+            axis.set_ticklabels([_escaped(label, missing) for label in labels])
+    written: list[Any] = figure.findobj(Text)
+    fonts, missing = _fonts_for(frozenset("".join(text.get_text() for text in written)))
     for text in written:
         text.set_parse_math(False)  # names are shown letter for letter
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        axis.get_majorticklabels()  # filled in
-    fonts, missing = _fonts_for(frozenset("".join(text.get_text() for text in written)))
-    if missing:
-        _escape(figure, written, missing)
-    with atomic_file(path) as temporary, matplotlib.rc_context({"font.sans-serif": fonts}):
+        text.set_text(_escaped(text.get_text(), missing))
+        text.set_fontfamily([*text.get_fontfamily(), *fonts])
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
 
 
-def _escape(figure: Figure, written: Sequence[Any], characters: Collection[str]) -> None:
-    """Write characters as \\u732b. The texts at ticks are drawn anew from their labels, so those are set."""
-    table = {ord(c): c.encode("unicode_escape").decode() for c in characters}
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        labels = [label.get_text() for label in axis.get_majorticklabels()]
-        if not characters.isdisjoint("".join(labels)):
-            axis.set_ticklabels([label.translate(table) for label in labels])
-    for text in written:
-        text.set_text(text.get_text().translate(table))
+def _escaped(text: str, characters: Collection[str]) -> str:
+    """With \\u732b in the place of a character that cannot be drawn."""
+    return "".join(c.encode("unicode_escape").decode() if c in characters else c for c in text)
 
 
 @cache
 def _fonts_for(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """The families to draw characters with, matplotlib's own first, and the characters that no font here has."""
-    from matplotlib import font_manager, rcParams
+    """The families to draw characters with that matplotlib's own font lacks, and the characters that no font has."""
+    from matplotlib import font_manager
 
-    fonts: list[str] = list(rcParams["font.sans-serif"])
-    own = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    missing = {c for c in characters if c.isprintable() and ord(c) not in own.get_charmap()}
+    fonts: list[str] = []
+    own = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    missing = {c for c in characters if c != "\n" and ord(c) not in own}
     for entry in font_manager.fontManager.ttflist if missing else ():
         with suppress(Exception):  # of a damaged font
             font = font_manager.get_font(entry.fname)
-            found = {c for c in missing if ord(c) in font.get_charmap()}
-            if found and font.scalable and not entry.name.startswith("Last Resort"):  # that one draws boxes
+            found = {chr(code) for code in font.get_charmap()} & missing
+            if found and font.scalable and not entry.name.startswith(("Last Resort", "STIXNon")):  # boxes, and symbols
                 fonts.append(entry.name)
                 missing -= found
     return fonts, frozenset(missing)
