@@ -90,7 +90,8 @@ def opened(path: str | os.PathLike) -> ImageFile:
 def _orientation(image: Image) -> int:
     """EXIF's 1 to 8; 1 where it cannot be read. PNG may have it behind the pixels: known once the image is loaded."""
     with suppress(Exception):  # of a broken block
-        return int(number) if (number := image.getexif().get(ORIENTATION)) in range(1, 9) else 1
+        number = int(image.getexif()[ORIENTATION])
+        return number if 1 <= number <= 8 else 1
     return 1
 
 
@@ -99,8 +100,10 @@ def _upright(image: Image) -> Image:
     from PIL.Image import Transpose
 
     image.load()
-    turns = (Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE)
-    turns += (Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
+    turns = (
+        Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE,
+        Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90,
+    )  # fmt: skip
     number = _orientation(image)
     return image.transpose(turns[number - 2]) if number > 1 else image.copy()
 
