@@ -81,6 +81,14 @@ def test_a_link_that_leads_nowhere_is_named(folder: Path, name: str, named: str)
         assert folder / name in find_images([folder / "cat"])
 
 
+def test_links_to_themselves_and_links_between_classes_are_said(folder: Path):
+    (folder / "dog" / "self.jpg").symlink_to("self.jpg")
+    (folder / "kitten").symlink_to("cat")
+    assert [row["path"] for row in audit(str(folder))["unreadable"]] == ["dog/self.jpg"]
+    notes = load_data(str(folder), skip_bad=True).notes
+    assert any(note.startswith("10 images are there under different labels") for note in notes)
+
+
 def test_a_label_is_that_of_the_link_not_of_its_target(folder: Path, tmp_path: Path):
     (tmp_path / "blobs").mkdir()
     picture(77).save(tmp_path / "blobs" / "abc", format="PNG")

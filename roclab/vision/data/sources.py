@@ -203,7 +203,7 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
     """
     base = base or table.parent
     entries: list[Entry] = []
-    seen: dict[Path, int] = {}
+    seen: dict[str, int] = {}
     real = cache(os.path.realpath)
     rows, notes = read_table(table, ("path", "label"))
     for line, cells in rows:
@@ -217,14 +217,14 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
             relative_to = "write it relative to the table, or to --data-root"
             raise DataError(f"{where}: {cells['path']} is a path on a Windows machine: {relative_to}")
         path = _spelled(base, cells["path"])
-        key = Path(real(path.parent), path.name)  # the file, however its folder is written
+        key = os.path.join(real(path.parent), path.name)  # the file, however its folder is written
         if key in seen:
             raise DataError(f"{where}: {cells['path']} stands in line {seen[key]} already")
         seen[key] = line
         entries.append(Entry(path, clean(cells["label"]), split))
     if not entries:
         raise DataError(f"{table} lists no images")
-    labels = [cells["label"] for _, cells in rows]
+    labels = {cells["label"] for _, cells in rows}
     return Listing(table.stem, base, entries, _sorted_classes(labels), notes=notes + _alike(labels))
 
 
@@ -232,7 +232,8 @@ def _spelled(base: Path, name: str) -> Path:
     """The file that a table names: as it stands there, with Windows's separators, or in another form of Unicode."""
     slashes = name.replace("\\", "/")
     forms = (unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
-    return next((base / n for n in (name, slashes, *forms) if os.path.lexists(base / n)), base / slashes)
+    paths = [os.path.join(base, spelled) for spelled in (name, slashes, *forms)]
+    return Path(next(filter(os.path.lexists, paths), paths[1]))
 
 
 def relative(path: Path, root: Path) -> str:
@@ -246,7 +247,7 @@ def relative(path: Path, root: Path) -> str:
 
 def clean(label: str) -> str:
     """A label without what nobody sees: blanks around it or twice, and which form of Unicode its letters have."""
-    return " ".join(unicodedata.normalize("NFC", printable(label)).split())
+    return " ".join(unicodedata.normalize("NFC", printable(label)).split()) or label
 
 
 def alike(label: str) -> str:
