@@ -317,9 +317,8 @@ def test_ctrl_c_at_the_prompt_loses_nothing_and_pasted_lines_are_one_message(thi
     terminal.wait_for("second line")
     terminal.type("\r")
     terminal.wait_for("[ended at --max-new-tokens 2]")
-    terminal.type("\x03")  # meant for the reply, a moment too late
-    terminal.wait_for("(ctrl-d or /quit ends)")
-    terminal.wait_for("> ")
+    terminal.type("\x03")  # meant for the reply, a moment too late: at the prompt, or just before it
+    time.sleep(2)
     terminal.type(f"/save {tmp_path / 'x.json'}\r")
     terminal.wait_for("2 messages in")
     terminal.wait_for("> ")

@@ -138,7 +138,7 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
         )
     if world.main:
         timing |= {"peak_memory_mb": peak_memory_mb(), "train_wall_seconds": time.perf_counter() - begin}
-        found = evaluate(run, "val", timing, str(dataset.root))
+        found = evaluate(run, "val", timing, str(dataset.root.resolve()))
         write_json(run.path / "training.json", timing)
         run.log(f"finished: val top-1 {found['top1']:.4f} ({config.strategy}, {config.model}) in {run.path}")
         run.close()

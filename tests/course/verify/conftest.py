@@ -29,5 +29,10 @@ def check(sandbox, tmp_path):
     return run
 
 
+def quick(values, every: int) -> list:
+    """As parameters: every so many in `make test`, the others in `make test-slow`."""
+    return [pytest.param(v, marks=[pytest.mark.slow] if i % every else []) for i, v in enumerate(values)]
+
+
 def failed(report) -> dict[str, dict]:
     return {c["name"]: c for c in report["checks"] if not c["passed"]}
