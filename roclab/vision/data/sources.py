@@ -259,7 +259,7 @@ def _alike(names: Iterable[str]) -> list[str]:
     """A note of each class that has several spellings, and of classes that look like one."""
     spellings: dict[str, set[str]] = defaultdict(set)
     twins: dict[str, set[str]] = defaultdict(set)
-    for name in names:
+    for name in sorted(set(names)):
         spellings[clean(name)].add(name)
         twins[alike(name)].add(clean(name))
     merged = [name for name, group in spellings.items() if len(group) > 1]
