@@ -18,24 +18,20 @@ import sys
 OURS = """
 import json, resource, time
 import torch
-from roclab.lm.checkpoints import open_checkpoint
-from roclab.lm.engine import complete
-from roclab.lm.sampling import SamplingParams
+from roclab import lm
 start = time.perf_counter()
-checkpoint = open_checkpoint("smollm2-135m")
-tokenizer = checkpoint.load_tokenizer()
-model = checkpoint.load_model()
+model, tokenizer = lm.load("smollm2-135m", engine="torch")
 opened = time.perf_counter()
 prompt = tokenizer.encode_chat([{"role": "user", "content": "What is gravity? Explain in two sentences."}])
-complete(model, tokenizer, [prompt], SamplingParams(max_new_tokens=1))
+lm.complete(model, tokenizer, [prompt], lm.SamplingParams(max_new_tokens=1))
 first = time.perf_counter()
-complete(model, tokenizer, [prompt], SamplingParams(max_new_tokens=32))
+lm.complete(model, tokenizer, [prompt], lm.SamplingParams(max_new_tokens=32))
 """
 PEER = """
 import json, resource, time
 import torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from roclab.lm.sources import locate
+from roclab.lm.weights.sources import locate
 path = locate("smollm2-135m")
 start = time.perf_counter()
 tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
