@@ -1,6 +1,6 @@
 """One program under measurement, in a process of its own: RocLM, llama.cpp or transformers.
 
-    python bench_worker.py llama.cpp MODEL.gguf '{"threads": 1, "context": 2304}'
+    python lm_worker.py llama.cpp MODEL.gguf '{"threads": 1, "context": 2304}'
 
 Reads one JSON task a line and answers each with one line, `{"seconds": …}`; the first line it writes says how long
 loading took. It needs the library it measures and nothing of RocLab for a peer, which may live in another environment.

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def load(name: str | Path | Checkpoint, engine: str = "auto", **options: Any) -> tuple[Runner, Tokenizer]:
-    """A runner, ready to compute, and the tokenizer: the one door for the command line, the studio and notebooks.
+    """A runner, ready to compute, and the tokenizer: the one door for the command line, scripts and notebooks.
 
         runner, tokenizer = lm.load("smollm2-135m")
 

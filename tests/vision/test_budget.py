@@ -28,7 +28,7 @@ def test_durations_in_words():
 
 
 def fixed_costs(monkeypatch):
-    """A machine that takes 10 ms forward and 40 ms with the backward pass a image, for choices that can be foreseen."""
+    """A machine that takes 10 ms forward and 40 ms with the backward pass, for choices that can be foreseen."""
     monkeypatch.setattr("roclab.vision.train.budget.measure", lambda *a, training, **k: 0.04 if training else 0.01)
     monkeypatch.setattr("roclab.vision.train.budget.image_seconds", lambda *a: 0.001)
 

@@ -41,7 +41,7 @@ class Listing:
     name: str
     root: Path  # the folder that paths in a manifest are relative to
     entries: list[Entry]
-    classes: list[str]  # every class the source names, those without a image too
+    classes: list[str]  # every class the source names, those without an image too
     species: dict[str, str] | None = None  # class -> "cat" or "dog", for pets
     test_fraction: float = 0.2  # of what is not yet in a split, where the source has no test split
     flips: str = "horizontal"  # or "dihedral": the things in these images have no up

@@ -1,1 +1,1 @@
-"""Quantized CPU kernels for RocLM. `build` compiles them, `pack` lays the weights out, `fast` is the model."""
+"""Quantized CPU kernels for RocLM. `build` compiles them, `pack` lays the weights out, `runner` computes with them."""
