@@ -15,9 +15,8 @@ import json
 import statistics
 import time
 
-from roclab.lm.load import open_model
-
 from roclab.lm.engine.scheduler import Engine, Request
+from roclab.lm.loading import load
 from roclab.lm.settings import SamplingParams
 from roclab.lm.weights.checkpoint import open_checkpoint
 
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--slowdowns", default="1.5,2,3")
     options = parser.parse_args()
     checkpoint = open_checkpoint(options.model)
-    runner, tokenizer = open_model(checkpoint, options.engine), checkpoint.load_tokenizer()
+    runner, tokenizer = load(checkpoint, options.engine)
     params = SamplingParams(max_new_tokens=600, ignore_eos=True)
     prompts = [
         tokenizer.encode(f"Chapter {i}. " + "Once upon a time there was a robot. " * 4) for i in range(options.running)

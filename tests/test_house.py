@@ -144,3 +144,11 @@ def test_readme_s_tables_are_the_contracts():
         elif found and (row := re.match(r"\| `(.*?)` \|", line)):
             rows.append(row[1].replace("\\|", "|"))
     assert found == {contract["containers"][0]: contract["layers"] for contract in contracts}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_import_modules_that_are_there(path):
+    """Nothing else runs them in `make test`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for module, _ in imported(path.name, node):
+            assert module in MODULES, f"{path}, line {node.lineno}: there is no {module}"
