@@ -62,8 +62,8 @@ class RocLMConfig:
             if not holds:
                 raise ValueError(f"{name} must be {what}: got {getattr(self, name)!r}")
 
-        def is_positive(value: Any) -> bool:
-            return isinstance(value, (int, float)) and 0 < value < math.inf
+        def is_positive(value: Any, kinds: Any = (int, float)) -> bool:
+            return isinstance(value, kinds) and 0 < value < math.inf
 
         for name, value in ((f.name, getattr(self, f.name)) for f in fields(self) if f.type == "int"):
             need(isinstance(value, int) and value > 0, name, "a positive whole number")
@@ -75,7 +75,7 @@ class RocLMConfig:
         need(self.hidden_act == "silu", "hidden_act", "'silu' (SwiGLU)")
         need(self.attn_implementation in ("sdpa", "eager"), "attn_implementation", "'sdpa' or 'eager'")
         need(all(isinstance(i, int) for i in self.eos_token_ids), "eos_token_id", "a whole number, a list or None")
-        need(self.sliding_window is None or is_positive(self.sliding_window), "sliding_window", "positive or None")
+        need(self.sliding_window is None or is_positive(self.sliding_window, int), "sliding_window", "positive or None")
         known, kinds = ("full_attention", "sliding_attention")[: 1 + bool(self.sliding_window)], self.layer_types or []
         fits = len(kinds) in (0, self.num_hidden_layers) and all(kind in known for kind in kinds)
         need(fits, "layer_types", f"{' or '.join(known)} for each of {self.num_hidden_layers} layers")

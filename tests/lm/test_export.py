@@ -34,6 +34,7 @@ from tests.lm.build import (
 pytest.importorskip("transformers")
 
 IDS = torch.tensor([[5, 17, 250, 3, 99, 99, 42, 7, 260, 0, 11, 128], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]])
+YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}
 MODELS = {
     "qwen3": ("qwen3", {}),
     "qwen3 with biases, tied": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
@@ -42,7 +43,12 @@ MODELS = {
     "llama with biases": ("llama", {"attention_bias": True}),
     "llama with llama3 rope": ("llama", {"rope_parameters": {**LLAMA3_ROPE, "rope_theta": 500000.0}}),
     "llama with linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
-}
+    "qwen3 with yarn rope": ("qwen3", {"rope_parameters": YARN_ROPE}),
+    "mistral with a window": ("mistral", {"sliding_window": 5}),
+    "qwen2 with a window in its last layer": (
+        "qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+}  # fmt: skip
 TEXTS = ["the other", "  a\n\n b\t12345", "naïve 🙂 東京", ""]
 CHAT = [{"role": "user", "content": "the <|im_end|> of it"}, {"role": "assistant", "content": "ok"}]
 
@@ -80,7 +86,8 @@ def test_transformers_opens_the_folder_and_gives_the_same_logits(name, shards, t
     written = export(source, tmp_path / "out", **({"shard_bytes": 60_000} if shards == "many files" else {}))
     assert ((tmp_path / "out" / "model.safetensors.index.json").exists()) == (shards == "many files")
     assert_same_model(written, source)
-    assert written.config == replace(source.config, layer_types=None)
+    kinds = source.config.layer_types
+    assert written.config == replace(source.config, layer_types=kinds if len(set(kinds or [])) > 1 else None)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     assert again.config.model_type == kind
     assert (peer_logits(again, IDS) - peer_logits(model, IDS)).abs().max() <= 1e-4
@@ -153,6 +160,16 @@ def test_a_gguf_file_of_floats(kind, dtype, tmp_path):
         assert torch.equal(written.tensors[name].load(), tensor.load(stored).float()), name
     with pytest.raises(RocLabError, match="there already"):
         write_gguf_floats(path, source.config, tokenizer, source.tensors)
+
+
+def test_a_gguf_file_keeps_yarn_and_refuses_a_window(tmp_path):
+    source = open_checkpoint(write_folder(tmp_path / "a", peer("qwen3", rope_parameters=YARN_ROPE)))
+    write_gguf_floats(tmp_path / "a.gguf", source.config, source.load_tokenizer(), source.tensors)
+    assert_same_model(open_checkpoint(tmp_path / "a.gguf"), source)
+    source = open_checkpoint(write_folder(tmp_path / "b", peer("mistral", sliding_window=5)))
+    with pytest.raises(RocLabError, match="sliding window"):
+        write_gguf_floats(tmp_path / "b.gguf", source.config, source.load_tokenizer(), source.tensors)
+    assert not (tmp_path / "b.gguf").exists()
 
 
 def test_floats_are_written_as_they_are_stored_unless_told(tmp_path):

@@ -194,6 +194,7 @@ def test_without_qk_norm_the_modules_are_absent():
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, r"of a supported kind .*'dynamic'"),
         ({"layer_types": ["sliding_attention"] * 28}, "full_attention for each"),
         ({"sliding_window": 0}, "sliding_window must be positive"),
+        ({"sliding_window": 4.5}, "sliding_window must be positive"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling must be a dict with a positive factor"),
         (
             {"rope_scaling": {"rope_type": "linear", "factor": 0}},

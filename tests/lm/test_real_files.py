@@ -101,6 +101,16 @@ def test_parts_that_do_not_belong_together_or_are_renamed_are_refused(parts):
         open_checkpoint(parts[0].rename(parts[0].with_name("renamed.gguf")))
 
 
+@pytest.mark.parametrize("count", ["three", [3], 3.5])
+def test_a_damaged_count_of_parts_is_one_line(count, tmp_path):
+    path = tmp_path / "m-00001-of-00003.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    {str: writer.add_string, list: writer.add_array, float: writer.add_float32}[type(count)]("split.count", count)
+    finish(writer)
+    with pytest.raises(CheckpointError, match=r"m-00001-of-00003\.gguf: "):
+        open_checkpoint(path)
+
+
 def test_one_part_of_one_is_a_whole_file(whole, tmp_path):
     one = copy_gguf(whole, tmp_path / "m-00001-of-00001.gguf", split__no=0, split__count=1, split__tensors__count=21)
     assert torch.equal(logits(one), logits(whole))

@@ -35,8 +35,9 @@ def model_files(folder: Path) -> list[Path]:
 def read_gguf(path: Path) -> Contents:
     """`path` may be any part of a split file. Raises CheckpointError for a damaged file, a part that is missing, and
     an architecture or feature that is not supported."""
-    file = _with_all_parts(GGUFFile(path))
+    file = GGUFFile(path)
     try:
+        file = _with_all_parts(file)
         config = _config(file)
         architecture = file.metadata["general.architecture"]
         tensors: dict[str, StoredTensor] = {}

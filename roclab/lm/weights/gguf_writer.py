@@ -66,8 +66,10 @@ def write_gguf_floats(
 
 def check(config: RocLMConfig, tokenizer: Tokenizer) -> None:
     """Raises RocLabError without the `gguf` package, and for what GGUF cannot hold: other pre-tokenizers than those
-    that are read, and other `rope_scaling` than linear and Llama 3's."""
+    that are read, and other `rope_scaling` than linear, YaRN and Llama 3's, and sliding windows."""
     _package()
+    if config.sliding_window:
+        raise RocLabError("GGUF files of these architectures cannot hold a sliding window; export to a folder instead")
     _divisors(config)
     gguf_entries(tokenizer, config)
 
@@ -90,9 +92,11 @@ def _add_config(writer: Any, config: RocLMConfig) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    if config.rope_scaling and config.rope_type == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    if config.rope_scaling and config.rope_type in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(config.rope_type))
         writer.add_rope_scaling_factor(config.rope_scaling["factor"])
+    if config.rope_scaling and config.rope_type == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(int(config.rope_scaling["original_max_position_embeddings"]))
     if divisors is not None:
         writer.add_tensor(ROPE_DIVISORS, divisors.numpy())
 

@@ -59,9 +59,20 @@ def _config(config: RocLMConfig, dtype: torch.dtype) -> dict[str, Any]:
     o_bias = config.attention_bias if config.o_proj_bias is None else config.o_proj_bias
     if kind != "qwen2" and o_bias != config.attention_bias:
         raise RocLabError("no supported architecture has a bias on o_proj alone, or none on o_proj alone with QK-norm")
+    windows: dict[str, Any] = {}
+    if config.sliding_window:
+        windows = {"sliding_window": config.sliding_window}
+        if kind != "llama":
+            kinds = config.layer_types or ["sliding_attention"] * config.num_hidden_layers
+            windows |= {"use_sliding_window": True, "layer_types": kinds, "max_window_layers": 0}
+        elif config.layer_types is None or set(config.layer_types) == {"sliding_attention"}:
+            kind = "mistral"  # Llama with a window in every layer
+        else:
+            raise RocLabError("no supported architecture without QK-norm or biases has a window in some layers only")
     return {
         "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "model_type": kind,
+        **windows,
         "torch_dtype": str(dtype).removeprefix("torch."),
         **{name: getattr(config, name) for name in CONFIG_FIELDS},
     }
