@@ -150,8 +150,9 @@ def asked(smollm_path, tmp_path_factory) -> tuple[dict[str, Answer], Path]:
 def test_greedy_tokens_are_the_same(asked, engine):
     record = read_record("lm")
     kept = bits_of(record, machine_key()) if engine == "kernels" else record["engines"][engine]
-    # Ids exactly. Log-probabilities are kept to three digits: half a step more allows for another order of sums.
-    assert_near(said(asked[0], engine), kept, 0.0016)
+    # Ids exactly. Log-probabilities are kept to three digits: half a step more allows for another order of sums. The
+    # kernels keep keys and values in half precision where the processor converts it, which moves them by up to 0.005.
+    assert_near(said(asked[0], engine), kept, 0.0056 if engine == "kernels with float activations" else 0.0016)
 
 
 def test_a_call_without_flags_says_what_torch_says(asked):
