@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,15 @@ class ChatLoop:
     def __init__(self, conversation: Conversation, name: str):
         self.conversation, self.name = conversation, name
         self.interactive = sys.stdin.isatty()
+        self.readline: Any = None
         self.colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def run(self) -> None:
         """Until /quit or ctrl-d."""
         if self.interactive:
             with contextlib.suppress(ImportError):
-                import readline  # arrow keys and history in input()
-
-                readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one message
+                self.readline = import_module("readline")  # arrow keys and history in input()
+                self.readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one message
             print(f"{self.name}. /help lists the commands, ctrl-d ends.")
         while True:
             try:
@@ -75,12 +76,23 @@ class ChatLoop:
             print(f"The model is told that it is {self.conversation.began:%Y-%m-%d}, as when the conversation began.")
 
     def _read(self) -> str:
-        lines = [input("> " if self.interactive else "")]
+        lines = [self._line("> ")]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
             with contextlib.suppress(EOFError):  # what was typed so far is said
-                lines.append(input("… " if self.interactive else ""))
+                lines.append(self._line("… "))
         return "\n".join(lines).rstrip()
+
+    def _line(self, prompt: str) -> str:
+        entered = self.readline.get_current_history_length() if self.readline else 0
+        try:
+            return input(prompt if self.interactive else "")
+        except KeyboardInterrupt:
+            # Python hears of a ctrl-c that came while the prompt was set up only once a line is complete: that line,
+            # typed after it, counts.
+            if self.readline is None or self.readline.get_current_history_length() == entered:
+                raise
+            return self.readline.get_history_item(entered + 1)
 
     def _answer(self, text: str) -> None:
         part_before = "content"
