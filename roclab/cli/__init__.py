@@ -89,14 +89,24 @@ def main() -> None:
         _fail(error, f"{error.filename or 'writing'}: {error.strerror or error}")
 
 
+OTHER_NAMES = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "pypandoc": "pypandoc-binary",
+    "markdown_it": "markdown-it-py",
+}
+
+
 def _extra_with(module: str) -> str | None:
-    """The extra of ours that installs a library, from what pip knows of us."""
-    package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
+    """The smallest extra of ours that installs a library, from what pip knows of us: report holds all of vision."""
+    package = OTHER_NAMES.get(module.split(".")[0], module.split(".")[0])
+    packages: dict[str, list[str]] = {}
     with contextlib.suppress(metadata.PackageNotFoundError):
         for needed in metadata.requires("roclab") or []:
-            if found := re.match(rf"{re.escape(package)}\b.*extra == ['\"](?!dev)(\w+)['\"]", needed):
-                return found[1]
-    return None
+            if found := re.match(r"([\w.-]+).*extra == ['\"](?!dev)(\w+)['\"]", needed):
+                packages.setdefault(found[2], []).append(found[1].lower())
+    having = [extra for extra, names in packages.items() if package in names]
+    return min(having, key=lambda extra: len(packages[extra]), default=None)
 
 
 def _fail(error: Exception, message: str) -> None:
