@@ -98,7 +98,8 @@ OTHER_NAMES = {
 
 
 def _extra_with(module: str) -> str | None:
-    """The smallest extra of ours that installs a library, from what pip knows of us: report holds all of vision."""
+    """The extra of ours that installs a library, from what pip knows of us. Of several, the one that the command is
+    named after (vision, report, lab), then the smallest: report holds all of vision."""
     package = OTHER_NAMES.get(module.split(".")[0], module.split(".")[0])
     packages: dict[str, list[str]] = {}
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -106,7 +107,7 @@ def _extra_with(module: str) -> str | None:
             if found := re.match(r"([\w.-]+).*extra == ['\"](?!dev)(\w+)['\"]", needed):
                 packages.setdefault(found[2], []).append(found[1].lower())
     having = [extra for extra, names in packages.items() if package in names]
-    return min(having, key=lambda extra: len(packages[extra]), default=None)
+    return min(having, key=lambda extra: (extra not in sys.argv, len(packages[extra])), default=None)
 
 
 def _fail(error: Exception, message: str) -> None:
