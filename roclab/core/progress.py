@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,32 @@ BAR_AFTER, FILE_EVERY, LINE_EVERY = 2.0, 1.0, 30.0  # seconds
 
 _folder: Path | None = None  # the active run's folder, which takes progress.json
 _loops: list[Path | None] = []  # at work, outermost first: the folder that each writes to
+_stage: tuple[str, float] | None = None  # what the loops of now are part of, and the seconds that follow it
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 2 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextmanager
+def stage(name: str, after: float) -> Iterator[None]:
+    """While it lasts, the loops are part of a longer work of which `after` seconds follow: bars are headed by `name`,
+    and `heading` says how far the whole is. Loops log no lines of their own."""
+    global _stage
+    outer, _stage = _stage, (name, after)
+    try:
+        yield
+    finally:
+        _stage = outer
+
+
+def heading(left: float) -> str:
+    """ "run 2 of 4, 35 min left: " in a stage that itself takes `left` more seconds; elsewhere nothing."""
+    return f"{_stage[0]}, {duration(left + _stage[1])} left: " if _stage else ""
 
 
 def report_to(folder: Path | None) -> None:
@@ -35,7 +61,8 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, don
 
     `total` is len(iterable) if not given; `done` of it were there before.
 
-    On a terminal, a bar with the time left once two seconds have passed; elsewhere a message at most every 30 seconds.
+    On a terminal, a bar with the time left once two seconds have passed; elsewhere a message at most every 30 seconds,
+    and none within a `stage`.
     While a run is active, its folder's progress.json holds description, done, total, seconds (so far), left (seconds;
     null if unknown) and updated (Unix time), written at most once a second. Of loops inside one another the outermost
     is shown.
@@ -44,7 +71,8 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, don
         total = done + len(iterable)
     folder = None if _folder in _loops else _folder
     outermost, before = not _loops, done
-    bar = _bar(description, total, done) if outermost and sys.stderr.isatty() else None
+    shown = f"{_stage[0]}: {description}" if _stage else description
+    bar = _bar(shown, total, done) if outermost and sys.stderr.isatty() else None
     begin = written = logged = time.monotonic()
     _loops.append(folder)
     try:
@@ -57,7 +85,7 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, don
                 bar.advance(bar.task_ids[0])
                 if not bar.live.is_started and now - begin > BAR_AFTER:
                     bar.start()
-            elif outermost and now - logged > LINE_EVERY:
+            elif outermost and not _stage and now - logged > LINE_EVERY:
                 logged = now
                 amount = f"{done} of {total}, {left:.0f} s left" if left is not None else str(done)
                 logger.info(f"{description}: {amount}")

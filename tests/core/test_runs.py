@@ -12,7 +12,7 @@ import pytest
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write, file_sha256, read_json, write_json
-from roclab.core.progress import track
+from roclab.core.progress import heading, stage, track
 from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
 
@@ -169,6 +169,18 @@ def test_messages_of_a_run_go_to_its_log_until_it_is_closed(tmp_path: Path):
         (first.path / "log.txt").read_text(),
     )
     assert [line[21:] for line in (second.path / "log.txt").read_text().splitlines()] == ["of the second", "the last"]
+
+
+def test_within_a_stage_loops_are_quiet_and_a_heading_counts_what_follows(monkeypatch, caplog):
+    monkeypatch.setattr("roclab.core.progress.LINE_EVERY", -1)
+    caplog.set_level("INFO", "roclab")
+    assert heading(60) == ""
+    with stage("run 2 of 4", after=3600):
+        assert heading(60) == "run 2 of 4, 1 h 01 min left: "
+        assert list(track("ab", "batches")) == ["a", "b"]
+    assert (heading(60), caplog.messages) == ("", [])
+    assert list(track("ab", "batches")) == ["a", "b"]
+    assert len(caplog.messages) == 2
 
 
 def test_progress_of_a_run_is_a_file_while_it_is_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
