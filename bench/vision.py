@@ -55,7 +55,7 @@ def ours(args, regime: str) -> dict:
             seed=args.seed,
             model=args.model,
             strategy="features" if regime == "frozen" else "finetune",
-            epochs=args.frozen_epochs if regime == "frozen" else args.epochs,
+            epochs=args.epochs,  # frozen, ours has none: a solver runs until it converges
             image_size=args.image_size,
             batch_size=args.batch_size,
         )

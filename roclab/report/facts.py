@@ -69,7 +69,7 @@ def _compared(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
         results = [run.results(split) for run in runs]
         found["arms"][name] |= {
             "runs": [run.ref for run in runs],
-            "best_val": [max((row["val_top1"] for row in run.metrics()), default=None) for run in runs],
+            "best_val": [run.results("val")["top1"] if run.has_results("val") else None for run in runs],
             "images_per_second": words.mean_known([row.get("images_per_second") for row in results]),
         }
     found["confusion"] = {

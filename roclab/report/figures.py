@@ -31,18 +31,16 @@ STYLE: Any = {  # of matplotlib; names are shown letter for letter: between two 
 
 
 def curves(runs: Sequence[VisionRun], arms: Mapping[str, Sequence[VisionRun]], path: Path) -> None:
-    """Training (dashed) and validation loss (solid) of all runs over epochs in one plot, a colour for each arm.
+    """Training (dashed) and validation loss (solid) of all runs, a colour for each arm.
 
-    A cut run is drawn in its own model's and strategy's colour and ends in a cross. A frozen backbone's epochs are
-    steps of L-BFGS: with them the axis is logarithmic.
+    A cut run is drawn in its own model's and strategy's colour and ends in a cross.
     """
     from matplotlib.lines import Line2D
 
     labels = list(dict.fromkeys([*arms, *(run.label for run in runs if not run.finished)]))
     arm_of = {run.ref: name for name, members in arms.items() for run in members}
     shown = {name: [run for run in runs if arm_of.get(run.ref, run.label) == name] for name in labels}
-    figure = new_figure(WIDTH, 4.0)
-    figures.curves(figure.subplots(), shown, cut=[run for run in runs if not run.finished])
+    figure = figures.loss_figure(WIDTH, 4.0, shown, cut=[run for run in runs if not run.finished])
     handles = [Line2D([], [], color=f"C{i}", label=name) for i, name in enumerate(labels)]
     handles += [Line2D([], [], color="k", label="validation"), Line2D([], [], color="k", ls="--", label="training")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)

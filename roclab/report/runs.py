@@ -138,7 +138,8 @@ def describe_run(run: VisionRun) -> dict[str, Any]:
     return {
         **{key: getattr(run, key) for key in ("ref", "name", "label", "finished")},
         "config": run.config,
-        "epochs_done": len(run.metrics()),
+        "epochs_done": len(run.epochs) if run.finetuned else None,
+        "solver_steps": None if run.finetuned else len(run.metrics()),
         **{key: training.get(key) for key in ("best_epoch", "c")},
         "parameters": _parameters(run.checkpoints / "best.safetensors"),
         "data_fingerprint": run.manifest["fingerprint"],

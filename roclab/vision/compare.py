@@ -1,27 +1,34 @@
 """A fair comparison: every model under every strategy on the same images, the same split and the same seeds.
 
 `compare` trains what is missing, goes on with what was cut, evaluates each run once, and says which is better, by how
-much, and how sure that is. Everything it says comes from the run folders.
+much, and how sure that is. Everything it says comes from the run folders; settings.json keeps what all of them share.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from roclab.core.cluster import check_engine, map_over_cluster
-from roclab.core.files import write_json
+from roclab.core.files import read_json, write_json
+from roclab.core.progress import duration, stage
 from roclab.vision.config import MOVABLE, TrainConfig, check_same
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.figures import comparison_figures
 from roclab.vision.evaluate.pairs import comparison
 from roclab.vision.evaluate.run_reader import BY_BUDGET, VisionRun, group_arms
 from roclab.vision.models.classifier import check_name
-from roclab.vision.train.train import finish, moved_to
+from roclab.vision.train.train import expected_seconds, finish, moved_to
+
+logger = logging.getLogger(__name__)
 
 PLACES = MOVABLE - {"weights"} | {"data"}  # what may differ where the images are the same
+OF_A_RUN = {"model", "strategy", "seed", "weights", "refit"}  # what the runs of a comparison do not share
+ELSEWHERE = "choose another --out"
 
 
 def compare(
@@ -36,35 +43,28 @@ def compare(
     """Compare `models` × `strategies` over `seeds`; writes comparison.json and figures/ into `out`.
 
     `base` holds what all runs share; `weights` a model's own weights where they differ from `base.weights`. Runs in
-    `out` that are finished are used as they are. `engine` "ray" trains them as tasks of a Ray cluster.
+    `out` that are finished are used as they are, and those of earlier calls take part in the comparison: it grows, and
+    loses nothing. Raises `RocLabError`, before anything is trained, if `out` holds runs with other settings. `engine`
+    "ray" trains the runs as tasks of a Ray cluster.
     """
     check_engine(engine)
     for name in models:  # all of them, before hours go into the first
         check_name(name)
     out = Path(out)
-    configs = {
-        out / f"{model.replace('/', '-')}-{strategy}-seed{seed}": replace(
-            # no refit: fine-tuning is not trained on validation images, so a frozen backbone's head may not be either
-            base,
-            model=model,
-            strategy=strategy,
-            seed=seed,
-            weights=(weights or {}).get(model, base.weights),
-            refit=False,
-        )
+    asked = {
+        _folder(out, config): config
         for model in models
         for strategy in strategies
         for seed in seeds
+        for config in [_config(base, model, strategy, seed, (weights or {}).get(model, base.weights))]
     }
+    configs = asked | _earlier(out, base, asked)
     for path, config in configs.items():
         _check_same_question(path, config)
-    unfinished = {path: config for path, config in configs.items() if not (path / "training.json").exists()}
-    if engine == "ray":
-        map_over_cluster(lambda job: finish(job[0].resolve(), job[1]), list(unfinished.items()))
-    else:
-        for path, config in unfinished.items():
-            finish(path, config)
+    _check_same_settings(out, base)
+    _train({path: config for path, config in asked.items() if not (path / "training.json").exists()}, engine)
 
+    configs = {path: config for path, config in configs.items() if (path / "training.json").exists()}
     runs = [VisionRun.open(path) for path in configs]
     split = "test" if runs[0].images("test") else "val"
     for run, config in zip(runs, configs.values(), strict=True):
@@ -77,6 +77,71 @@ def compare(
     return found
 
 
+def _config(base: TrainConfig, model: str, strategy: str, seed: int, weights: str) -> TrainConfig:
+    # no refit: fine-tuning is not trained on validation images, so a frozen backbone's head may not be either
+    epochs = base.epochs if strategy == "finetune" else None
+    return replace(base, model=model, strategy=strategy, seed=seed, weights=weights, epochs=epochs, refit=False)
+
+
+def _folder(out: Path, config: TrainConfig) -> Path:
+    return out / f"{config.model.replace('/', '-')}-{config.strategy}-seed{config.seed}"
+
+
+def _earlier(out: Path, base: TrainConfig, asked: dict[Path, TrainConfig]) -> dict[Path, TrainConfig]:
+    """The runs that earlier calls left in `out` and that are not asked for now."""
+    found = {}
+    for path in sorted(file.parent for file in out.glob("*/config.json")):
+        own = VisionRun.open(path).config
+        config = _config(base, own["model"], own["strategy"], own["seed"], own.get("weights", "default"))
+        if path == _folder(out, config) and path not in asked:  # other folders are not ours
+            found[path] = config
+            if not (path / "training.json").exists():
+                logger.warning(f"{path} is not finished: it takes no part; go on with --resume {path}")
+    return found
+
+
+def _train(unfinished: dict[Path, TrainConfig], engine: str) -> None:
+    if engine == "ray":
+        map_over_cluster(lambda job: finish(job[0].resolve(), job[1]), list(unfinished.items()))
+        return
+    expected = _expected(unfinished)
+    for number, (path, config) in enumerate(unfinished.items(), start=1):
+        about, begin = expected.pop(path), time.perf_counter()
+        name, after = f"run {number} of {len(unfinished)}", sum(expected.values())
+        logger.info(f"{name}: {path.name}, {duration(about + after)} left in all")
+        with stage(name, after):
+            finish(path, config)
+        took = time.perf_counter() - begin
+        like = [path for path in expected if unfinished[path] == replace(config, seed=unfinished[path].seed)]
+        expected |= dict.fromkeys(like, took)  # another seed takes as long
+
+
+def _expected(configs: dict[Path, TrainConfig]) -> dict[Path, float]:
+    """About how many seconds each run will take. The features of a model are extracted once."""
+    parts: dict[tuple[str, str], tuple[float, float]] = {}
+    extracted: set[str] = set()
+    found = {}
+    for path, config in configs.items():
+        kind = (config.model, config.strategy)
+        if kind not in parts:
+            parts[kind] = expected_seconds(config)
+        extraction, rest = parts[kind]
+        found[path] = rest + (0 if config.model in extracted else extraction)
+        extracted.add(config.model)
+    return found
+
+
+def _check_same_settings(out: Path, base: TrainConfig) -> None:
+    """What all runs share must be what they shared before, what is left to its default too."""
+    path = out / "settings.json"
+    asked = {name: value for name, value in base.asdict().items() if name not in PLACES | OF_A_RUN}
+    if path.exists() and any(out.glob("*/config.json")):
+        own = read_json(path)
+        check_same(out, own, asked, asked.keys() - own.keys(), ELSEWHERE)  # an older version had fewer settings
+    else:
+        write_json(path, asked)
+
+
 def _check_same_question(path: Path, config: TrainConfig) -> None:
     """A run that is there already must be the run asked for, or its figures would answer another question."""
     if not (path / "config.json").exists():
@@ -86,6 +151,6 @@ def _check_same_question(path: Path, config: TrainConfig) -> None:
     # what was left open (None) or to a budget was decided by the run itself
     decided = BY_BUDGET if config.budget else set()
     asked = {name: value for name, value in config.asdict().items() if value is not None and name not in decided}
-    check_same(run, asked, PLACES, "choose another --out")
+    check_same(path, own, asked, PLACES, ELSEWHERE)
     if any(asked.get(name, own.get(name)) != own.get(name) for name in ("data", "data_root")):
         moved_to(run, config)  # raises if the images are others

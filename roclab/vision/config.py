@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
@@ -39,7 +40,9 @@ class TrainConfig:
     strategy: str = setting(
         "features", "features: the backbone is frozen; finetune: all weights are trained.", choices=STRATEGIES
     )
-    epochs: int = setting(None, "Epochs; the model's default if not given.", low=1)  # features: iterations of L-BFGS
+    epochs: int | None = setting(  # None with a frozen backbone: its head's solver runs until it converges
+        None, "finetune: epochs; the model's default if not given. (A frozen backbone's head has none.)", low=1
+    )
     budget: str | None = setting(None, "Time to spend, such as 20m: chooses epochs and image size.")
     image_size: int = setting(None, "Pixels; the weights' own size if not given.", low=16, high=4096)
     seed: int = setting(0, "Cuts the validation split and drives the training.")
@@ -91,17 +94,19 @@ def run_config(run: Run) -> TrainConfig:
     return settings_from(TrainConfig, run.config, run.path / "config.json", ALWAYS_THERE)
 
 
-def check_same(run: Run, asked: Mapping[str, Any], free: Collection[str], hint: str) -> None:
-    """Raise `RocLabError` if the run was made with other settings than those asked for; `free` ones may differ."""
-    own = run.config
+def check_same(path: Path, own: Mapping[str, Any], asked: Mapping[str, Any], free: Collection[str], hint: str) -> None:
+    """Raise `RocLabError` if `path` was made with `own` settings and others are asked for; `free` ones may differ."""
+
+    def word(value: Any) -> Any:
+        return "its default" if value is None else value
+
     other = [name for name, value in asked.items() if name not in free and own.get(name) != value]
     if other:
-        made = "; ".join(f"{name} = {own.get(name)}, now asked for {asked[name]}" for name in other)
-        raise RocLabError(f"{run.path} was made with {made}: {hint}")
+        made = "; ".join(f"{name} = {word(own.get(name))}, now asked for {word(asked[name])}" for name in other)
+        raise RocLabError(f"{path} was made with {made}: {hint}")
 
 
 FEATURES: dict[str, Any] = {
-    "epochs": 100,  # L-BFGS converges well before that at every useful regularisation; it takes seconds
     # a fifth of the images is much where a class has seven; the validation figures are of the head before the refit
     "refit": True,
 }
@@ -179,7 +184,8 @@ def with_defaults(config: TrainConfig, own_size: int, any_size: bool = True) -> 
     values = architecture_defaults(config.model, config.weights, config.optimizer, config.lp_ft)
     values |= {"image_size": own_size} | (FEATURES if config.strategy == "features" else {})
     filled = fill(config, values)
-    return replace(filled, progressive=filled.progressive and any_size)
+    epochs = filled.epochs if config.strategy == "finetune" else None
+    return replace(filled, epochs=epochs, progressive=filled.progressive and any_size)
 
 
 def fill(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:

@@ -299,10 +299,44 @@ def test_the_optimiser_of_each_run_is_named(runs, tmp_path):
         assert (text.count(sgd), text.count(adamw)) == (1, 1)
 
 
+def test_a_run_that_kept_its_starting_head_is_called_that_throughout(runs, tmp_path):
+    edit(runs / "finetune-0" / "training.json", best_epoch=0)
+    for run in runs.iterdir():  # the choice was made on these, whatever a step on the way came to
+        edit(run / "results-val.json", top1=0.625)
+    facts = report([runs], tmp_path / "report", ME)
+    _, tuned = facts["arms"]
+    assert tuned == "test_resnet, fine-tuned (random weights, kept its starting head)"
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert text.count("kept its starting head") > 10
+    assert "(kept its starting head) |" in next(
+        line for line in text.splitlines() if line.startswith("| test\\_resnet |")
+    )
+    assert "finished, kept its starting head |" in text
+    assert "no epoch of fine-tuning was better on validation than the head it began with (seed 0)" in text
+    assert [arm["best_val"] for arm in facts["comparison"]["arms"].values()] == [[0.625, 0.625], [0.625]]
+
+
+def test_steps_of_a_solver_and_epochs_are_not_compared(runs, tmp_path):
+    edit(
+        runs / "features-0" / "results-test.json", epochs_to_convergence=7, mean_train_seconds_per_epoch=1.0
+    )  # as once
+    facts = report([runs], tmp_path / "report", ME)
+    frozen, tuned = facts["comparison"]["arms"].values()
+    assert (frozen["epochs_to_convergence"], frozen["mean_train_seconds_per_epoch"]) == ([None, None], None)
+    assert frozen["train_seconds"] == frozen["head_seconds"] > 0
+    assert tuned["train_seconds"] > tuned["head_seconds"]
+    assert [(run["epochs_done"], bool(run["solver_steps"])) for run in facts["runs"]] == [
+        (None, True), (None, True), (2, False)]  # fmt: skip
+    said = [s["text"] for s in facts["sentences"] if s["topic"] == "Strategies"]
+    assert "Training took " in said[0]
+    assert not any("epochs to convergence" in text or "an epoch" in text for text in said)
+
+
 def test_two_that_are_level_are_both_called_highest(runs, tmp_path):
     best = json.loads((runs / "features-0" / "results-test.json").read_text(encoding="utf-8"))
     for run in runs.iterdir():
         edit(run / "results-test.json", top1=best["top1"], ci95=best["ci95"])
+    edit(runs / "finetune-0" / "training.json", best_epoch=2)
     report([runs], tmp_path / "report", ME)
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert r"that of test\_resnet, frozen (random weights) and test\_resnet, fine-tuned (random weights): " in text

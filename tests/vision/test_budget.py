@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.progress import duration
 from roclab.vision.config import with_defaults
 from roclab.vision.data.dataset import load_data
 from roclab.vision.models.classifier import build_model
-from roclab.vision.train.budget import Costs, duration, fit_to_budget, measure, parse_duration
+from roclab.vision.train.budget import Costs, fit_to_budget, measure, parse_duration
 from roclab.vision.train.train import train
 from tests.vision.small import MODEL, config, make_images
 

@@ -14,17 +14,24 @@ from roclab.vision.evaluate.figures import (
     comparison_figures,
     confusion,
     curves,
+    loss_figure,
     new_figure,
     run_figure,
 )
 from roclab.vision.evaluate.metrics import classification_metrics
 
 
-def run_of(path, epochs, first=0):
+def run_of(path, epochs, first=0, strategy="finetune"):
     """A run whose training loss at epoch 0 is far below that of epoch 1, as a trained head's is."""
-    run = Run.create(path, {"model": "m", "strategy": "finetune", "seed": 0})
+    run = Run.create(path, {"model": "m", "strategy": strategy, "seed": 0})
     for epoch in range(first, epochs + 1):
-        run.log_metrics({"epoch": epoch, "train_loss": 2 / epoch if epoch else 0.01, "val_loss": 1.0 / (1 + epoch)})
+        run.log_metrics(
+            {
+                "epoch" if strategy == "finetune" else "step": epoch,
+                "train_loss": 2 / epoch if epoch else 0.01,
+                "val_loss": 1.0 / (1 + epoch),
+            }
+        )
     run.close()
     return run
 
@@ -38,7 +45,7 @@ def drawn(axes):
 @pytest.mark.parametrize("epochs", [1, 4, 60])
 def test_the_training_line_begins_at_epoch_1_and_ticks_are_whole(tmp_path, epochs):
     axes = new_figure(8, 5).subplots()
-    curves(axes, {"m finetune": [run_of(tmp_path / "run", epochs)]})
+    curves(axes, {"m finetune": [run_of(tmp_path / "run", epochs)]}, "finetune")
     val, training = axes.lines
     assert (val.get_linestyle(), training.get_linestyle()) == ("-", "--")
     assert list(val.get_xdata()) == list(range(epochs + 1))
@@ -53,11 +60,20 @@ def test_the_training_line_begins_at_epoch_1_and_ticks_are_whole(tmp_path, epoch
     assert len(shown) < 15
 
 
-def test_runs_without_an_epoch_are_drawn_too(tmp_path):
-    axes = new_figure(8, 5).subplots()
-    curves(axes, {"empty": [run_of(tmp_path / "empty", -1)], "features": [run_of(tmp_path / "steps", 60, first=1)]})
-    drawn(axes)
-    assert list(axes.lines[2].get_xdata()) == list(axes.lines[3].get_xdata()) == list(range(1, 61))
+def test_steps_and_epochs_have_axes_of_their_own(tmp_path):
+    frozen = run_of(tmp_path / "frozen", 60, first=1, strategy="features")
+    arms = {"empty": [run_of(tmp_path / "empty", -1)], "frozen": [frozen], "tuned": [run_of(tmp_path / "tuned", 2)]}
+    steps, epochs = loss_figure(8, 5, arms).axes
+    drawn(steps)
+    assert steps.get_ylim() == epochs.get_ylim()
+    assert steps.get_ylim()[0] == 0
+    assert steps.get_ylim()[1] > 2  # the highest training loss of both
+    assert [axes.get_xlabel() for axes in (steps, epochs)] == [
+        "step of the head's solver (frozen backbone)", "epoch (fine-tuning)"]  # fmt: skip
+    assert [list(line.get_xdata()) for line in steps.lines] == [list(range(1, 61))] * 2
+    assert [list(line.get_xdata()) for line in epochs.lines] == [[], [], [0, 1, 2], [1, 2]]
+    assert {line.get_color() for line in steps.lines}.isdisjoint(line.get_color() for line in epochs.lines)
+    assert len(loss_figure(8, 5, {"frozen": [frozen]}).axes) == 1
 
 
 def test_the_legend_covers_no_bar():

@@ -33,7 +33,7 @@ def test_runs_that_differ_in_seed_place_and_machine_are_one_arm(images, tmp_path
         ({"weights": "none"}, "test_resnet, frozen (random weights)"),
         ({"strategy": "finetune"}, "test_resnet, fine-tuned"),
         ({"model": "swin_t"}, "Swin-T, frozen"),
-        ({"budget": "20m"}, "test_resnet, frozen (budget 20m, epochs 1, image size 64)"),
+        ({"budget": "20m"}, "test_resnet, frozen (budget 20m, image size 64)"),
     ],
 )
 def test_every_other_setting_makes_an_arm_and_names_it(images, tmp_path, changes, name):
@@ -51,8 +51,9 @@ def test_other_images_or_labels_make_an_arm(images, tmp_path):
 def test_a_budget_decides_epochs_and_size_for_each_seed(images, tmp_path):
     runs = [finished_run(tmp_path / f"{i}", images, i, budget="20m", epochs=5 + i) for i in range(2)]
     assert len(group_arms(runs)) == 1
-    runs = [finished_run(tmp_path / f"free-{i}", images, i, epochs=5 + i) for i in range(2)]
-    assert list(group_arms(runs)) == ["test_resnet, frozen (epochs 5)", "test_resnet, frozen (epochs 6)"]
+    tuned = {"strategy": "finetune"}
+    runs = [finished_run(tmp_path / f"free-{i}", images, i, epochs=5 + i, **tuned) for i in range(2)]
+    assert list(group_arms(runs)) == ["test_resnet, fine-tuned (epochs 5)", "test_resnet, fine-tuned (epochs 6)"]
 
 
 def test_weights_are_known_by_their_values_not_their_place(images, tmp_path):

@@ -75,6 +75,17 @@ def test_resume_with_other_options_says_which_are_fixed(images, tmp_path, option
     assert (run.path / "training.json").exists()
 
 
+def test_a_frozen_run_has_no_epochs_to_resume_with(images, tmp_path):
+    runs = [train(config(images, epochs=epochs), tmp_path / str(epochs)) for epochs in (1, None)]
+    assert [run.config["epochs"] for run in runs] == [None, None]
+    assert digest(runs[0]) == digest(runs[1])
+    resume(cut(runs[0]).path, epochs=1)
+    write_json(runs[1].path / "config.json", runs[1].config | {"epochs": 3})  # as an older version wrote it
+    resume(cut(runs[1]).path)
+    assert digest(runs[0]) == digest(runs[1])
+    assert len(runs[1].metrics()) > 3
+
+
 @pytest.mark.parametrize("strategy", ["features", "finetune"])
 def test_resuming_needs_no_weights_file(images, tmp_path, strategy):
     torch.manual_seed(1)

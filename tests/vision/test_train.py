@@ -30,8 +30,9 @@ from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models import inference
 from roclab.vision.models.classifier import build_model, load_model
 from roclab.vision.models.inference import dataset_features, predict_probs
+from roclab.vision.train import head as head_module
 from roclab.vision.train.finetune import freeze_statistics, parameter_groups, size_at
-from roclab.vision.train.head import Space, fit_head, further_cuts, standardisation
+from roclab.vision.train.head import Space, choose_head, fit_head, further_cuts, standardisation
 from roclab.vision.train.mixing import mix, neighbours
 from roclab.vision.train.train import resume, train
 from tests.vision.small import CLASSES, MODEL, config, make_images
@@ -103,7 +104,7 @@ def test_folded_head_is_scikit_learns_regression():
     y = rng.integers(0, 4, 200)
     x = (rng.normal(size=(4, 30))[y] + rng.normal(size=(200, 30))) * np.linspace(1, 3, 30) + 5
     z = StandardScaler().fit_transform(x)
-    head = fit_head(x, y, 4, c=0.05, iterations=500, space=Space(x.mean(0), x.std(0), z, None))
+    head = fit_head(x, y, 4, c=0.05, space=Space(x.mean(0), x.std(0), z, None))
     peer = LogisticRegression(C=0.05, max_iter=5000, tol=1e-10).fit(z, y)
     assert np.allclose(head.probs(x), peer.predict_proba(z), atol=1e-4)
 
@@ -112,13 +113,48 @@ def test_fewer_images_than_features_have_the_same_optimum():
     rng = np.random.default_rng(1)
     y = rng.integers(0, 3, 40)
     x = (rng.normal(size=(3, 90))[y] + rng.normal(size=(40, 90))).astype(np.float32)
-    turned = fit_head(x, y, 3, c=0.02, iterations=300)
+    turned = fit_head(x, y, 3, c=0.02)
     mean, scale = standardisation(x)
     plain = Space(mean, scale, (x - mean) / scale, None)
     assert Space.of(x).z.shape == (40, 40)
-    straight = fit_head(x, y, 3, c=0.02, iterations=300, space=plain)
+    straight = fit_head(x, y, 3, c=0.02, space=plain)
     assert np.allclose(turned.weight, straight.weight, atol=1e-4)
     assert np.allclose(turned.bias, straight.bias, atol=1e-4)
+
+
+def cut_of(n, apart, noise=1.0, seed=0):
+    """Two classes whose features stand `apart`; of the validation images' labels a share of `noise` is drawn anew."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, 2 * n)
+    x = rng.normal(size=(2 * n, 6)) + apart * y[:, None]
+    y[:n] = np.where(rng.random(n) < noise, rng.integers(0, 2, n), y[:n])
+    return x[n:], y[n:], x[:n], y[:n]
+
+
+def test_a_c_at_the_end_of_the_grid_widens_it(caplog):
+    usual = choose_head(cut_of(60, 1.0, noise=0.4), 2)
+    assert (usual.tried[0]["c"], caplog.text) == (1e-5, "")
+    assert 1e-5 < usual.c < usual.tried[-1]["c"] <= 10
+
+    separable = choose_head(cut_of(60, 8.0, noise=0.0), 2)  # the surer the better
+    assert separable.c > 10
+    assert separable.tried[-1]["c"] == 1e4
+    assert "the last that is tried: the best may lie beyond it" in caplog.text
+    caplog.clear()
+    misled = choose_head(cut_of(60, 1.0, noise=2.0, seed=2), 2)  # labels that have nothing to do with the images
+    assert misled.c < 1e-5
+    assert misled.tried[0]["c"] >= 1e-8
+    cs = [row["c"] for row in misled.tried]
+    assert cs == sorted(set(cs))
+
+
+def test_a_solver_that_does_not_converge_is_warned_of(monkeypatch, caplog):
+    x, y, *_ = cut_of(60, 1.0)
+    assert not fit_head(x, y, 2, 1.0).history
+    assert caplog.text == ""
+    monkeypatch.setattr(head_module, "ITERATIONS", 3)
+    fit_head(x, y, 2, 1.0)
+    assert "solver did not converge in 3 iterations at C = 1: " in caplog.text
 
 
 def test_further_cuts_let_each_image_validate_once():

@@ -125,7 +125,7 @@ def _pairs(joint: JointPredictions) -> list[dict[str, Any]]:
     correct = {
         name: {joint.runs[row].config["seed"]: ~joint.wrong[row] for row in rows} for name, rows in joint.arms.items()
     }
-    found = compare_pairs(correct, unmatched=True)
+    found = compare_pairs(correct, joint.labels, unmatched=True)
     for pair in found:
         a, b = (joint.wrong_by_arm[pair[side]] for side in "ab")
         pair["both_wrong"] = int((a & b).sum())

@@ -63,11 +63,11 @@ def evaluate(
         raise RocLabError(f"{run.path}: its data has no {split} images")
     probs = run_probs(run, dataset, images, split)
     write_predictions(run, split, images, probs, dataset.classes)
-    measured = ("mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
+    measured = ("best_epoch", "mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
     found = {
         "split": split,
         **classification_metrics(labels_of(images), probs, dataset.classes),
-        "epochs_to_convergence": epochs_to_convergence(run.metrics()),
+        "epochs_to_convergence": epochs_to_convergence(run.metrics()) if run.finetuned else None,
         **{name: training.get(name) for name in measured},
         **{name: getattr(config, name) for name in ("model", "strategy", "seed")},
     }

@@ -18,7 +18,8 @@ from roclab.vision.evaluate.metrics import epoch_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LONG = 30  # epochs; steps of L-BFGS are more, those of fine-tuning seldom
+LONG = 30  # epochs or steps; steps of L-BFGS are more, epochs of fine-tuning seldom
+COUNTED = {"features": "step of the head's solver (frozen backbone)", "finetune": "epoch (fine-tuning)"}
 FEW = 12  # classes whose names stand aslant; those of more stand upright
 
 
@@ -83,7 +84,10 @@ def run_figure(run: Run, split: str = "val") -> Path:
         figure = new_figure(side + 6.5, side)
         axes = figure.subplot_mosaic([["matrix", "losses"], ["matrix", "bars"]], width_ratios=[side, 6.5])
         losses, matrix, bars = (axes[name] for name in ("losses", "matrix", "bars"))
-    _losses(losses, {f"{run.config['model']} {run.config['strategy']}": [run]})
+    curves(losses, {"validation": [run]}, run.config["strategy"])
+    losses.set_title("loss, training dashed")
+    losses.set_ylim(bottom=0)
+    losses.grid(alpha=0.3)
     confusion(matrix, np.array(results["confusion"]), list(results["per_class"]))
     matrix.set_title(f"{split}: top-1 {100 * results['top1']:.1f} % of {results['n']} images")
     _f1(bars, {"F1": {name: row["f1"] for name, row in results["per_class"].items()}})
@@ -96,8 +100,11 @@ def comparison_figures(arms: Mapping[str, Sequence[Run]], split: str, folder: Pa
     classes = list(next(iter(results.values()))[0]["per_class"])
     made = []
 
-    figure = new_figure(8, 5)
-    _losses(figure.subplots(), arms)
+    figure = loss_figure(8, 5, arms)
+    for axes in figure.axes:
+        axes.set_title("training dashed", fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     made.append(save_figure(figure, folder / "loss.png"))
 
     figure = new_figure(7, 0.6 * len(arms) + 1.5)
@@ -142,11 +149,24 @@ def loss_lines(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[list, list], tu
     )
 
 
-def curves(axes: Any, arms: Mapping[str, Sequence[Run]], cut: Collection[Run] = ()) -> None:
-    """Training loss dashed, validation loss solid, one colour an arm, all seeds; a run of `cut` ends in a cross."""
+def loss_figure(width: float, height: float, arms: Mapping[str, Sequence[Run]], cut: Collection[Run] = ()) -> Figure:
+    """The losses of all runs. Steps of a solver and epochs are different things: each has axes of its own."""
+    shown = [kind for kind in COUNTED if any(run.config["strategy"] == kind for runs in arms.values() for run in runs)]
+    figure = new_figure(width, height)
+    for axes, strategy in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        curves(axes, arms, strategy, cut)
+        axes.label_outer()
+    figure.axes[0].set_ylim(bottom=0)  # now that all lines are there: the axes share it
+    return figure
+
+
+def curves(axes: Any, arms: Mapping[str, Sequence[Run]], strategy: str, cut: Collection[Run] = ()) -> None:
+    """Training loss dashed, validation loss solid, of the runs under one strategy: one colour an arm, all seeds; a run
+    of `cut` ends in a cross."""
     longest = 1
-    for number, (name, runs) in enumerate(arms.items()):
+    for number, (name, members) in enumerate(arms.items()):
         colour = f"C{number}"
+        runs = [run for run in members if run.config["strategy"] == strategy]
         for run in runs:
             val, training = loss_lines(run.metrics())
             longest = max([longest, *val[0]])
@@ -156,13 +176,11 @@ def curves(axes: Any, arms: Mapping[str, Sequence[Run]], cut: Collection[Run] = 
             if val[0] and run in cut:
                 axes.plot(val[0][-1], val[1][-1], "x", color=colour, ms=7)
     _epoch_axis(axes, longest)
-    axes.set(xlabel="epoch (frozen backbone: step of L-BFGS)", ylabel="cross-entropy (nats)")
-    axes.set_ylim(bottom=0)
+    axes.set(xlabel=COUNTED[strategy], ylabel="cross-entropy (nats)")
 
 
 def _epoch_axis(axes: Any, longest: int) -> None:
-    """Whole epochs only. Steps of L-BFGS and epochs of fine-tuning share one plot on a logarithmic axis that has a
-    place for epoch 0."""
+    """Whole numbers only; many on a logarithmic axis that has a place for epoch 0."""
     from matplotlib.ticker import MaxNLocator
 
     if longest > LONG:
@@ -185,13 +203,6 @@ def accuracy(axes: Any, arms: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set_yticks(range(len(arms)), list(arms))
     axes.invert_yaxis()
     axes.margins(y=0.2)
-
-
-def _losses(axes: Any, arms: Mapping[str, Sequence[Run]]) -> None:
-    curves(axes, arms)
-    axes.set_ylabel("cross-entropy (train dashed)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def _matrix_side(classes: int) -> float:

@@ -19,12 +19,14 @@ from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json
 from roclab.core.runs import Run
 from roclab.vision.data.dataset import Dataset, read_manifest
+from roclab.vision.evaluate.metrics import epochs_to_convergence
 
 COLUMNS = ["split", "path", "true", "predicted"]  # of predictions.csv, before one probability for each class
 MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "efficientnet_lite0": "EfficientNet-Lite0"}
 STRATEGIES = {"features": "frozen", "finetune": "fine-tuned"}
 # Of a run's config: its seed, where its images lie and where it was trained. Everything else makes the arm.
 NOT_THE_ARM = {"seed", "data", "data_root", "mirror", "workers", "device"}
+KEPT_START = "kept its starting head"
 BY_BUDGET = {"epochs", "image_size"}  # what --budget decides by measuring: it may differ from seed to seed
 
 
@@ -81,6 +83,39 @@ class VisionRun(Run):
         if not self.finished:
             raise RocLabError(f"{self.path}: its training was not finished; go on with --resume {self.path}")
         return read_json(self.path / "training.json")
+
+    @property
+    def finetuned(self) -> bool:
+        """Its metrics have a row an epoch; those of a frozen backbone have a row a step of the head's solver."""
+        return self.config["strategy"] == "finetune"
+
+    @property
+    def kept_start(self) -> bool:
+        """Fine-tuning kept the trained head it began with: no epoch was better on the validation images."""
+        return self.finetuned and self.finished and self.training.get("best_epoch") == 0
+
+    @property
+    def cut_solver(self) -> int | None:
+        """The steps after which an older version cut the head's solver, converged or not; None where it did not."""
+        steps = None if self.finetuned else self.config.get("epochs")
+        return steps if steps and len(self.metrics()) == steps else None
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The rows of the epochs that were trained; none with a frozen backbone."""
+        return [row for row in self.metrics() if row["epoch"]] if self.finetuned else []
+
+    def cost(self) -> dict[str, float | None]:
+        """What training took, validation not counted. `head_seconds`: extraction of the features and training of the
+        head, which all of a frozen run is, and what fine-tuning began with. An epoch is fine-tuning's."""
+        seconds = [row["train_seconds"] for row in self.epochs]
+        head = sum(self.training.get(name, 0.0) for name in ("feature_seconds", "head_seconds"))
+        return {
+            "head_seconds": head,
+            "mean_train_seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
+            "train_seconds": head + sum(seconds),
+            "epochs_to_convergence": epochs_to_convergence(self.metrics()) if self.finetuned else None,
+        }
 
     def has_results(self, split: str) -> bool:
         return (self.path / f"results-{split}.json").exists()
@@ -156,9 +191,10 @@ class VisionRun(Run):
     @property
     def label(self) -> str:
         """Model and strategy in words, such as "ResNet-50, fine-tuned". Weights that were never trained are named: such
-        a run says nothing about the architecture with pretrained weights."""
+        a run says nothing about the architecture with pretrained weights. So is a head whose solver was cut."""
         words = label_of(self.config["model"], self.config["strategy"])
-        return f"{words} (random weights)" if self.config.get("weights") == "none" else words
+        words = _noted(words, "random weights") if self.config.get("weights") == "none" else words
+        return _noted(words, f"solver cut at {self.cut_solver} steps") if self.cut_solver else words
 
     @cached_property
     def arm(self) -> dict[str, Any]:
@@ -169,6 +205,8 @@ class VisionRun(Run):
         settings = {name: value for name, value in self.config.items() if name not in aside}
         if len(digest) == 64 and settings.get("weights") != "none":  # random weights follow from the seed
             settings["weights"] = digest
+        if not self.finetuned:  # a solver has no epochs, unless an older version took them as its bound
+            settings["epochs"] = self.cut_solver
         rows = sorted((i["sha256"], i["label"], i["split"] == "test") for i in self.manifest["images"])
         return settings | {"images": hashlib.sha256(repr(rows).encode()).hexdigest()}
 
@@ -205,7 +243,8 @@ def side_by_side(runs: Sequence[VisionRun], split: str) -> tuple[Predictions, np
 
 
 def group_arms(runs: Sequence[VisionRun]) -> dict[str, list[VisionRun]]:
-    """The runs by arm: those that differ in their seed alone. Arms of one label are told apart by what differs.
+    """The runs by arm: those that differ in their seed alone. Arms of one label are told apart by what differs, and an
+    arm whose fine-tuning kept the head it began with is called that, wherever arms are named.
 
     A setting that a run lacks (an older version made it) counts as a value of its own.
     """
@@ -223,10 +262,16 @@ def group_arms(runs: Sequence[VisionRun]) -> dict[str, list[VisionRun]]:
         keys = sorted({k for twin in twins for k in twin if any(t.get(k) != twin[k] for t in twins)})
         name = first.label
         if keys:
-            words = ", ".join(_setting(first, key) for key in keys[:3]) + (", …" if len(keys) > 3 else "")
-            name = f"{name[:-1]}, {words})" if name.endswith(")") else f"{name} ({words})"
+            name = _noted(name, ", ".join(_setting(first, key) for key in keys[:3]) + (", …" if len(keys) > 3 else ""))
+        if kept := sum(run.kept_start for run in group):
+            name = _noted(name, f"{f'{kept} of {len(group)} seeds ' if kept < len(group) else ''}{KEPT_START}")
         named[name if name not in named else f"{name} [{first.name}]"] = group
     return named
+
+
+def _noted(name: str, words: str) -> str:
+    """A name with more in its brackets."""
+    return f"{name[:-1]}, {words})" if name.endswith(")") else f"{name} ({words})"
 
 
 def _setting(run: VisionRun, key: str) -> str:

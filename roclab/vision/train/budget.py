@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.progress import duration
 from roclab.vision.config import TrainConfig
 from roclab.vision.data.dataset import Dataset
 from roclab.vision.data.images import open_image
@@ -29,14 +30,6 @@ def parse_duration(text: str) -> float:
     if not parts or not any(parts.groups()):
         raise RocLabError(f"--budget {text}: give a time such as 90s, 20m or 1h30m")
     return sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
-
-
-def duration(seconds: float) -> str:
-    """45 s, 12 min, 2 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def measure(model: Classifier, image_size: int, training: bool, seconds: float = 1.5) -> float:
@@ -81,15 +74,19 @@ class Costs:
         self.backward = measure(model, config.image_size, training=True, seconds=seconds) if finetunes else 0.0
 
     def seconds(self, config: TrainConfig) -> float:
+        return sum(self.parts(config))
+
+    def parts(self, config: TrainConfig) -> tuple[float, float]:
+        """Extraction of the features, and what is trained after it."""
         evaluating = self.forward * (config.image_size / self.size) ** 2 + self.read  # an image
-        train, val = self.counts["train"], self.counts["val"]
+        train, val, epochs = self.counts["train"], self.counts["val"], config.epochs or 0
         if config.strategy == "features":
-            return (train + val) * config.views * evaluating + 5
-        total = ((train + val) * config.lp_ft + (config.epochs + 1) * val) * evaluating
-        for epoch in range(config.epochs):
-            size = size_at(epoch, config.epochs, config.image_size, config.progressive)
+            return (train + val) * config.views * evaluating, 5
+        total = (epochs + 1) * val * evaluating
+        for epoch in range(epochs):
+            size = size_at(epoch, epochs, config.image_size, config.progressive)
             total += train * (self.backward * (size / self.size) ** 2 * 1.1 + self.read * 0.5)
-        return total
+        return (train + val) * config.lp_ft * evaluating, total
 
 
 def fit_to_budget(config: TrainConfig, model: Classifier, dataset: Dataset) -> tuple[TrainConfig, str]:
@@ -100,15 +97,14 @@ def fit_to_budget(config: TrainConfig, model: Classifier, dataset: Dataset) -> t
     """
     limit = parse_duration(config.budget or "")
     costs = Costs(config, model, dataset)
-    finetunes = config.strategy == "finetune"
+    finetunes, most = config.strategy == "finetune", config.epochs or 0
     for size in [config.image_size, *range((config.image_size - 1) // 32 * 32, SMALLEST - 1, -32)]:
-        epochs = range(config.epochs, FEWEST - 1, -1) if finetunes else []
-        for number in epochs or [config.epochs]:
+        for number in [*range(most, FEWEST - 1, -1)] or [config.epochs]:
             chosen = replace(config, image_size=size, epochs=number)
             if (seconds := costs.seconds(chosen)) <= limit * HEADROOM:
                 what = f"{number} epochs at {size} px" if finetunes else f"{size} px"
                 return chosen, f"budget {config.budget}: {what}, expected to take {duration(seconds)}"
-    smallest = replace(config, image_size=min(SMALLEST, config.image_size), epochs=min(FEWEST, config.epochs))
+    smallest = replace(config, image_size=min(SMALLEST, config.image_size), epochs=min(FEWEST, most) or None)
     raise RocLabError(
         f"--budget {config.budget} is too short on this machine: the smallest run takes about "
         f"{duration(costs.seconds(smallest))}; raise it, or use a smaller model"

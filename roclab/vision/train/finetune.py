@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.progress import track
+from roclab.core.progress import heading, track
 from roclab.core.provenance import derived_seed
 from roclab.core.runs import Run
 from roclab.core.training.checkpointing import load_tensors, restore_state, save_state
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, world: World) -> dict[str, Any]:
     """Train all parameters; leaves `last` and `best` in the run and returns the timing for training.json."""
-    last = run.checkpoints / "last.safetensors"
+    last, epochs = run.checkpoints / "last.safetensors", config.epochs or 0
 
     def save_best(state: dict[str, Tensor]) -> None:
         save_model(run.checkpoints / "best.safetensors", model, dataset.classes, config.image_size, state)
@@ -67,7 +67,9 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
     if world.main:
         rewrite_metrics(run, rows)
 
-    for epoch in range(about["epoch"], config.epochs):
+    planned, begin = range(about["epoch"], epochs), time.perf_counter()
+    work = [size_at(epoch, epochs, config.image_size, config.progressive) ** 2 for epoch in planned]
+    for number, epoch in enumerate(planned, start=1):
         if config.patience and rows and rows[-1]["epoch"] - best_epoch(rows) >= config.patience:
             break
         row = trainer.train_epoch(epoch) | trainer.validate()
@@ -78,9 +80,11 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
             about |= {"epoch": row["epoch"], "step": row["step"], "rows": rows}
             save_state(last, model.module, trainer.ema, trainer.optimizer, about)
             run.log_metrics(row)
+            left = (time.perf_counter() - begin) * sum(work[number:]) / sum(work[:number])
             logger.info(
-                f"epoch {epoch + 1}/{config.epochs} at {row['image_size']} px: train loss {row['train_loss']:.4f}, "
-                f"val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}, {row['train_seconds']:.0f} s"
+                f"{heading(left)}epoch {epoch + 1}/{epochs} at {row['image_size']} px: train loss "
+                f"{row['train_loss']:.4f}, val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}, "
+                f"{row['train_seconds']:.0f} s"
             )
     trained = [row for row in rows if row["epoch"]]
     return {
@@ -96,6 +100,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, model: Classifier, dataset: Dataset, world: World, step: int = 0):
         self.config, self.model, self.world, self.step = config, model, world, step
+        self.epochs = config.epochs or 0
         if world.size > 1 and config.batch_norm == "train":
             synced_batch_norm(model.module)
         self.network = wrap(model.module, model.device) if world.size > 1 else model.module
@@ -107,7 +112,7 @@ class Trainer:
         transform = partial(train_transform, model.preprocessing, flips=dataset.flips, **options)
         self.images = TrainImages(dataset.split("train"), round(1.5 * config.image_size), transform, config.seed)
         self.steps_each = -(-len(self._order(0)) // config.accumulate)  # of an epoch
-        self.steps = self.steps_each * config.epochs
+        self.steps = self.steps_each * self.epochs
 
     @property
     def evaluated(self) -> nn.Module:
@@ -121,13 +126,13 @@ class Trainer:
         """Train one epoch; returns its row of metrics."""
         config, world, model = self.config, self.world, self.model
         torch.manual_seed(derived_seed(config.seed, "epoch", epoch))  # dropout and stochastic depth
-        size = size_at(epoch, config.epochs, config.image_size, config.progressive)
-        frozen = epoch < round(config.gradual * config.epochs)
+        size = size_at(epoch, self.epochs, config.image_size, config.progressive)
+        frozen = epoch < round(config.gradual * self.epochs)
         if freeze_early_layers(model, frozen) and world.size > 1:
             self.network = wrap(model.module, model.device)  # its buckets hold the gradients of what is trained
         order = self._order(epoch)
         loader = batches(self.images, [world.share(batch) for batch in order], epoch, size, config.workers)
-        shown = track(loader, f"epoch {epoch + 1}/{config.epochs}", len(order)) if world.main else loader
+        shown = track(loader, f"epoch {epoch + 1}/{self.epochs}", len(order)) if world.main else loader
         begin = time.perf_counter()
         try:
             summed = self._train_batches(shown, len(order), epoch)
@@ -196,13 +201,13 @@ def start_from_trained_head(model: Classifier, dataset: Dataset, image_size: int
 
     Returns the metrics of this start, as epoch 0.
     """
+    x, seconds = dataset_features(model, dataset, image_size)  # those of the extraction, where it was remembered too
     begin = time.perf_counter()
-    x, _ = dataset_features(model, dataset, image_size)
     train, val = ((x[split], labels_of(dataset.split(split))) for split in ("train", "val"))
-    head = choose_head((*train, *val), len(dataset.classes), 100)
+    head = choose_head((*train, *val), len(dataset.classes))
     put_head(model, head)
     row: dict[str, Any] = {"step": 0, "epoch": 0, **head.scores(train=train, val=val)}
-    row["head_seconds"] = time.perf_counter() - begin  # extraction of the features and training of the head
+    row["head_seconds"] = seconds + time.perf_counter() - begin
     logger.info(
         f"epoch 0, the head trained on frozen features: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}"
     )

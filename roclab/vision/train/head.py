@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,11 @@ from roclab.vision.evaluate.metrics import loss_and_accuracy
 from roclab.vision.models.classifier import Classifier
 from roclab.vision.models.inference import softmax
 
-CS = tuple(float(c) for c in np.round(10.0 ** np.arange(-5, 1.01, 0.5), 8))
+logger = logging.getLogger(__name__)
+
+GRID = range(-10, 3)  # half decades of C that are tried: 1e-5 to 10
+WIDEST = range(-16, 9)  # as far as the grid widens where the best C is at its end: 1e-8 to 1e4
+ITERATIONS = 2000  # a bound that the solver does not reach: its tolerance stops it after 15 to 250 (docs/log-vision.md)
 FEW = 500  # validation images; with fewer, the loss on one validation split says little about C
 
 Cut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x (N, D), y (N,), x_val (M, D), y_val (M,)
@@ -44,27 +49,43 @@ class Head:
         return found
 
 
-def choose_head(cut: Cut, classes: int, iterations: int, more: Sequence[Cut] = ()) -> Head:
+def choose_head(cut: Cut, classes: int, more: Sequence[Cut] = ()) -> Head:
     """The head fitted to the cut's training images with the C whose loss on validation images is lowest.
 
     The loss and not the accuracy: on fifty validation images several C tie in accuracy, and the loss still tells them
-    apart. `more` are further cuts of the same images (cross-validation), over which the loss is averaged.
+    apart. `more` are further cuts of the same images (cross-validation), over which the loss is averaged. Where the
+    best C is at an end of `GRID`, the grid is widened there, up to `WIDEST`.
     """
     cuts = [(cut, Space.of(cut[0])) for cut in (cut, *more)]
-    tried: list[dict[str, float]] = []
-    for c in CS:  # strong regularisation first: once the loss has risen twice in a row, weaker ones overfit more
-        heads = [fit_head(x, y, classes, c, iterations, space=space) for (x, y, *_), space in cuts]
+    tried: dict[int, dict[str, float]] = {}
+
+    def loss_at(half: int) -> float:
+        c = round(10.0 ** (half / 2), 8)
+        heads = [fit_head(x, y, classes, c, space=space) for (x, y, *_), space in cuts]
         scores = [loss_and_accuracy(head.probs(x), y) for head, ((_, _, x, y), _) in zip(heads, cuts, strict=True)]
-        loss, accuracy = np.mean(scores, axis=0)
-        tried.append({"c": c, "val_loss": float(loss), "val_top1": float(accuracy)})
-        if len(tried) > 2 and tried[-3]["val_loss"] < tried[-2]["val_loss"] < loss:
+        loss, accuracy = map(float, np.mean(scores, axis=0))
+        tried[half] = {"c": c, "val_loss": loss, "val_top1": accuracy}
+        return loss
+
+    losses: list[float] = []
+    for half in GRID:  # strong regularisation first: once the loss has risen twice in a row, weaker ones overfit more
+        losses.append(loss_at(half))
+        if len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]:
             break
-    chosen = min(tried, key=lambda row: row["val_loss"])
-    if not np.isfinite(chosen["val_loss"]):
-        raise RocLabError("the head's training diverged at every regularisation: are there NaN among the features?")
+    while True:
+        best = min(sorted(tried), key=lambda half: tried[half]["val_loss"])
+        if not np.isfinite(tried[best]["val_loss"]):
+            raise RocLabError("the head's training diverged at every regularisation: are there NaN among the features?")
+        beyond = best - 1 if best == min(tried) else best + 1
+        if beyond in tried:
+            break
+        if beyond not in WIDEST:
+            logger.warning(f"the head's C = {tried[best]['c']:g} is the last that is tried: the best may lie beyond it")
+            break
+        loss_at(beyond)
     x, y, *val = cut
-    head = fit_head(x, y, classes, chosen["c"], iterations, val, cuts[0][1])
-    head.tried = tried
+    head = fit_head(x, y, classes, tried[best]["c"], val, cuts[0][1])
+    head.tried = [tried[half] for half in sorted(tried)]
     return head
 
 
@@ -122,11 +143,10 @@ def fit_head(
     y: np.ndarray,
     classes: int,
     c: float,
-    iterations: int = 100,
     val: Sequence[np.ndarray] | None = None,
     space: Space | None = None,
 ) -> Head:
-    """Multinomial logistic regression, L-BFGS from zero, at most `iterations`; weights on raw features.
+    """Multinomial logistic regression, L-BFGS from zero until it converges; weights on raw features.
 
     Minimises mean cross-entropy + |W|² / (2 C N) on standardised features, the objective of scikit-learn's
     `LogisticRegression(C)` divided by C N (which is as fast, but gives no loss per iteration). With `val`, the head's
@@ -167,8 +187,10 @@ def fit_head(
             jac=True,
             method="L-BFGS-B",
             callback=log_iteration if val is not None else None,  # it takes longer than the iterations themselves
-            options={"maxiter": iterations, "gtol": 1e-6, "ftol": 1e-10},
+            options={"maxiter": ITERATIONS, "gtol": 1e-6, "ftol": 1e-10},
         )
+    if not done.success:
+        logger.warning(f"the head's solver did not converge in {done.nit} iterations at C = {c:g}: {done.message}")
     return Head(*space.raw(*unpack(done.x)), c, history)
 
 

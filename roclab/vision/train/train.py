@@ -17,6 +17,7 @@ import numpy as np
 from roclab.core.devices import pick_device
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import link_or_copy, read_json, sweep, write_json
+from roclab.core.progress import duration
 from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
 from roclab.core.training.checkpointing import save_tensors
@@ -25,10 +26,10 @@ from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
 from roclab.vision.config import COMMON, MOVABLE, TrainConfig, check_same, fill, run_config, with_defaults
 from roclab.vision.data.dataset import Dataset, labels_of, load_data
 from roclab.vision.evaluate.evaluate import evaluate
-from roclab.vision.evaluate.run_reader import VisionRun
+from roclab.vision.evaluate.run_reader import KEPT_START, VisionRun
 from roclab.vision.models.classifier import BEFORE_REFIT, Classifier, build_model, load_model, save_model
 from roclab.vision.models.inference import dataset_features
-from roclab.vision.train.budget import Costs, duration, fit_to_budget
+from roclab.vision.train.budget import Costs, fit_to_budget, parse_duration
 from roclab.vision.train.finetune import finetune, rewrite_metrics
 from roclab.vision.train.head import FEW, choose_head, fit_head, further_cuts, put_head
 
@@ -43,15 +44,7 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     if (path / "config.json").exists():
         raise RocLabError(f"{path} already holds a run: go on with --resume {path}, or choose another folder")
 
-    def prepare() -> tuple[Dataset, Classifier]:
-        dataset = load_data(
-            config.data, config.data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror
-        )
-        seed_everything(config.seed)  # random weights are drawn from it
-        return dataset, build_model(config.model, config.weights, len(dataset.classes), config.image_size)
-
-    dataset, model = world.main_first(prepare)
-    config = with_defaults(config, model.image_size or model.preprocessing.crop, any_size=model.image_size is None)
+    dataset, model, config = world.main_first(lambda: _prepare(config))
     notes = list(dataset.notes)
     if config.budget:
         model.to(pick_device(config.device))
@@ -67,6 +60,24 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     return _finish(Run.open(path), config, model, dataset, world)
 
 
+def _prepare(config: TrainConfig) -> tuple[Dataset, Classifier, TrainConfig]:
+    """The images, the network, and the settings with nothing open but what the budget decides."""
+    dataset = load_data(config.data, config.data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror)
+    seed_everything(config.seed)  # random weights are drawn from it
+    model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
+    own_size = model.image_size or model.preprocessing.crop
+    return dataset, model, with_defaults(config, own_size, any_size=model.image_size is None)
+
+
+def expected_seconds(config: TrainConfig) -> tuple[float, float]:
+    """About how long a run takes on this machine: extraction of its features, which later runs find in the cache, and
+    all the rest."""
+    dataset, model, config = _prepare(config)
+    model.to(pick_device(config.device))
+    extraction, rest = Costs(config, model, dataset, 0.3).parts(config)
+    return (0.0, min(extraction + rest, parse_duration(config.budget))) if config.budget else (extraction, rest)
+
+
 def resume(path: str | Path, **asked: Any) -> Run:
     """Finish an interrupted run; a finished one is left as it is.
 
@@ -76,8 +87,10 @@ def resume(path: str | Path, **asked: Any) -> Run:
     world = join()
     run = Run.open(path)
     config = fill(run_config(run), COMMON)  # an older version did not have every setting
+    if config.strategy == "features":
+        asked.pop("epochs", None)  # as in a new run: they are fine-tuning's
     hint = "a resumed run keeps its settings (--data-root says where its images are now); a new one begins with --out"
-    check_same(run, asked, MOVABLE, hint)
+    check_same(run.path, run.config, asked, MOVABLE, hint)
     if (run.path / "training.json").exists():
         run.log("this run is finished already")
         return run
@@ -133,21 +146,21 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
     if config.strategy == "finetune":
         timing = finetune(run, config, model, dataset, world)
     elif world.main:
-        timing = train_features(
-            run, model, dataset, config.image_size, config.views, config.epochs, config.refit, config.seed
-        )
+        timing = train_features(run, model, dataset, config.image_size, config.views, config.refit, config.seed)
     if world.main:
         timing |= {"peak_memory_mb": peak_memory_mb(), "train_wall_seconds": time.perf_counter() - begin}
         found = evaluate(run, "val", timing, str(dataset.root.resolve()))
         write_json(run.path / "training.json", timing)
         run.log(f"finished: val top-1 {found['top1']:.4f} ({config.strategy}, {config.model}) in {run.path}")
+        if timing.get("best_epoch") == 0:
+            run.log(f"it {KEPT_START}: no epoch of fine-tuning was better on validation")
         run.close()
     world.from_main(None)
     return run
 
 
 def train_features(
-    run: Run, model: Classifier, dataset: Dataset, image_size: int, views: int, iterations: int, refit: bool, seed: int
+    run: Run, model: Classifier, dataset: Dataset, image_size: int, views: int, refit: bool, seed: int
 ) -> dict[str, Any]:
     """Train the head on the frozen backbone's features under `views`; leaves the whole model in the run and returns the
     timing for training.json. `refit`: once C is chosen, train it again on train + val."""
@@ -161,24 +174,26 @@ def train_features(
     classes = len(dataset.classes)
 
     begin = time.perf_counter()
-    head = choose_head(cut, classes, iterations, more)
+    head = choose_head(cut, classes, more)
     head_seconds = time.perf_counter() - begin
-    for row in head.tried:
-        run.log(f"C = {row['c']:g}: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}")
-    run.log(f"chosen on {'cross-' if more else ''}validation: C = {head.c:g}")
+    best, ends = next(row for row in head.tried if row["c"] == head.c), (head.tried[0]["c"], head.tried[-1]["c"])
+    run.log(
+        f"chosen on {'cross-' if more else ''}validation: C = {head.c:g} of {ends[0]:g} to {ends[1]:g}, "
+        f"val loss {best['val_loss']:.4f}, val top-1 {best['val_top1']:.4f}; {len(head.history)} steps of its solver"
+    )
     rewrite_metrics(run, head.history)
     timing = {
         "c": head.c,
         "regularisation": head.tried,
         "feature_seconds": seconds,
         "head_seconds": head_seconds,
-        "mean_train_seconds_per_epoch": (seconds + head_seconds) / max(1, len(head.history)),
+        "solver_steps": len(head.history),
         "images_per_second": len(y_all) * views / seconds if seconds else None,
     }
     put_head(model, head)
     if refit:
         save_tensors(run.checkpoints / BEFORE_REFIT, model.head.state_dict(), {"c": head.c})
-        put_head(model, fit_head(np.concatenate(x_all), np.tile(y_all, views), classes, head.c, iterations))
+        put_head(model, fit_head(np.concatenate(x_all), np.tile(y_all, views), classes, head.c))
         run.log("the head was trained again on train + val with the C chosen; val figures are of the head before that")
     save_model(run.checkpoints / "best.safetensors", model, dataset.classes, image_size)
     # a convex problem: its last iterate is its best
