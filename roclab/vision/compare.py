@@ -50,7 +50,8 @@ def compare(
     check_engine(engine)
     for name in models:  # all of them, before hours go into the first
         check_name(name)
-    out = Path(out)
+    tunes, out = "finetune" in strategies, Path(out)
+    base = base if tunes else replace(base, epochs=None)  # of no concern to those who ask for frozen runs alone
     asked = {
         _folder(out, config): config
         for model in models
@@ -61,7 +62,7 @@ def compare(
     configs = asked | _earlier(out, base, asked)
     for path, config in configs.items():
         _check_same_question(path, config)
-    _check_same_settings(out, base)
+    _check_same_settings(out, base, OF_A_RUN if tunes else OF_A_RUN | {"epochs"})
     _train({path: config for path, config in asked.items() if not (path / "training.json").exists()}, engine)
 
     configs = {path: config for path, config in configs.items() if (path / "training.json").exists()}
@@ -131,15 +132,13 @@ def _expected(configs: dict[Path, TrainConfig]) -> dict[Path, float]:
     return found
 
 
-def _check_same_settings(out: Path, base: TrainConfig) -> None:
+def _check_same_settings(out: Path, base: TrainConfig, own_to_each: set[str]) -> None:
     """What all runs share must be what they shared before, what is left to its default too."""
     path = out / "settings.json"
-    asked = {name: value for name, value in base.asdict().items() if name not in PLACES | OF_A_RUN}
-    if path.exists() and any(out.glob("*/config.json")):
-        own = read_json(path)
-        check_same(out, own, asked, asked.keys() - own.keys(), ELSEWHERE)  # an older version had fewer settings
-    else:
-        write_json(path, asked)
+    asked = {name: value for name, value in base.asdict().items() if name not in PLACES | own_to_each}
+    own = read_json(path) if path.exists() and any(out.glob("*/config.json")) else {}
+    check_same(out, own, asked, asked.keys() - own.keys(), ELSEWHERE)  # an older version had fewer settings
+    write_json(path, own | asked)
 
 
 def _check_same_question(path: Path, config: TrainConfig) -> None:

@@ -67,9 +67,10 @@ def test_what_was_cut_is_carried_on_and_another_question_refused(compared):
     assert (run / "training.json").exists()
     before = read_json(out / "comparison.json")
     for epochs, said in ((3, "epochs = 2, now asked for 3"), (None, "epochs = 2, now asked for its default")):
-        for strategies in (["features", "finetune"], ["features"]):  # whether it is of the runs asked for or not
-            with pytest.raises(RocLabError, match=said):
-                compare(config(base.data, epochs=epochs), [MODEL], strategies, [0, 1, 2], out)
+        with pytest.raises(RocLabError, match=said):
+            compare(config(base.data, epochs=epochs), [MODEL], ["features", "finetune"], [0, 1, 2], out)
+    with pytest.raises(RocLabError, match="image_size = 64, now asked for 96"):  # of the runs that are not asked for
+        compare(config(base.data, epochs=2, image_size=96), [MODEL], ["features"], [2], out)
     assert read_json(out / "comparison.json") == before
     assert not list(out.glob("*seed2"))
 
@@ -79,7 +80,9 @@ def test_a_comparison_grows_and_loses_nothing(compared, caplog):
     (out / f"{MODEL}-finetune-seed0" / "training.json").unlink()  # cut, and not asked for
     train(config(base.data, refit=True), out / "mine")  # not of the comparison
     caplog.set_level("INFO", "roclab")
-    more = compare(base, [MODEL], ["features"], [1, 2], out)
+    more = compare(config(base.data), [MODEL], ["features"], [1, 2], out)  # epochs are of no concern here
+    with pytest.raises(RocLabError, match="epochs = 2, now asked for its default"):  # and not forgotten
+        compare(config(base.data), [MODEL], ["finetune"], [1], out)
     assert {name: sorted(arm["seeds"]) for name, arm in more["arms"].items()} == {
         f"{MODEL}, frozen (random weights)": [0, 1, 2],
         f"{MODEL}, fine-tuned (random weights)": [1],
