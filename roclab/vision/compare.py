@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from roclab.core.cluster import check_engine, map_over_cluster
+from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json, write_json
 from roclab.core.progress import duration, stage
 from roclab.vision.config import MOVABLE, TrainConfig, check_same
@@ -124,9 +126,10 @@ def _expected(configs: dict[Path, TrainConfig]) -> dict[Path, float]:
     found = {}
     for path, config in configs.items():
         kind = (config.model, config.strategy)
-        if kind not in parts:
-            parts[kind] = expected_seconds(config)
-        extraction, rest = parts[kind]
+        cut = (path / "config.json").exists()  # it goes on without its weights' file; a new run is refused here
+        with suppress(RocLabError) if cut else nullcontext():
+            parts[kind] = parts.get(kind) or expected_seconds(config)
+        extraction, rest = parts.get(kind, (0.0, 0.0))
         found[path] = rest + (0 if config.model in extracted else extraction)
         extracted.add(config.model)
     return found

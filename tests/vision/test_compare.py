@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json, write_json
@@ -15,6 +16,7 @@ from roclab.vision.evaluate.figures import run_figure
 from roclab.vision.evaluate.metrics import mcnemar
 from roclab.vision.evaluate.pairs import compare_pairs, verdict
 from roclab.vision.evaluate.run_reader import VisionRun, group_arms
+from roclab.vision.models.classifier import build_model
 from roclab.vision.train.train import train
 from tests.vision.small import MODEL, config, make_images
 
@@ -90,6 +92,21 @@ def test_a_comparison_grows_and_loses_nothing(compared, caplog):
     assert "finetune-seed0 is not finished: it takes no part" in caplog.text
     assert "run 1 of 1: test_resnet-features-seed2, " in caplog.text
     assert more["pairs"][0]["seeds"] == [1]
+
+
+def test_weights_are_looked_at_before_anything_is_trained_and_not_needed_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
+    torch.save(build_model(MODEL, "none").module.state_dict(), tmp_path / "mine.pth")
+    base = config(make_images(tmp_path / "images", each=6), weights=str(tmp_path / "mine.pth"), epochs=1)
+    out = tmp_path / "out"
+    with pytest.raises(RocLabError, match=r"gone\.pth"):
+        compare(base, [MODEL, "test_vit"], ["features"], [0], out, {"test_vit": str(tmp_path / "gone.pth")})
+    assert not list(out.glob("*/config.json"))
+    compare(base, [MODEL], ["finetune"], [0], out)
+    (out / f"{MODEL}-finetune-seed0" / "training.json").unlink()
+    (tmp_path / "mine.pth").rename(tmp_path / "moved.pth")
+    compare(base, [MODEL], ["finetune"], [0], out)
+    assert (out / f"{MODEL}-finetune-seed0" / "training.json").exists()
 
 
 def test_epochs_are_fine_tunings_alone(compared, tmp_path):
