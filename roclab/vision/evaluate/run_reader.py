@@ -22,7 +22,9 @@ from roclab.vision.data.dataset import Dataset, read_manifest
 from roclab.vision.evaluate.metrics import epochs_to_convergence
 
 COLUMNS = ["split", "path", "true", "predicted"]  # of predictions.csv, before one probability for each class
-MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "efficientnet_lite0": "EfficientNet-Lite0"}
+MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T"} | {
+    f"efficientnet_lite{n}": f"EfficientNet-Lite{n}" for n in range(3)
+}
 STRATEGIES = {"features": "frozen", "finetune": "fine-tuned"}
 # Of a run's config: its seed, where its images lie and where it was trained. Everything else makes the arm.
 NOT_THE_ARM = {"seed", "data", "data_root", "mirror", "workers", "device"}

