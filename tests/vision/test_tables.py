@@ -1,6 +1,7 @@
 """Tables as people save them: read rightly, or refused in one line with the row, the cause and the remedy."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ def test_a_spreadsheet_s_table_is_read(images: Path, content: bytes, note: str):
     ] == ROWS
     assert all(entry.path.is_file() for entry in listing.entries)
     assert [note in text for text in listing.notes] == [True] * bool(note)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_a_file_whose_name_is_not_utf8_is_found_and_named(images: Path, encoding: str):
+    (images / "D" / "Müller.png").rename(os.fsdecode(os.fsencode(images / "D") + b"/M\xfcller.png"))
+    (images / "t.csv").write_bytes(written(",").encode(encoding))
+    report = audit(str(images / "t.csv"))
+    reason = "its name is not UTF-8, as from an old disk or archive: rename it"
+    assert report["unreadable"] == [{"path": "D/M\\xfcller.png", "reason": reason}]
 
 
 def test_what_is_guessed_is_said_by_audit_and_train(images: Path, caplog: pytest.LogCaptureFixture):

@@ -17,12 +17,6 @@ OURS = [
     ("config.json", "provenance.json"),
     *((f"{name}.json", "figures") for name in ("comparison", "errors", "facts")),
 ]
-# What lies in place of an image when its download was not whole.
-NOT_DOWNLOADED = {
-    b"version https://git-lfs": "a Git LFS pointer, not the image itself: run `git lfs pull`",
-    b"<!doctype html": "a web page, not an image: download it again",
-    b"<html": "a web page, not an image: download it again",
-}
 
 
 def visible(folder: Path) -> list[Path]:
@@ -87,8 +81,4 @@ def _fault(found: Inspection) -> str:
         return "its name is not UTF-8, as from an old disk or archive: rename it"
     if found.error and is_dangling(found.path):
         return f"a link to {printable(os.readlink(found.path))}, where there is nothing"
-    if found.error and found.sha256:  # it could be read
-        with open(found.path, "rb") as file:
-            start = file.read(100).lstrip().lower()
-        return next((reason for sign, reason in NOT_DOWNLOADED.items() if start.startswith(sign)), "")
     return ""

@@ -40,6 +40,12 @@ FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"),
     *("DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "TGA", "DDS"),
 )
+# What lies in place of an image when its download was not whole.
+NOT_DOWNLOADED = {
+    b"version https://git-lfs": "a Git LFS pointer, not the image itself: run `git lfs pull`",
+    b"<!doctype html": "a web page, not an image: download it again",
+    b"<html": "a web page, not an image: download it again",
+}
 ORIENTATION = 0x0112  # EXIF's tag
 STRIP = 16  # length over width
 DEEP = 14  # bits: cameras put so many, or 10 or 12, into files of 16
@@ -120,7 +126,10 @@ def _reason(error: Exception, path: str | os.PathLike) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that can be read" if os.path.getsize(path) else "the file is empty"
+        with open(path, "rb") as file:
+            start = file.read(100).lstrip().lower()
+        other = "not an image that can be read" if os.path.getsize(path) else "the file is empty"
+        return next((reason for sign, reason in NOT_DOWNLOADED.items() if start.startswith(sign)), other)
     known: dict[type[Exception], str] = {
         FileNotFoundError: "there is no such file",
         PermissionError: "this file may not be read (permissions)",

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -229,9 +230,12 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
 
 
 def _spelled(base: Path, name: str) -> Path:
-    """The file that a table names: as it stands there, with Windows's separators, or in another form of Unicode."""
+    """The file that a table names: as it stands there, with Windows's separators, in another form of Unicode, or with
+    the bytes that it had on an old Windows disk."""
     slashes = name.replace("\\", "/")
-    forms = (unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
+    forms = [unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes)]
+    with suppress(UnicodeEncodeError):
+        forms.append(os.fsdecode(forms[0].encode("cp1252")))
     paths = [os.path.join(base, spelled) for spelled in (name, slashes, *forms)]
     return Path(next(filter(os.path.lexists, paths), paths[1]))
 
