@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-from roclab.core.exceptions import CheckpointError
+from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.lm.loading import load
+from roclab.lm.model import RocLMConfig, RocLMForCausalLM
 from roclab.lm.text.tokenizer import Tokenizer
-from roclab.lm.weights.checkpoint import open_checkpoint
+from roclab.lm.weights.checkpoint import Checkpoint, open_checkpoint
 from roclab.lm.weights.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_from_gguf
+from roclab.lm.weights.gguf_writer import write_gguf_floats
 
 from .build import CHAT_TEMPLATE, byte_vocabulary, finish, peer, write_folder, write_gguf, write_tokenizer
 
@@ -395,6 +397,30 @@ def test_the_same_vocabulary_in_a_gguf_file(sentencepiece_model):
     other = Tokenizer.from_directory(folder)
     for text in texts(500):
         assert t.encode(text) == other.encode(text)
+
+
+@pytest.mark.parametrize("layout", ["its own file", "tokenizer.json"])
+def test_a_sentencepiece_vocabulary_is_exported(sentencepiece_model, layout: str, tmp_path):
+    _, folder = sentencepiece_model
+    source = Tokenizer.from_directory(folder)
+    if layout == "tokenizer.json":  # as transformers converts it: the space is put first before others are replaced
+        definition = source.public_definition()
+        definition["normalizer"]["normalizers"].reverse()
+        source = Tokenizer(definition, bos_token="<s>", eos_tokens=["</s>"], adds_bos=True)
+    config = RocLMConfig(
+        vocab_size=source.vocab_size + 5, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+    )  # fmt: skip
+    written = Checkpoint.of(RocLMForCausalLM(config), source)
+    if layout == "tokenizer.json" and len(definition["normalizer"]["normalizers"]) > 2:
+        with pytest.raises(RocLabError, match="writes a folder instead"):  # this order is no SentencePiece's
+            write_gguf_floats(tmp_path / "m.gguf", config, source, written.tensors)
+        return
+    write_gguf_floats(tmp_path / "m.gguf", config, source, written.tensors)
+    again = open_checkpoint(tmp_path / "m.gguf").load_tokenizer()
+    for text in texts(1000):
+        assert again.encode(text) == source.encode(text), text
+    assert (again.bos_token_id, again.eos_token_ids, again.control) == (1, [2], source.control)
 
 
 def test_other_kinds_and_a_damaged_one_are_refused(tmp_path):

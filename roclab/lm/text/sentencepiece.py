@@ -8,7 +8,7 @@ Source of the file's layout: sentencepiece_model.proto.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,35 @@ def sentencepiece_definition(pieces: Sequence[Piece], *, prefix: bool = True, st
             "vocab": vocabulary, "merges": [pair[3:] for pair in pairs],
         },
     }  # fmt: skip
+
+
+def sentencepiece_pieces(definition: Mapping[str, Any], count: int) -> tuple[list[Piece], bool, bool] | None:
+    """The other way: `count` pieces, `prefix` and `strip` that give a tokenizer.json's content, or None if none do.
+
+    BPE only compares scores, so the order in which pieces are joined first says as much.
+    """
+    model, normalizers = definition["model"], (definition.get("normalizer") or {}).get("normalizers", [])
+    order: dict[str, float] = {}
+    for a, b in model["merges"]:
+        order.setdefault(a + b, -float(len(order)))
+    kinds = {token["content"]: CONTROL if token.get("special") else USER_DEFINED for token in definition["added_tokens"]}
+    kinds[model.get("unk_token") or "<unk>"] = UNKNOWN
+    if model.get("byte_fallback"):
+        kinds |= dict.fromkeys((f"<0x{byte:02X}>" for byte in range(256)), BYTE)
+    pieces = [Piece(f"[PAD{i}]", 0.0, UNUSED) for i in range(count)]  # an embedding often has more rows
+    for text, i in model["vocab"].items():
+        pieces[i] = Piece(text, order.get(text, 0.0), kinds.get(text, NORMAL))
+    prefix, strip = any(part.get("type") == "Prepend" for part in normalizers), len(normalizers) > 2
+    again = sentencepiece_definition(pieces, prefix=prefix, strip=strip)
+    same_order = again["normalizer"]["normalizers"]  # or the space is put first before the others are replaced
+    if normalizers not in (same_order, same_order if strip else same_order[::-1]) or definition.get("pre_tokenizer"):
+        return None
+    joined = [[a + b for a, b in of["merges"]] for of in (model, again["model"])]
+    pairs = [{(a, b) for a, b in of["merges"]} for of in (model, again["model"])]
+    fits = joined[0] == joined[1] and pairs[0] == pairs[1] and model["vocab"] == again["model"]["vocab"]
+    alike = ("byte_fallback", "ignore_merges", "fuse_unk")
+    fits = fits and all(bool(model.get(key)) == again["model"][key] for key in alike)
+    return (pieces, prefix, strip) if fits and definition.get("decoder") == again["decoder"] else None
 
 
 def read_sentencepiece(path: Path) -> dict[str, Any]:

@@ -12,7 +12,15 @@ from typing import Any
 
 from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.lm.model import RocLMConfig
-from roclab.lm.text.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED, Piece, sentencepiece_definition
+from roclab.lm.text.sentencepiece import (
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    Piece,
+    sentencepiece_definition,
+    sentencepiece_pieces,
+)
 from roclab.lm.text.tokenizer import ADDED_TOKEN, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -151,25 +159,34 @@ def _checked_lists(metadata: Mapping[str, Any], second: str, origin: str) -> tup
 
 def gguf_entries(tokenizer: Tokenizer, config: RocLMConfig) -> dict[str, Any]:
     """What `tokenizer_from_gguf` reads, by the names of the `gguf` writer's add_… functions. Raises RocLabError for a
-    pre-tokenizer that has no name in PRE_TOKENIZERS."""
-    definition = tokenizer.definition
+    pre-tokenizer that has no name in PRE_TOKENIZERS and is not SentencePiece's."""
+    definition, size = tokenizer.definition, config.vocab_size
     pre = next((name for name, family in PRE_TOKENIZERS.items() if _same_family(definition, name, family)), None)
-    if pre is None:
+    if pre is not None:
+        types_of = {t["id"]: CONTROL if t.get("special") else USER_DEFINED for t in definition["added_tokens"]}
+        names = [tokenizer.id_to_token(i) for i in range(size)]
+        entries: dict[str, Any] = {
+            "tokenizer_model": "gpt2",
+            "tokenizer_pre": _WRITTEN_NAMES.get(pre, pre),
+            # An embedding often has more rows than there are tokens.
+            "token_list": [f"[PAD{i}]" if name is None else name for i, name in enumerate(names)],
+            "token_types": [UNUSED if name is None else types_of.get(i, NORMAL) for i, name in enumerate(names)],
+            "token_merges": [" ".join(merge) for merge in definition["model"]["merges"]],
+        }
+    elif spelled := sentencepiece_pieces(tokenizer.public_definition(), size):
+        pieces, prefix, strip = spelled
+        texts, scores, kinds = map(list, zip(*pieces, strict=True))
+        entries = {
+            "tokenizer_model": "llama", "tokenizer_pre": "default", "token_list": texts, "token_scores": scores,
+            "token_types": kinds, "add_space_prefix": prefix, "remove_extra_whitespaces": strip,
+        }  # fmt: skip
+    else:
         raise RocLabError(
             f"{tokenizer.origin}: GGUF names a pre-tokenizer instead of describing it, and this one is not among those "
-            f"that are known here ({', '.join(PRE_TOKENIZERS)})"
+            f"that are known here ({', '.join(PRE_TOKENIZERS)}, SentencePiece); `roclab lm export` without --format "
+            "gguf writes a folder instead"
         )
-    types_of = {token["id"]: CONTROL if token.get("special") else USER_DEFINED for token in definition["added_tokens"]}
-    names = [tokenizer.id_to_token(i) for i in range(config.vocab_size)]
-    entries: dict[str, Any] = {
-        "tokenizer_model": "gpt2",
-        "tokenizer_pre": _WRITTEN_NAMES.get(pre, pre),
-        # An embedding often has more rows than there are tokens.
-        "token_list": [f"[PAD{i}]" if name is None else name for i, name in enumerate(names)],
-        "token_types": [UNUSED if name is None else types_of.get(i, NORMAL) for i, name in enumerate(names)],
-        "token_merges": [" ".join(merge) for merge in definition["model"]["merges"]],
-        "add_bos_token": tokenizer.adds_bos,
-    }
+    entries["add_bos_token"] = tokenizer.adds_bos
     # There are keys for three end tokens. An ordinary token among them would be read as a control token.
     controls = set(tokenizer.control.values())
     ends = [i for i in dict.fromkeys([*tokenizer.eos_token_ids, *config.eos_token_ids]) if i in controls]
