@@ -14,7 +14,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def bench(
     """Measure `model` (a path). `context` bounds the prompt lengths; `quick` leaves out the long ones.
 
     Returns the measurements by program, the machine's limits, and the six figures of the summary line (None where a
-    peer was not measured). A peer that does not run is reported and left out; RocLM itself raises RocLabError.
+    peer was not measured). A peer that does not run, or dies, is reported and left out; RocLM itself raises.
     """
     draw = random.Random(0)
 
@@ -129,14 +129,11 @@ def bench(
                     if kind != "llama.cpp":
                         raise
                     programs.append(Program(name, kind, python, model, {**options, "plain_buffers": True}))
-                    notes.append(f"{name} crashed with its repacked weights and runs without them")
+                    _note(notes, f"{name} crashed with its repacked weights and runs without them")
                 except RocLabError:
-                    notes.append(str(error))
-        for note in notes:
-            logger.info(note)
+                    _note(notes, str(error))
         for _ in range(repeats - 1):
-            for program in programs:
-                program.restart()
+            _each(programs, notes, lambda program: program.restart())
         tasks: list[tuple[str, str, dict[str, Any]]] = [("ttft 64", "prefill", {"ids": first})]
         tasks += [(f"prefill {n}", "prefill", {"ids": ids(n)}) for n in prefills]
         tasks += [(f"decode at {n}", "decode", {"ids": ids(n), "n": STEPS}) for n in contexts]
@@ -146,15 +143,16 @@ def bench(
         times: dict[str, dict[str, list[float]]] = {p.name: {name: [] for name, _, _ in tasks} for p in programs}
         rounds = [(name, task, arguments) for _ in range(repeats) for name, task, arguments in tasks]
         for name, task, arguments in track(rounds, "measuring"):
-            for program in programs:
-                if (seconds := program.ask(task, **arguments)) is not None:
-                    times[program.name][name].append(seconds)
+            answers = _each(programs, notes, lambda program: program.ask(task, **arguments))  # noqa: B023
+            for program, seconds in answers.items():
+                times[program][name] += [] if seconds is None else [seconds]
+        peaks = _each(programs, notes, lambda program: program.ask("peak"))
         measured = {
             program.name: {
                 **_figures(times[program.name]),
                 "load_seconds": program.start("seconds"),
                 "ttft_cold_ms": 1e3 * (program.start("seconds") + program.start("first")),
-                "peak_bytes": program.ask("peak"),
+                "peak_bytes": peaks[program.name],
                 **{k: v for k, v in program.starts[-1].items() if k not in ("seconds", "first")},
             }
             for program in programs
@@ -165,6 +163,25 @@ def bench(
         for program in programs:
             program.close()
     return {"programs": measured, "machine": limits, "notes": notes, "summary": _summary(measured, limits)}
+
+
+def _note(notes: list[str], note: str) -> None:
+    notes.append(note)
+    logger.info(note)
+
+
+def _each(programs: list[Program], notes: list[str], act: Callable[[Program], Any]) -> dict[str, Any]:
+    """What each program answers, by its name. A peer that dies is noted and taken off; RocLM's error is raised."""
+    answers = {}
+    for program in list(programs):
+        try:
+            answers[program.name] = act(program)
+        except RocLabError as error:
+            if program is programs[0]:
+                raise
+            _note(notes, str(error))
+            programs.remove(program)
+    return answers
 
 
 def _figures(times: dict[str, list[float]]) -> dict[str, float]:

@@ -36,7 +36,10 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     after an error removed."""
     with _renamed(path) as temporary:
         temporary.touch()  # a folder that cannot be written to is noticed before the work
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors puts in place a file for its owner alone
+            temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
 

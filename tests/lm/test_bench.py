@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -32,6 +33,38 @@ def test_the_table_and_the_line_of_json(tmp_path):
         assert row in done.stdout
     assert "read 512 tokens" not in done.stdout  # beyond this model's context
     assert "llama.cpp" in done.stdout + done.stderr
+
+
+DYING_PEER = """
+import ctypes, os
+
+__version__ = "0"
+
+class Llama:
+    calls = 0
+    ctx = None
+    def __init__(self, *args, **options): pass
+    def n_vocab(self): return 300
+    def reset(self): pass
+    def eval(self, ids):
+        self.calls += 1
+        if self.calls > 3: os.abort()
+
+def llama_get_logits_ith(ctx, i): return (ctypes.c_float * 300)()
+"""
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C compiler on this machine")
+def test_a_peer_that_dies_midway_is_named_and_our_figures_are_printed(tmp_path, monkeypatch):
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp" / "__init__.py").write_text(DYING_PEER)
+    (tmp_path / "llama_cpp" / "llama.py").touch()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    model = write_gguf(tmp_path / "m.gguf", peer("llama", **SMALL), block_type="Q8_0")
+    done = roclab("lm", "bench", "--model", str(model), "--quick", "--repeats", "1", "--peers", "llama.cpp")
+    assert done.returncode == 0, done.stderr
+    assert "llama.cpp (1) failed: exit code -6" in done.stdout
+    assert "decode at 100 of context" in done.stdout
 
 
 def test_a_model_that_is_not_there(tmp_path):

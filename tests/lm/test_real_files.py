@@ -125,6 +125,16 @@ def test_a_big_endian_file_is_called_that(version, tmp_path):
         open_checkpoint(tmp_path / "be.gguf")
 
 
+def test_a_mixture_of_experts_is_called_that(whole, tmp_path):
+    """Mixtral's GGUF files name the architecture "llama"."""
+    for kind, key in (("qwen3_moe", "num_experts"), ("mixtral", "num_local_experts")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, key: 8}))
+        with pytest.raises(CheckpointError, match=r"config\.json: a mixture of experts, which is not supported; take"):
+            open_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"m\.gguf: a mixture of experts"):
+        open_checkpoint(copy_gguf(whole, tmp_path / "m.gguf", llama__expert_count=8))
+
+
 @pytest.mark.parametrize("pre", [None, "default", "deepseek-llm"])
 def test_without_a_known_pre_tokenizer_the_original_tokenizer_helps(pre, tmp_path):
     path = write_gguf(tmp_path / "m.gguf", peer("llama"), changes={"tokenizer.ggml.pre": pre})

@@ -77,7 +77,8 @@ def sentencepiece_pieces(definition: Mapping[str, Any], count: int) -> tuple[lis
     order: dict[str, float] = {}
     for a, b in model["merges"]:
         order.setdefault(a + b, -float(len(order)))
-    kinds = {token["content"]: CONTROL if token.get("special") else USER_DEFINED for token in definition["added_tokens"]}
+    added = definition["added_tokens"]
+    kinds = {token["content"]: CONTROL if token.get("special") else USER_DEFINED for token in added}
     kinds[model.get("unk_token") or "<unk>"] = UNKNOWN
     if model.get("byte_fallback"):
         kinds |= dict.fromkeys((f"<0x{byte:02X}>" for byte in range(256)), BYTE)

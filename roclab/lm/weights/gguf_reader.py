@@ -12,7 +12,7 @@ from roclab.lm.model import RocLMConfig
 from roclab.lm.weights.gguf_file import GGUFFile, GGUFTensor
 from roclab.lm.weights.gguf_names import CONFIG_KEYS, ROPE_DIVISORS, llama3_scaling, our_name, row_order
 from roclab.lm.weights.gguf_tokenizer import END_TOKENS, tokenizer_from_gguf
-from roclab.lm.weights.tensors import SUPPORTED, Contents, StoredTensor, checked_rope_scaling
+from roclab.lm.weights.tensors import Contents, StoredTensor, checked_architecture, checked_rope_scaling
 
 # What RocLM's YaRN has built in; another value is refused.
 _USUAL_SCALING = {
@@ -82,10 +82,7 @@ def _config(file: GGUFFile) -> RocLMConfig:
     """The configuration that the metadata describes. Raises CheckpointError for what is missing or not supported, and
     what RocLMConfig raises for impossible values."""
     meta, kind = file.metadata, file.metadata.get("general.architecture")
-    if kind not in SUPPORTED:
-        raise CheckpointError(
-            f"{file.path}: architecture {kind!r} is not supported (supported: {', '.join(SUPPORTED)})"
-        )
+    kind = checked_architecture(kind, bool(meta.get(f"{kind}.expert_count")), str(file.path))
 
     def value(key: str, default: Any = None) -> Any:
         found = meta.get(f"{kind}.{key}", default)

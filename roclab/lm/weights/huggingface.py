@@ -13,9 +13,11 @@ import torch
 from roclab.core.exceptions import CheckpointError
 from roclab.lm.model import RocLMConfig
 from roclab.lm.text.tokenizer import Tokenizer, read_json_object
-from roclab.lm.weights.tensors import SUPPORTED, Contents, FloatTensor, StoredTensor, checked_rope_scaling
+from roclab.lm.weights.tensors import Contents, FloatTensor, StoredTensor, checked_architecture, checked_rope_scaling
 
 logger = logging.getLogger(__name__)
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # Qwen's, Mixtral's, DeepSeek's names
 
 
 def read_huggingface(folder: Path) -> Contents:
@@ -97,9 +99,7 @@ def _windows(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMConfig:
     """config.json's content → RocLMConfig. Raises CheckpointError for an architecture or feature we do not have."""
-    kind = values.get("model_type")
-    if kind not in SUPPORTED:
-        raise CheckpointError(f"{origin}: architecture {kind!r} is not supported (supported: {', '.join(SUPPORTED)})")
+    kind = checked_architecture(values.get("model_type"), any(map(values.get, _EXPERTS)), origin)
     if values.get("mlp_bias"):
         raise CheckpointError(f"{origin}: biases in the MLP (mlp_bias) are not supported")
     if values.get("quantization_config"):

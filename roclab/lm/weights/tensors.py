@@ -76,6 +76,15 @@ class Contents(NamedTuple):
     tokenizer: Callable[[], Tokenizer]
 
 
+def checked_architecture(kind: Any, has_experts: bool, origin: str) -> str:
+    """Raises CheckpointError for an architecture that we do not have."""
+    if has_experts:  # Mixtral's GGUF files call themselves "llama"
+        raise CheckpointError(f"{origin}: a mixture of experts, which is not supported; take a dense model")
+    if kind not in SUPPORTED:
+        raise CheckpointError(f"{origin}: architecture {kind!r} is not supported (supported: {', '.join(SUPPORTED)})")
+    return kind
+
+
 def architecture_of(config: RocLMConfig) -> str:
     """The one of SUPPORTED that a configuration is written as."""
     if config.qk_norm:
