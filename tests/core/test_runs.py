@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import atomic_write, file_sha256, read_json, write_json
+from roclab.core.files import atomic_file, atomic_write, file_sha256, read_json, write_json
 from roclab.core.progress import heading, stage, track
 from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
@@ -43,7 +43,11 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path):
 def test_written_files_have_the_usual_permissions(tmp_path: Path):
     atomic_write(tmp_path / "whole", "x")
     (tmp_path / "usual").write_text("x")
-    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    with atomic_file(tmp_path / "replaced") as temporary:  # as safetensors writes, for its owner alone
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT, 0o600))
+    for name in ("whole", "replaced"):
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_numbers_of_numpy_and_torch_become_plain_json(tmp_path: Path):
