@@ -21,6 +21,12 @@ from uuid import uuid4
 from roclab.core.exceptions import RocLabError
 
 logger = logging.getLogger(__name__)
+# What lies in place of a file when its download was not whole.
+NOT_DOWNLOADED = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
+    b"<!doctype html": "a web page, not the file itself: download it again",
+    b"<html": "a web page, not the file itself: download it again",
+}
 DAY = 86400.0  # seconds: what a writer has left alone for so long, it has left behind
 
 
@@ -115,7 +121,16 @@ def read_json(path: str | os.PathLike) -> Any:
     except OSError as error:
         raise RocLabError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise RocLabError(f"{path} is damaged, not valid JSON ({error}): restore it, or run again") from None
+        damaged = f"damaged, not valid JSON ({error}): restore it, or run again"
+        raise RocLabError(f"{path} is {not_downloaded(path) or damaged}") from None
+
+
+def not_downloaded(path: str | os.PathLike) -> str:
+    """What a file is instead of itself, and what to do, if its download was not whole; else ""."""
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(100).lstrip().lower()
+        return next((what for sign, what in NOT_DOWNLOADED.items() if start.startswith(sign)), "")
+    return ""
 
 
 def write_json_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:

@@ -26,6 +26,8 @@ from roclab.lm.settings import SamplingParams
 from roclab.lm.text.detokenizer import END_THINK, THINK
 from roclab.lm.text.tokenizer import Tokenizer
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of other programs, ours first
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -198,11 +200,13 @@ def _read_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         turn["content"] = content = "".join(texts)
     if wrong := [key for key, value in turn.items() if not isinstance(value, str)]:
         raise RocLabError(f"{where}: {', '.join(map(str, wrong))} cannot be taken up, only texts can")
-    if content is None:
+    thoughts = [turn.pop(key) for key in THOUGHTS if key in turn] if role == "assistant" else []
+    if content is None and not thoughts:  # a reply may have been cut short while it thought
         raise RocLabError(f"{where} has no content")
+    turn["content"] = content = content or ""
     if role == "assistant":
-        thoughts = [turn.pop(key) for key in ("reasoning_content", "reasoning", "thinking") if key in turn]
-        if not thoughts and content.lstrip().startswith(THINK):
+        bare = THINK not in content and f"\n{END_THINK}\n" in content  # the template had written the beginning
+        if not thoughts and (bare or content.lstrip().startswith(THINK)):
             thought, _, content = content.lstrip().removeprefix(THINK).partition(END_THINK)
             thoughts, turn["content"] = [thought.strip()], content.strip()
         if thoughts and thoughts[0]:

@@ -280,6 +280,27 @@ def test_a_shard_without_its_tensor_and_one_that_was_not_fetched_are_named(shard
         open_checkpoint(sharded)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "m.gguf"])
+def test_a_git_lfs_pointer_is_called_that(name, tmp_path):
+    """A repository that was cloned without Git LFS."""
+    write_folder(tmp_path, peer("llama"))
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name}.* a Git LFS pointer, not the file itself: run `git lfs pull`"):
+        open_checkpoint(tmp_path / name if name == "m.gguf" else tmp_path).load_tokenizer()
+
+
+def test_a_link_to_weights_that_are_gone_is_called_that(tmp_path):
+    """A snapshot of the Hub's cache whose blobs were cleared."""
+    write_folder(tmp_path, peer("llama"))
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to("../blobs/abc")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*leads nowhere"):
+        open_checkpoint(tmp_path)
+
+
 def test_a_folder_whose_only_file_was_not_finished_says_so(tmp_path):
     write_folder(tmp_path, peer("llama"))
     (tmp_path / "model.safetensors").rename(tmp_path / "model.safetensors.part")

@@ -42,10 +42,10 @@ def test_the_same_words_are_the_same_text_from_a_file_and_a_pipe(data, changes, 
     assert read_text(type(tmp_path)("-")) == (WORDS, changes)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_utf_16_is_named(encoding, tmp_path):
     (tmp_path / "x.txt").write_bytes("Plain English words.\n".encode(encoding))
-    with pytest.raises(DataError, match=r"x\.txt: UTF-16 text; save it as UTF-8"):
+    with pytest.raises(DataError, match=rf"x\.txt: {encoding[:6].upper()} text; save it as UTF-8"):
         read_text(tmp_path / "x.txt")
 
 

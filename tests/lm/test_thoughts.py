@@ -80,6 +80,7 @@ def taken_up(saved, template=KEPT) -> Conversation:
         {"content": "ho", "reasoning": "secret"},
         {"content": "ho", "thinking": "secret", "tool_calls": None, "annotations": []},
         {"content": "<think>\nsecret\n</think>\n\nho"},
+        {"content": "secret\n</think>\n\nho"},  # the template had written <think>
         {"content": [{"type": "text", "text": "\n<think>secret</think>ho"}], "refusal": None},
     ],
 )
@@ -90,10 +91,16 @@ def test_a_thought_in_a_history_is_one_however_it_is_written(turn):
     ]  # fmt: skip
 
 
+def test_a_turn_may_be_a_thought_alone():
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "reasoning": "secret"}]
+    assert taken_up(messages).turns[1] == {"role": "assistant", "content": "", "reasoning_content": "secret"}
+
+
 def test_tags_that_a_user_wrote_or_that_stand_later_stay_text():
     messages = [
         {"role": "user", "content": "<think>x</think>y"},
         {"role": "assistant", "content": "a <think>b</think>"},
+        {"role": "assistant", "content": "It ends with </think> then."},
     ]
     assert taken_up({"messages": messages}).turns == messages
     cut = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>never ended"}]

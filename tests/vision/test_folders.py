@@ -120,8 +120,8 @@ def test_what_was_not_downloaded_is_recognised_in_one_line(folder: Path):
     dataset = load_data(str(folder), skip_bad=True)
     assert len(dataset.skipped) == 320
     assert [note.split(str(folder))[1] for note in dataset.notes] == [
-        "/cat/p000.jpg and 299 more: a Git LFS pointer, not the image itself: run `git lfs pull`",
-        "/dog/h00.jpg and 19 more: a web page, not an image: download it again",
+        "/cat/p000.jpg and 299 more: a Git LFS pointer, not the file itself: run `git lfs pull`",
+        "/dog/h00.jpg and 19 more: a web page, not the file itself: download it again",
     ]
     assert len(describe(audit(str(folder))).splitlines()) < 30
 

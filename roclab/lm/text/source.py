@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from roclab.core.exceptions import DataError
 
+UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins as UTF-16's
+
 
 class Source(NamedTuple):
     """A text, and in words what was changed to read it."""
@@ -28,8 +30,8 @@ def read_text(path: Path, max_bytes: int | None = None) -> Source:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    if _is_utf16(data):
-        raise DataError(f"{name}: UTF-16 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    if wide := "UTF-32" if data.startswith(UTF_32) else "UTF-16" if _is_utf16(data) else "":
+        raise DataError(f"{name}: {wide} text; save it as UTF-8 (iconv -f {wide} -t UTF-8)")
     if max_bytes is not None and max_bytes < len(data):
         while max_bytes > 0 and data[max_bytes] & 0xC0 == 0x80:  # inside a character
             max_bytes -= 1

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from roclab.core.exceptions import CheckpointError
+from roclab.core.files import not_downloaded
 from roclab.lm.weights.gguf_blocks import BLOCK_TYPES, Array, BlockType
 
 PIECE = 1 << 15  # weights that are dequantized together: their temporaries stay in the processor's caches
@@ -96,7 +97,8 @@ class GGUFFile:
 
     def _read_header(self) -> None:
         if self._map[:4] != b"GGUF":
-            raise CheckpointError(f"{self.path}: not a GGUF file (it does not begin with 'GGUF')")
+            what = not_downloaded(self.path) or "not a GGUF file (it does not begin with 'GGUF')"
+            raise CheckpointError(f"{self.path}: {what}")
         self._at = 4
         version, tensor_count, entry_count = self._unpack("I"), self._unpack("Q"), self._unpack("Q")
         if not version & 0xFFFF:

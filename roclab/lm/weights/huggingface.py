@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from roclab.core.exceptions import CheckpointError
+from roclab.core.files import not_downloaded
 from roclab.lm.model import RocLMConfig
 from roclab.lm.text.tokenizer import Tokenizer, read_json_object
 from roclab.lm.weights.tensors import Contents, FloatTensor, StoredTensor, checked_architecture, checked_rope_scaling
@@ -42,9 +43,11 @@ def _tensors(folder: Path) -> dict[str, StoredTensor]:
             file = safe_open(path, framework="pt")
             held = set(file.keys())
         except FileNotFoundError:
-            raise CheckpointError(f"{path}: missing, {_interrupted(folder) or 'although the index names it'}") from None
+            why = "although the index names it" if listed else "its link leads nowhere; fetch the file again"
+            raise CheckpointError(f"{path}: missing, {_interrupted(folder) or why}") from None
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: truncated or damaged ({error}); fetch the file again") from None
+            damaged = f"truncated or damaged ({error}); fetch the file again"
+            raise CheckpointError(f"{path}: {not_downloaded(path) or damaged}") from None
         if absent := sorted(set(listed or ()) - held):
             raise CheckpointError(f"{path}: tensor {absent[0]} is missing, which the index says is here")
         for name in listed or sorted(held):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from roclab.core.exceptions import DataError
-from roclab.core.files import cache_folder, file_sha256
+from roclab.core.files import cache_folder, file_sha256, not_downloaded
 from roclab.core.progress import track
 from roclab.core.training.memory import release_freed_memory
 
@@ -40,12 +40,6 @@ FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"),
     *("DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "TGA", "DDS"),
 )
-# What lies in place of an image when its download was not whole.
-NOT_DOWNLOADED = {
-    b"version https://git-lfs": "a Git LFS pointer, not the image itself: run `git lfs pull`",
-    b"<!doctype html": "a web page, not an image: download it again",
-    b"<html": "a web page, not an image: download it again",
-}
 ORIENTATION = 0x0112  # EXIF's tag
 STRIP = 16  # length over width
 DEEP = 14  # bits: cameras put so many, or 10 or 12, into files of 16
@@ -126,10 +120,8 @@ def _reason(error: Exception, path: str | os.PathLike) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        with open(path, "rb") as file:
-            start = file.read(100).lstrip().lower()
         other = "not an image that can be read" if os.path.getsize(path) else "the file is empty"
-        return next((reason for sign, reason in NOT_DOWNLOADED.items() if start.startswith(sign)), other)
+        return not_downloaded(path) or other
     known: dict[type[Exception], str] = {
         FileNotFoundError: "there is no such file",
         PermissionError: "this file may not be read (permissions)",

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from roclab.core.exceptions import CheckpointError
+from roclab.core.files import not_downloaded
 
 State = dict[str, Tensor]
 Names = list[tuple[str, str]]  # beginnings of parameter names: here and there
@@ -41,6 +42,8 @@ def read_weights(path: str | os.PathLike) -> State:
     if not path.is_file():
         kind = "is a folder, not a file" if path.is_dir() else "there is no such file"
         raise CheckpointError(f"--weights {path}: {kind}; give default, none, a name of torchvision or timm, or a file")
+    if what := not_downloaded(path):
+        raise CheckpointError(f"{path} is {what}")
     try:
         if path.suffix.lower() == ".safetensors":
             state = load_file(path)
