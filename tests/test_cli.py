@@ -127,6 +127,7 @@ def test_pull_says_where_the_weights_are(smollm_path):
         (("nonsense",), "No such command 'nonsense'. (see "),
         (("generate", "-p", "x", "-n", "9000"), "the model's context has 8192"),
         (("generate", "--prompt-file", "no/such/file.txt"), "no/such/file.txt: cannot be read"),
+        (("evaluate", "--text", "two\nlines.txt"), r"two\nlines.txt: cannot be read"),
         (("evaluate", "--text", "no/such/file.txt"), "no/such/file.txt: cannot be read"),
         (("chat", "--load", "no/such/talk.json"), "no/such/talk.json"),
     ],

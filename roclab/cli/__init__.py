@@ -114,7 +114,8 @@ def _fail(error: Exception, message: str) -> None:
     if os.environ.get("ROCLAB_DEBUG"):
         raise error
     if message:  # without one the help was printed
-        print(f"roclab: {message}", file=sys.stderr)
+        one_line = message.replace("\n", "\\n")  # a file's name may hold a line's end
+        print(f"roclab: {one_line}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -187,7 +187,7 @@ def cache_folder(name: str) -> Path:
     """Where things that can be computed again are kept: `ROCLAB_CACHE`, or `roclab` in the user's cache folder, or for
     a user without a home a folder of theirs among the temporary files."""
     if base := os.environ.get("ROCLAB_CACHE"):
-        return Path(base) / name
+        return Path(os.path.expanduser(base)) / name  # in a Dockerfile or a service's settings no shell does it
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "roclab" / name
     home = os.path.expanduser("~")

@@ -117,5 +117,8 @@ def test_what_pip_says_and_what_helps(said, reason, remedy, tmp_path, monkeypatc
     assert "\n" not in line
 
 
-def test_nothing_is_called_tilde(tmp_path: Path):
+def test_nothing_is_called_tilde(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ROCLAB_CACHE", "~/roclab-cache")
+    assert cache_folder("kernels") == Path.home() / "roclab-cache" / "kernels"
+    monkeypatch.delenv("ROCLAB_CACHE")
     assert not any(part.startswith("~") for part in cache_folder("kernels").parts)

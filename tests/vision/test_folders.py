@@ -36,10 +36,12 @@ def move(folder: Path, **parts: str) -> None:
     shutil.rmtree(folder / "dog")
 
 
-LEFT = ["cat/._1.jpg", "cat/.DS_Store", "__MACOSX/cat/._1.jpg", "dog/__MACOSX/1.jpg", ".ipynb_checkpoints/1.jpg"]
+LEFT = [".ipynb_checkpoints/1.jpg", "cat/._1.jpg", "cat/.DS_Store", "__MACOSX/cat/._1.jpg", "dog/__MACOSX/1.jpg", ".Trash-1/1.jpg"]
 
 
-@pytest.mark.parametrize("left", [*LEFT, "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/1.jpg"])
+@pytest.mark.parametrize(
+    "left", [*LEFT, "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/1.jpg", ".Trash-1000/1.jpg"]
+)
 def test_hidden_files_and_leavings_are_passed_over_by_all(folder: Path, left: str):
     path = folder / left
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,11 +104,13 @@ def test_a_label_is_that_of_the_link_not_of_its_target(folder: Path, tmp_path: P
 def test_files_that_are_passed_over_are_counted_in_train_as_in_audit(folder: Path):
     for number, name in enumerate(("A.JPG", "b", "c.jpg_large", "d.jpeg~")):
         (folder / "cat" / f"{number}.jpg").rename(folder / "cat" / name)
+    for name in ("Thumbs.db", "desktop.ini", "notes.txt"):
+        (folder / "dog" / name).write_bytes(b"left")
     os.mkfifo(folder / "cat" / "pipe.jpg")  # reading it would wait for ever
     report = audit(str(folder))
-    assert (report["classes"]["cat"], len(report["ignored"])) == (7, 4)
-    assert "4 passed over" in describe(report)
-    assert load_data(str(folder)).notes[0].startswith("4 passed over, no images by their name or in no class folder")
+    assert (report["classes"]["cat"], len(report["ignored"])) == (7, 7)
+    assert "7 passed over" in describe(report)
+    assert load_data(str(folder)).notes[0].startswith("7 passed over, no images by their name or in no class folder")
 
 
 def test_what_was_not_downloaded_is_recognised_in_one_line(folder: Path):

@@ -311,6 +311,21 @@ def test_many_huge_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch:
     assert max(most) <= 3
 
 
+def test_a_moving_png_gives_its_first_frame_and_16_bit_colours_their_upper_bytes(tmp_path: Path):
+    picture(1).save(tmp_path / "a.png", save_all=True, append_images=[picture(2)])
+    assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), np.asarray(picture(1)))
+    assert inspect_image(tmp_path / "a.png").frames == 2
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
+    data = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks.items()
+    )
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert np.abs(np.asarray(open_image(tmp_path / "deep.png")) - values / 257).max() <= 1
+
+
 def test_wrong_extension(tmp_path: Path):
     picture(7).save(tmp_path / "really_png.jpg", format="PNG")
     picture(7).save(tmp_path / "really.jpg")

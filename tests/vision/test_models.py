@@ -301,6 +301,7 @@ def wrapped() -> dict[str, dict]:
         "ddp_under_compiled": under("_orig_mod.module."),
         "lightning_compiled": {"state_dict": under("model._orig_mod."), "epoch": 3},
         "lightning_ddp": under("model.module."),
+        "flattened": under("state_dict.model."),
         "averaged": averaged,
         "averaged_under_ddp": {"model": {f"module.{name}": value for name, value in averaged.items()}},
         "nested": {"model": {"state_dict": state}},
@@ -376,15 +377,17 @@ def test_damaged_and_wrong_files_are_named_in_one_line(tmp_path: Path):
     (tmp_path / "empty.pth").touch()
     (tmp_path / "empty.safetensors").touch()
     (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "no_tensors.pth")
     bad = sorted(tmp_path.glob("[!w]*"))
-    assert len(bad) == 7
+    assert len(bad) == 8
     for file in [*bad, tmp_path / "missing.pth"]:
         with pytest.raises(CheckpointError) as caught:
             read_weights(file)
         assert str(file) in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert ("run `git lfs pull`" in str(caught.value)) == (file.stem == "pointer")
 
 
 def test_weights_of_another_network_do_not_fit(tmp_path: Path):

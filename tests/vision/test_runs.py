@@ -230,6 +230,14 @@ def test_a_run_of_another_machine_is_read_on_this_one(images, tmp_path, device, 
     resume(run.path, device="cpu")
 
 
+def test_a_run_under_an_odd_name_whose_settings_an_editor_saved(images, tmp_path):
+    run = train(config(images), tmp_path / "läufe 100% {x}" / "a'b")
+    path = run.path / "config.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    assert len(predict(Run.open(run.path), [images / "sky"])) == 8
+    assert evaluate(Run.open(run.path), "test")["n"] > 0
+
+
 def test_a_comparison_goes_on_where_its_images_are_now(images, tmp_path):
     first = Path(shutil.copytree(images, tmp_path / "first"))
     base, out = config(first, epochs=1), tmp_path / "out"

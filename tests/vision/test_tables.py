@@ -46,6 +46,7 @@ def written(separator: str, end: str = "\r\n") -> str:
         (written(",").replace("D/", "D\\").encode(), ""),
         (written(",").replace("D/", ".\\D\\").encode("cp1252"), "Windows-1252"),
         (written(",").replace("ü", "u\u0308").encode(), ""),  # a Mac's form of ü; the file has the other one
+        (written(",").replace(",", "\u00a0,\u00a0").encode(), ""),  # blanks of a web page or a word processor
         (b'"Path" , "LABEL"\n' + written(",").split("\r\n", 1)[1].encode(), ""),
     ],
 )

@@ -28,7 +28,8 @@ Names = list[tuple[str, str]]  # beginnings of parameter names: here and there
 TABLES = ("relative_position_index", "attn_mask")  # the model computes them itself
 COMPUTED = (*TABLES, "num_batches_tracked")  # files may lack them: the counter plays no part in what BatchNorm computes
 WRAPPINGS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel and AveragedModel, torch.compile, Lightning
+# Of DataParallel and AveragedModel, torch.compile, Lightning, and of dictionaries that were flattened for safetensors.
+PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.")
 
 
 def read_weights(path: str | os.PathLike) -> State:
