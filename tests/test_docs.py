@@ -165,3 +165,11 @@ def test_links_and_names_of_files_are_right(page):
     if not page.name.startswith("log"):  # the notebooks tell of files of their time
         named += [ROOT / target for target in re.findall(r"`((?:roclab|tests|docs|bench)/[\w./-]*)`", text)]
     assert [str(path) for path in named if not path.exists()] == []
+
+
+def test_every_test_that_the_table_of_real_files_names_is_there():
+    named = re.findall(r"([\w/]+\.py)::(\w+)", (ROOT / "docs" / "real-files.md").read_text(encoding="utf-8"))
+    assert len(named) > 100
+    assert [
+        f"{file}::{test}" for file, test in named if f"def {test}(" not in (ROOT / "tests" / file).read_text()
+    ] == []

@@ -26,7 +26,7 @@ from roclab.lm.settings import SamplingParams
 from roclab.lm.text.detokenizer import ThinkingSplit
 from roclab.lm.text.tokenizer import Tokenizer
 
-from .build import learn_by_heart, roclab
+from .build import learn_by_heart, peer, roclab, write_gguf
 
 QUESTION, THOUGHT, ANSWER = "What is 7 · 8?", "7 · 8 is 56. 🙂", "It is 56 ✓"
 SECOND, SECOND_ANSWER = "And 6 · 7?", "It is 42"
@@ -287,6 +287,15 @@ class Terminal:
                 except OSError:
                     assert text in self.seen, f"ended without {text!r}: {self.seen!r}"
         self.seen = self.seen[self.seen.index(text) + len(text) :]
+
+
+def test_a_reply_that_fills_the_context_says_so(tmp_path):
+    model = peer("llama")
+    model.lm_head.weight.data.zero_()  # says the first token for ever, and never one that ends a text
+    write_gguf(tmp_path / "m.gguf", model, changes={"tokenizer.ggml.eos_token_id": 299})
+    done = roclab("lm", "chat", "-t", "0", "-n", "512", "--model", tmp_path / "m.gguf", stdin="a question\n/stats\n")
+    assert done.returncode == 0, done.stderr
+    assert "the context of 128 tokens is full; /reset begins a new conversation" in done.stdout + done.stderr
 
 
 def test_ctrl_c_cuts_a_reply_short_and_ctrl_d_ends(smollm_path):

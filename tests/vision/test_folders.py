@@ -36,7 +36,14 @@ def move(folder: Path, **parts: str) -> None:
     shutil.rmtree(folder / "dog")
 
 
-LEFT = [".ipynb_checkpoints/1.jpg", "cat/._1.jpg", "cat/.DS_Store", "__MACOSX/cat/._1.jpg", "dog/__MACOSX/1.jpg", ".Trash-1/1.jpg"]
+LEFT = [
+    ".ipynb_checkpoints/1.jpg",
+    "cat/._1.jpg",
+    "cat/.DS_Store",
+    "__MACOSX/cat/._1.jpg",
+    "dog/__MACOSX/1.jpg",
+    ".Trash-1/1.jpg",
+]
 
 
 @pytest.mark.parametrize(
