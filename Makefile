@@ -47,9 +47,9 @@ demo-lm: .venv/.run
 	$(BIN)/roclab lm generate --model smollm2-135m --chat --max-new-tokens 80 \
 	  --prompt "What is gravity? Explain in two sentences."
 
-# Two workers, a file's tests together: they share what is slow to make.
+# Three workers, as tests also wait for processes of theirs; a file's tests together: they share what is slow to make.
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
