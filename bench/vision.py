@@ -200,7 +200,7 @@ def loop(args, model, images, loader, optimizer, step_scheduler, epochs: int, fr
         step_scheduler(epoch + 1)
         seconds += time.perf_counter() - begin
         if not frozen or epoch + 1 == epochs:
-            probs = predict_probs(model, [image.path for image in val], args.image_size)
+            probs = predict_probs(model, [image.path for image in val], args.image_size, "torch")
             curve.append([seconds, float((probs.argmax(1) == labels).mean())])
             print(f"epoch {epoch + 1}: {curve[-1]}", file=sys.stderr, flush=True)
             torch.set_grad_enabled(True)

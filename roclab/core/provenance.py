@@ -16,7 +16,18 @@ from typing import Any
 
 from roclab import __version__
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy", "safetensors", "tokenizers")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "scipy",
+    "openvino",
+    "safetensors",
+    "tokenizers",
+)
 
 
 def seed_everything(seed: int) -> None:

@@ -16,7 +16,7 @@ STRATEGIES = ("features", "finetune")
 ALWAYS_THERE = ("data", "model", "strategy", "seed", "image_size", "epochs")  # older runs may lack what came later
 
 # A run may go on with others of these: the hashes of images and weights are compared, and the machine is another.
-MOVABLE = frozenset({"data_root", "mirror", "weights", "workers", "device"})
+MOVABLE = frozenset({"data_root", "mirror", "weights", "workers", "device", "backend"})
 
 
 @dataclass
@@ -81,6 +81,11 @@ class TrainConfig:
     # Machine
     workers: int = setting(None, "finetune: processes that read images.", low=0, high=256)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
+    backend: str = setting(
+        "auto",
+        "What computes frozen features and predictions: auto is openvino where it is installed and faster.",
+        choices=("auto", "torch", "openvino"),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

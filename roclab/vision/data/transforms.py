@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from roclab.core.exceptions import RocLabError
 
@@ -30,25 +34,46 @@ class Preprocessing:
         return max(image_size, round(image_size * self.resize / self.crop))
 
 
-def eval_transform(preprocessing: Preprocessing, image_size: int | None = None) -> Callable[[Any], Any]:
-    """The transform for validation, test and prediction: PIL image (or uint8 CHW tensor) -> float32 (3, S, S).
-
-    Shorter side resized (the aspect is kept), centre crop, normalisation. At the weights' own size this is what
-    torchvision's `weights.transforms()` computes, bit for bit.
-    """
+def eval_crop(preprocessing: Preprocessing, image_size: int | None = None) -> Callable[[Any], Any]:
+    """The first part of `eval_transform`: the shorter side resized (the aspect is kept), centre crop; still uint8."""
     from torchvision.transforms import v2
 
     size = image_size or preprocessing.crop
     resize = v2.Resize(preprocessing.resize_for(size), interpolation=_mode(preprocessing), antialias=True)
-    return v2.Compose([resize, v2.CenterCrop(size), *_to_normalised(preprocessing)])
+    return v2.Compose([resize, v2.CenterCrop(size)])
 
 
-def train_transform(
+def eval_transform(preprocessing: Preprocessing, image_size: int | None = None) -> Callable[[Any], Any]:
+    """The transform for validation, test and prediction: PIL image (or uint8 CHW tensor) -> float32 (3, S, S).
+
+    Shorter side resized, centre crop, normalisation. At the weights' own size this is what torchvision's
+    `weights.transforms()` computes, bit for bit.
+    """
+    return _then_normalised(eval_crop(preprocessing, image_size), preprocessing)
+
+
+def train_crop(
     preprocessing: Preprocessing,
     image_size: int | None = None,
     randaugment: bool = False,
     min_area: float = 0.35,
     flips: str = "horizontal",
+) -> Callable[[Any], Any]:
+    """The first part of `train_transform`: random crop, flips, RandAugment; still uint8."""
+    from torchvision.transforms import v2
+
+    size, mode = image_size or preprocessing.crop, _mode(preprocessing)
+    flipped = [v2.RandomHorizontalFlip()]
+    if flips == "dihedral":  # two flips and a quarter turn reach each of the eight with probability 1/8
+        flipped += [v2.RandomVerticalFlip(), v2.RandomApply([v2.RandomRotation((90, 90))], p=0.5)]
+    elif flips != "horizontal":
+        raise RocLabError(f"flips is {flips!r}, must be horizontal or dihedral")
+    crop = v2.RandomResizedCrop(size, scale=(min_area, 1.0), interpolation=mode, antialias=True)
+    return v2.Compose([crop, *flipped, *([v2.RandAugment(interpolation=mode)] if randaugment else [])])
+
+
+def train_transform(
+    preprocessing: Preprocessing, image_size: int | None = None, **options: Any
 ) -> Callable[[Any], Any]:
     """The transform for training: PIL image (or uint8 CHW tensor) -> float32 (3, S, S), drawn anew at each call.
 
@@ -58,31 +83,20 @@ def train_transform(
     Every draw comes from torch's global generator: seed it, and the same image gives the same bits. `min_area` is
     0.35, not ImageNet's 0.08: with few images, a crop of 8 % often does not show what the label names.
     """
+    return _then_normalised(train_crop(preprocessing, image_size, **options), preprocessing)
+
+
+def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Float32 images (…, 3, H, W) of uint8 ones: x / 255 and then (x - mean) / std, as torchvision's presets. (v2's
+    ToDtype multiplies by 1/255, one rounding away.)"""
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def _then_normalised(crop: Callable[[Any], Any], preprocessing: Preprocessing) -> Callable[[Any], Any]:
     from torchvision.transforms import v2
 
-    size, mode = image_size or preprocessing.crop, _mode(preprocessing)
-    flipped = [v2.RandomHorizontalFlip()]
-    if flips == "dihedral":  # two flips and a quarter turn reach each of the eight with probability 1/8
-        flipped += [v2.RandomVerticalFlip(), v2.RandomApply([v2.RandomRotation((90, 90))], p=0.5)]
-    elif flips != "horizontal":
-        raise RocLabError(f"flips is {flips!r}, must be horizontal or dihedral")
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(min_area, 1.0), interpolation=mode, antialias=True),
-            *flipped,
-            *([v2.RandAugment(interpolation=mode)] if randaugment else []),
-            *_to_normalised(preprocessing),
-        ]
-    )
-
-
-def _to_normalised(preprocessing: Preprocessing) -> list[Callable[[Any], Any]]:
-    from torchvision.transforms import Normalize, v2
-    from torchvision.transforms.functional import convert_image_dtype
-
-    # x / 255 and then (x - mean) / std, as torchvision's presets: v2's ToDtype multiplies by 1/255, one rounding away
-    normalise = Normalize(list(preprocessing.mean), list(preprocessing.std))
-    return [v2.ToImage(), v2.ToPureTensor(), convert_image_dtype, normalise]
+    return v2.Compose([crop, v2.ToImage(), v2.ToPureTensor(), partial(normalised, preprocessing=preprocessing)])
 
 
 def _mode(preprocessing: Preprocessing) -> Any:

@@ -26,7 +26,7 @@ from roclab.vision.data.files import inspect_files, is_image, printable, walk
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
 from roclab.vision.evaluate.run_reader import COLUMNS, VisionRun
 from roclab.vision.models.classifier import load_model
-from roclab.vision.models.inference import cached_features, dataset_features, predict_probs, softmax
+from roclab.vision.models.inference import cached_features, dataset_features, head_probs, predict_probs
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +82,14 @@ def run_probs(run: Run, dataset: Dataset, images: Sequence[LabelledImage], split
     images.
     """
     model, _, image_size = load_model(run, split)
+    backend = run.config.get("backend", "auto")
     if run.config["strategy"] == "finetune":
-        return predict_probs(model, [image.path for image in images], image_size)
+        return predict_probs(model, [image.path for image in images], image_size, backend)
     if split == "val":
-        features = dataset_features(model, dataset, image_size)[0]["val"]
+        features = dataset_features(model, dataset, image_size, backend=backend)[0]["val"]
     else:
-        features, _ = cached_features(model, images, image_size)
-    weight, bias = (value.detach().cpu().numpy() for value in (model.head.weight, model.head.bias))
-    return softmax(features @ weight.T + bias)
+        features, _ = cached_features(model, images, image_size, backend=backend)
+    return head_probs(model, features)
 
 
 def write_predictions(
@@ -143,8 +143,9 @@ def predict(
 
 def _probs(run: Path, paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
     """Class names and probabilities (N, C) of images."""
-    model, classes, image_size = load_model(Run.open(run))
-    return classes, predict_probs(model, paths, image_size)
+    opened = Run.open(run)
+    model, classes, image_size = load_model(opened)
+    return classes, predict_probs(model, paths, image_size, opened.config.get("backend", "auto"))
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:

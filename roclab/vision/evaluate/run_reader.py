@@ -27,7 +27,7 @@ MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T"} | {
 }
 STRATEGIES = {"features": "frozen", "finetune": "fine-tuned"}
 # Of a run's config: its seed, where its images lie and where it was trained. Everything else makes the arm.
-NOT_THE_ARM = {"seed", "data", "data_root", "mirror", "workers", "device"}
+NOT_THE_ARM = {"seed", "data", "data_root", "mirror", "workers", "device", "backend"}
 KEPT_START = "kept its starting head"
 BY_BUDGET = {"epochs", "image_size"}  # what --budget decides by measuring: it may differ from seed to seed
 

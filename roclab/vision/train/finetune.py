@@ -55,7 +55,7 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
         tensors, about = load_tensors(last)
         logger.info(f"resuming after epoch {about['epoch']}")
     elif config.lp_ft:
-        start = start_from_trained_head(model, dataset, config.image_size) if world.main else None
+        start = start_from_trained_head(model, dataset, config.image_size, config.backend) if world.main else None
         about["rows"] = [world.from_main(start)]
         if world.main:
             save_best(model.module.state_dict())
@@ -190,18 +190,21 @@ class Trainer:
         evaluated = copy.copy(self.model)
         evaluated.module = self.evaluated
         mine: Sequence[LabelledImage] = self.world.share(self.val)
-        probs = predict_probs(evaluated, [image.path for image in mine], self.config.image_size) if mine else None
+        paths, size = [image.path for image in mine], self.config.image_size
+        probs = predict_probs(evaluated, paths, size, "torch") if mine else None  # weights that are used once
         parts = [part for part in self.world.gather(probs) if part is not None]
         loss, top1 = loss_and_accuracy(np.concatenate(parts), labels_of(self.val))
         return {"val_loss": loss, "val_top1": top1}
 
 
-def start_from_trained_head(model: Classifier, dataset: Dataset, image_size: int) -> dict[str, Any]:
+def start_from_trained_head(
+    model: Classifier, dataset: Dataset, image_size: int, backend: str = "auto"
+) -> dict[str, Any]:
     """LP-FT (Kumar et al. 2022): with a random head, the first steps would distort the features it is given.
 
     Returns the metrics of this start, as epoch 0.
     """
-    x, seconds = dataset_features(model, dataset, image_size)  # those of the extraction, where it was remembered too
+    x, seconds = dataset_features(model, dataset, image_size, backend=backend)  # those of the extraction, where it was remembered too
     begin = time.perf_counter()
     train, val = ((x[split], labels_of(dataset.split(split))) for split in ("train", "val"))
     head = choose_head((*train, *val), len(dataset.classes))

@@ -27,6 +27,7 @@ from roclab.vision.config import COMMON, MOVABLE, TrainConfig, check_same, fill,
 from roclab.vision.data.dataset import Dataset, labels_of, load_data
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import KEPT_START, VisionRun
+from roclab.vision.models.backend import pick_backend
 from roclab.vision.models.classifier import BEFORE_REFIT, Classifier, build_model, load_model, save_model
 from roclab.vision.models.inference import dataset_features
 from roclab.vision.train.budget import Costs, fit_to_budget, parse_duration
@@ -146,7 +147,8 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
     if config.strategy == "finetune":
         timing = finetune(run, config, model, dataset, world)
     elif world.main:
-        timing = train_features(run, model, dataset, config.image_size, config.views, config.refit, config.seed)
+        own = (config.views, config.refit, config.seed, config.backend)
+        timing = train_features(run, model, dataset, config.image_size, *own)
     if world.main:
         timing |= {"peak_memory_mb": peak_memory_mb(), "train_wall_seconds": time.perf_counter() - begin}
         found = evaluate(run, "val", timing, str(dataset.root.resolve()))
@@ -160,11 +162,11 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
 
 
 def train_features(
-    run: Run, model: Classifier, dataset: Dataset, image_size: int, views: int, refit: bool, seed: int
+    run: Run, model: Classifier, dataset: Dataset, image_size: int, views: int, refit: bool, seed: int, backend: str
 ) -> dict[str, Any]:
     """Train the head on the frozen backbone's features under `views`; leaves the whole model in the run and returns the
     timing for training.json. `refit`: once C is chosen, train it again on train + val."""
-    extracted = [dataset_features(model, dataset, image_size, view) for view in range(views)]
+    extracted = [dataset_features(model, dataset, image_size, view, backend) for view in range(views)]
     x, seconds = [features for features, _ in extracted], sum(took for _, took in extracted)
     y_train, y_val = labels_of(dataset.split("train")), labels_of(dataset.split("val"))
     x_all, y_all = [np.concatenate([view["train"], view["val"]]) for view in x], np.concatenate([y_train, y_val])
@@ -185,6 +187,7 @@ def train_features(
     timing = {
         "c": head.c,
         "regularisation": head.tried,
+        "backend": pick_backend(model, len(y_all), backend),
         "feature_seconds": seconds,
         "head_seconds": head_seconds,
         "solver_steps": len(head.history),
