@@ -114,7 +114,7 @@ def compare(
 
 @app.command()
 def predict(
-    run: Path = typer.Argument(..., help="Folder of a finished run."),
+    run: Path = typer.Argument(..., help="Folder of a finished run, or of an exported model."),
     images: list[Path] = typer.Argument(..., help="Images, or folders of images."),
     top: int = typer.Option(5, min=1, help="How many classes to name."),
     skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, and log them."),
@@ -125,12 +125,31 @@ def predict(
 
     Example: roclab vision predict runs/elpv cell.png --top 2
     """
-    from roclab.core.runs import Run
     from roclab.vision.evaluate.evaluate import predict as predict_images
 
-    found = predict_images(Run.open(run), images, top, engine, skip_bad)
+    found = predict_images(run, images, top, engine, skip_bad)
     named = ((row["path"], (f"{p['class']} {p['probability']:.3f}" for p in row["predictions"])) for row in found)
     show(found, as_json, "\n".join(f"{path}: {', '.join(classes)}" for path, classes in named))
+
+
+@app.command()
+def export(
+    run: Path = typer.Argument(..., help="Folder of a finished run."),
+    to: str = typer.Option("onnx", help="onnx, torchscript or openvino."),
+    out: Path = typer.Option(..., help="Folder of the model and its card, new or empty."),
+    data_root: str | None = typer.Option(None, help="Where the run's images are now, if they have moved."),
+    as_json: bool = typer.Option(False, "--json", help="Print what was compared as JSON."),
+) -> None:
+    """Write a run's network for use without RocLab: an image of any size goes in, class probabilities come out.
+
+    Example: roclab vision export runs/elpv --to onnx --out cells
+    """
+    from roclab.core.runs import Run
+    from roclab.vision.evaluate.export import export as export_run
+
+    found = export_run(Run.open(run), to, out, data_root)
+    words = f"{found['images']} validation images: probabilities within {found['largest_difference']:.1g} of the run's"
+    show(found, as_json, f"{out / found['file']}\n{words}\nmodel card: {out / 'README.md'}")
 
 
 @app.command()

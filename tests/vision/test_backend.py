@@ -77,7 +77,7 @@ def test_the_cache_keeps_the_backends_apart(tmp_path: Path, monkeypatch: pytest.
     assert evaluate(run)["top1"] == evaluate(other)["top1"]
     paths = sorted((tmp_path / "images").rglob("*.jpg"))
     by_torch, by_openvino = (
-        [row["predictions"][0]["probability"] for row in predict(r, paths, top=1)] for r in (run, other)
+        [row["predictions"][0]["probability"] for row in predict(r.path, paths, top=1)] for r in (run, other)
     )
     assert by_torch == pytest.approx(by_openvino, abs=1e-3)
     assert by_torch != by_openvino  # two programs, not one under two names

@@ -112,7 +112,7 @@ def test_training_and_prediction_over_a_local_ray(tmp_path, monkeypatch):
         for arm, found in here["arms"].items():
             assert over_ray["arms"][arm]["top1"] == found["top1"]
         run = Run.open(tmp_path / "here" / f"{MODEL}-finetune-seed0")
-        spread, local = predict(run, [images], top=3, engine="ray"), predict(run, [images], top=3)
+        spread, local = predict(run.path, [images], top=3, engine="ray"), predict(run.path, [images], top=3)
         assert [row["path"] for row in spread] == [row["path"] for row in local]
         for one, other in zip(spread, local, strict=True):
             one_p, other_p = ({p["class"]: p["probability"] for p in row["predictions"]} for row in (one, other))

@@ -221,7 +221,7 @@ def test_a_run_of_another_machine_is_read_on_this_one(images, tmp_path, device, 
     run = train(config(images, **FINETUNE), tmp_path / "run")
     write_json(run.path / "config.json", run.config | {"device": device})
     caplog.set_level("INFO", "roclab")
-    found = predict(Run.open(run.path), [images / "sky"])
+    found = predict(run.path, [images / "sky"])
     assert len(found) == 8
     assert f"trained on {device}, which is not here: using" in caplog.text
     assert evaluate(Run.open(run.path), "test")["n"] > 0

@@ -420,14 +420,14 @@ def test_a_device_that_is_not_there_leaves_no_run(images, tmp_path, device):
 
 def test_predict_names_the_likeliest_classes_in_order(images, tmp_path):
     run = train(config(images), tmp_path / "run")
-    found = predict(run, [images / "sky", images / "brick" / "00.jpg"], top=2)
+    found = predict(run.path, [images / "sky", images / "brick" / "00.jpg"], top=2)
     assert len(found) == 13
     for row in found:
         first, second = row["predictions"]
         assert first["probability"] >= second["probability"]
     assert sum(row["predictions"][0]["class"] == "sky" for row in found[:12]) > 6
     with pytest.raises(RocLabError, match="no such image"):
-        predict(run, [images / "nowhere.jpg"])
+        predict(run.path, [images / "nowhere.jpg"])
 
 
 def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(images, tmp_path):

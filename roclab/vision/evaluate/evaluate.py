@@ -26,6 +26,7 @@ from roclab.vision.data.files import inspect_files, is_image, printable, walk
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
 from roclab.vision.evaluate.run_reader import COLUMNS, VisionRun
 from roclab.vision.models.classifier import load_model
+from roclab.vision.models.exported import exported_file, open_exported
 from roclab.vision.models.inference import cached_features, dataset_features, head_probs, predict_probs
 
 logger = logging.getLogger(__name__)
@@ -108,16 +109,18 @@ def write_predictions(
 
 
 def predict(
-    run: Run, paths: Sequence[Path], top: int = 5, engine: str = "local", skip_bad: bool = False
+    run: Path, paths: Sequence[Path], top: int = 5, engine: str = "local", skip_bad: bool = False
 ) -> list[dict[str, Any]]:
-    """The `top` classes of each image with their probabilities; folders are searched for images.
+    """The `top` classes of each image with their probabilities; folders are searched for images. `run` is a run's
+    folder, or what `roclab vision export` wrote.
 
     Returns one {"path", "predictions": [{"class", "probability"}, …]} an image, in order. An image that cannot be read
     raises `DataError` that names it; with `skip_bad` it is logged and left out. `engine` "ray" spreads the images over
     a Ray cluster. Raises `RocLabError` if the run is not finished.
     """
     check_engine(engine)
-    _ = VisionRun(run.path, run.config).training  # raises if the run is not finished
+    if exported_file(run) is None:
+        _ = VisionRun.open(run).training  # raises if the run is not finished
     images = find_images(paths)
     if skip_bad:
         checks = inspect_files(images)
@@ -127,7 +130,7 @@ def predict(
         images = [check.path for check in checks if not check.error]
         if not images:
             raise DataError("none of the images can be read")
-    probs_of = partial(_probs, run.path.resolve())
+    probs_of = partial(_probs, run.resolve())
     if engine == "ray":
         absolute = [path.resolve() for path in images]
         parts = map_over_cluster(probs_of, [absolute[i : i + CHUNK] for i in range(0, len(absolute), CHUNK)])
@@ -143,6 +146,9 @@ def predict(
 
 def _probs(run: Path, paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
     """Class names and probabilities (N, C) of images."""
+    if file := exported_file(run):
+        exported = open_exported(file)
+        return exported.classes, exported.probs(paths)
     opened = Run.open(run)
     model, classes, image_size = load_model(opened)
     return classes, predict_probs(model, paths, image_size, opened.config.get("backend", "auto"))

@@ -6,11 +6,12 @@ batch's features (B, D) float32. It may read the next batch while it computes th
 
 from __future__ import annotations
 
+import importlib
 import platform
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, util
 from itertools import chain
@@ -25,7 +26,7 @@ from roclab.core.training.memory import release_freed_memory
 from roclab.vision.data.transforms import normalised
 from roclab.vision.models.classifier import Classifier
 
-FEWEST = 100  # images: to convert a network takes OpenVINO about as long as torch takes for fifty
+FEWEST = 200  # images: with fewer, converting the network takes longer than is won
 
 
 def pick_backend(model: Classifier, images: int, asked: str = "auto") -> str:
@@ -95,28 +96,43 @@ def openvino_features(model: Classifier, batches: Iterable[np.ndarray]) -> Itera
 
 def _compiled(model: Classifier, shape: tuple[int, ...], threads: int) -> Any:
     """OpenVINO's network for one image of a shape (H, W, 3)."""
-    # OpenVINO reports each import over the network, unasked; a module that is None cannot be imported
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    from openvino import Core
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    network, example = OnPixels(model).eval(), torch.zeros(1, *shape, dtype=torch.uint8, device=model.device)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing is deprecated; what torch has instead takes three times as long here
-        traced = torch.jit.trace(network, example, check_trace=False)
-    # what `openvino.convert_model` does, which would trace the network three times
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(traced)  # by name: only the name keeps it alive
-    converted = frontend.convert(frontend.load(decoder))
-    converted.reshape([1, *shape])
+    example = torch.zeros(1, *shape, dtype=torch.uint8, device=model.device)
     options = {
         "INFERENCE_PRECISION_HINT": "f32",  # on CPUs that have it, the default is bfloat16
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
         "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
     }
-    return Core().compile_model(converted, "CPU", options)
+    return openvino().Core().compile_model(convert(trace(OnPixels(model), example), example.shape), "CPU", options)
+
+
+def openvino() -> Any:
+    """The library, kept from reporting each import over the network, unasked."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None cannot be imported
+    return importlib.import_module("openvino")
+
+
+def trace(network: nn.Module, example: Tensor) -> Any:
+    """The network's operations on the example, in evaluation mode."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # it is deprecated; what torch has instead takes three times as long here
+        return torch.jit.trace(network.eval(), example, check_trace=False)
+
+
+def convert(traced: Any, shape: Sequence[int]) -> Any:
+    """OpenVINO's model of a traced network for an input of a shape, in which -1 is any length.
+
+    It is what `openvino.convert_model` does, which would trace the network three times.
+    """
+    openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(traced)  # by name: only the name keeps it alive
+    converted = frontend.convert(frontend.load(decoder))
+    converted.reshape(list(shape))
+    return converted
 
 
 Backend = Callable[[Classifier, Iterable[np.ndarray]], Iterator[np.ndarray]]

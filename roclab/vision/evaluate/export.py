@@ -1,0 +1,107 @@
+"""`roclab vision export`: a run's network as a file that needs no RocLab, compared with the run before it is handed
+over, and a model card beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roclab import __version__
+from roclab.core.exceptions import RocLabError
+from roclab.core.files import atomic_folder, atomic_write
+from roclab.core.runs import Run
+from roclab.vision.evaluate.run_reader import VisionRun
+from roclab.vision.models.classifier import LITE0, load_model
+from roclab.vision.models.exported import FILES, open_exported, write_exported
+from roclab.vision.models.inference import predict_probs
+
+COMPARED = 20  # images
+ALLOWED = {"onnx": 1e-3, "torchscript": 1e-3, "openvino": 1e-2}  # between probabilities; the last resizes in float32
+
+LICENCES = {  # of weights that come by name
+    LITE0: "Apache-2.0 (Google's EfficientNet-Lite)",
+    "resnet50": "BSD-3-Clause (torchvision)",
+    "swin_t": "BSD-3-Clause (torchvision)",
+}
+
+
+def export(run: Run, kind: str, out: Path, data_root: str | None = None) -> dict[str, Any]:
+    """Write a finished run's network and its model card into the folder `out`, which must not exist or be empty.
+
+    Returns what was compared: the number of validation images and the largest difference between probabilities of the
+    run and of the file. Raises `RocLabError`, and leaves nothing, if that is more than `ALLOWED`.
+    """
+    if kind not in FILES:
+        raise RocLabError(f"--to {kind}: choose one of {', '.join(FILES)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RocLabError(f"{out} is there already: choose another --out")
+    run = VisionRun.open(run.path)
+    _ = run.training  # raises if the run is not finished
+    val = run.dataset(data_root).split("val")
+    paths = [image.path for image in val[:: max(1, len(val) // COMPARED)][:COMPARED]]
+    model, classes, image_size = load_model(run)
+    model.module.cpu()
+    expected = predict_probs(model, paths, image_size, "torch")
+    with atomic_folder(out) as folder:
+        file = folder / FILES[kind]
+        write_exported(model, classes, image_size, kind, file)
+        apart = np.abs(open_exported(file).probs(paths) - expected).max(axis=1)
+        if (worst := int(apart.argmax())) >= 0 and not apart[worst] <= ALLOWED[kind]:
+            raise RocLabError(
+                f"the exported model and {run.path} differ by {apart[worst]:.2g} in a probability of {paths[worst]}: "
+                f"not written (this network cannot be exported to {kind})"
+            )
+        compared = {"images": len(paths), "largest_difference": float(apart.max())}
+        atomic_write(folder / "README.md", model_card(run, FILES[kind], classes, image_size, compared))
+    return {"path": str(out), "file": FILES[kind], "classes": classes, **compared}
+
+
+def model_card(run: VisionRun, file: str, classes: list[str], image_size: int, compared: dict[str, Any]) -> str:
+    """Markdown: what the network is, what it was trained on, how good it is, and for what it is not known."""
+    config, manifest = run.config, run.manifest
+    counts = {split: len(run.images(split)) for split in ("train", "val", "test")}
+    weights = config.get("weights", "default")
+    named = LICENCES.get(config["model"], "that of timm's page of the weights") if not Path(weights).is_file() else ""
+    licence = "none were used" if weights == "none" else named or f"that of {weights}: ask where it came from"
+    figures = [_figures(run, split) for split in ("val", "test") if run.has_results(split)]
+    return f"""# {run.label}: {", ".join(classes) if len(classes) <= 12 else f"{len(classes)} classes"}
+
+`{file}` takes one decoded image, `image` (1, height, width, 3), uint8, RGB, any size, upright; it gives
+`probabilities` (1, {len(classes)}), float32, in the order of the metadata's `classes` (JSON). Resize, centre crop to
+{image_size} px and normalisation are inside. Written by RocLab {__version__}; on {compared["images"]} validation images
+its probabilities differ from the run's by at most {compared["largest_difference"]:.1g}.
+
+## Data
+{manifest["name"]}: {counts["train"]} images to train on, {counts["val"]} to validate, {counts["test"]} to test; cut
+with seed {config["seed"]}. SHA-256 of the list of images: {manifest["fingerprint"]}.
+
+Classes: {", ".join(classes)}.
+
+## Figures
+Top-1 accuracy with its 95 % interval (Wilson).
+
+| split | images | top-1 | macro F1 | calibration error |
+|---|---|---|---|---|
+{chr(10).join(figures)}
+
+Validation images helped to choose settings; test images did not.
+
+## Licence of the weights
+Training began from `{weights}` of {config["model"]}. Licence: {licence}. That of your images comes on top.
+
+## Limits
+- The figures are of images like those above. Of others, of other cameras or classes, nothing is known.
+- Every image gets one of the {len(classes)} classes, also where none of them is in it.
+- Only the middle of an image is seen. A probability is no promise: see the calibration error.
+- A JPEG of more than four times the resized side is decoded by RocLab at a smaller scale, which is faster; another
+  decoder's pixels give slightly other probabilities.
+"""
+
+
+def _figures(run: VisionRun, split: str) -> str:
+    found = run.results(split)
+    low, high = found["ci95"]["top1"]
+    accuracy = f"{100 * found['top1']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"| {split} | {found['n']} | {accuracy} | {found['macro_f1']:.3f} | {found['ece']:.3f} |"

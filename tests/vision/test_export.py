@@ -1,0 +1,180 @@
+"""An exported network answers as its run does, without RocLab; a model card lies beside it; nothing half is left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from roclab.core.exceptions import CheckpointError, RocLabError
+from roclab.core.runs import Run
+from roclab.vision.config import TrainConfig
+from roclab.vision.data.transforms import Preprocessing, eval_crop
+from roclab.vision.evaluate.evaluate import evaluate, predict
+from roclab.vision.evaluate.export import ALLOWED, export
+from roclab.vision.evaluate.run_reader import VisionRun
+from roclab.vision.models.classifier import load_model
+from roclab.vision.models.exported import FILES, resampled, resampling
+from roclab.vision.train.train import train
+from tests.vision.conftest import picture
+from tests.vision.small import config, make_images
+
+NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",), "torchscript": ()}
+
+ALONE = """
+import json, sys
+import numpy, onnxruntime
+from PIL import Image
+session = onnxruntime.InferenceSession(sys.argv[1])
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+for path in sys.argv[2:]:
+    image = numpy.asarray(Image.open(path).convert("RGB"))
+    probs = session.run(None, {"image": image[None]})[0][0]
+    print(json.dumps([classes[probs.argmax()], probs.tolist()]))
+assert "torch" not in sys.modules and "roclab" not in sys.modules
+"""
+
+
+def needs(kind: str) -> None:
+    if missing := [name for name in NEEDS[kind] if find_spec(name) is None]:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Path]]:
+    folder = tmp_path_factory.mktemp("trained")
+    images = make_images(folder / "images", size=90)
+    for i, size in enumerate(((200, 70), (31, 64), (64, 64), (65, 300))):
+        picture(i, size).save(images / "sky" / f"other-{i}.png")
+    run = train(config(images), folder / "run")
+    evaluate(run)
+    return run, sorted(images.rglob("*.*g"))
+
+
+@pytest.mark.parametrize("size", [(500, 333), (333, 500), (256, 256), (224, 999), (100, 80), (31, 17)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_resize_is_pillows(size: tuple[int, int], interpolation: str):
+    preprocessing, image = Preprocessing(256, 224, interpolation=interpolation), picture(3, size)
+    expected = np.asarray(eval_crop(preprocessing)(image)).astype(int)
+    sides = [torch.tensor([side]) for side in (size[1], size[0])]
+    down, across = (resampling(side, min(sides), preprocessing, 224) for side in sides)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert np.array_equal(resampled(pixels, down, across).permute(1, 2, 0).int().numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_predict_takes_the_exported_file(trained: tuple[Run, list[Path]], tmp_path: Path, kind: str):
+    needs(kind)
+    run, paths = trained
+    done = export(run, kind, tmp_path / "out")
+    assert done["images"] >= 5
+    assert done["largest_difference"] <= 1e-3
+    expected = predict(run.path, paths, top=3)
+    for given in (tmp_path / "out", tmp_path / "out" / FILES[kind]):
+        found = predict(given, paths, top=3)
+        assert [row["path"] for row in found] == [row["path"] for row in expected]
+        for mine, theirs in zip(found, expected, strict=True):
+            by_class = {p["class"]: p["probability"] for p in theirs["predictions"]}
+            assert {p["class"]: p["probability"] for p in mine["predictions"]} == pytest.approx(by_class, abs=1e-3)
+
+
+def by_onnx_runtime_alone(file: Path, paths: list[Path]) -> tuple[list[str], np.ndarray]:
+    """Classes and probabilities (N, C), in a process without torch and RocLab."""
+    command = [sys.executable, "-c", ALONE, file, *paths]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return [name for name, _ in rows], np.array([probs for _, probs in rows])
+
+
+def assert_same_predictions(run: Run, file: Path, paths: list[Path]) -> None:
+    names, probs = by_onnx_runtime_alone(file, paths)
+    found = predict(run.path, paths, top=probs.shape[1])
+    classes = load_model(run)[1]
+    expected = np.array(
+        [[{p["class"]: p["probability"] for p in row["predictions"]}[c] for c in classes] for row in found]
+    )
+    assert np.abs(probs - expected).max() <= 1e-3
+    for name, row, values in zip(names, found, np.sort(expected), strict=True):
+        assert name == row["predictions"][0]["class"] or values[-1] - values[-2] < 2e-3
+
+
+def test_onnx_runtime_alone_gives_the_runs_predictions(trained: tuple[Run, list[Path]], tmp_path: Path):
+    needs("onnx")
+    run, paths = trained
+    export(run, "onnx", tmp_path / "out")
+    assert_same_predictions(run, tmp_path / "out" / "model.onnx", paths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["efficientnet_lite0", "resnet50"])
+def test_two_hundred_test_images_of_the_pets(shared_data: Path, tmp_path: Path, model: str):
+    needs("onnx")
+    weights = "default" if model == "efficientnet_lite0" else next((shared_data / "weights").glob("resnet50*"))
+    about = {"data": "pets", "data_root": str(shared_data / "pets3"), "weights": str(weights), "device": "cpu"}
+    run = train(TrainConfig(**about, model=model, image_size=224), tmp_path / "run")
+    export(run, "onnx", tmp_path / "out")
+    test = VisionRun.open(run.path).dataset().test(opened_by="evaluate")
+    assert_same_predictions(run, tmp_path / "out" / "model.onnx", [image.path for image in test][:200])
+
+
+def test_the_card_says_data_figures_licence_and_limits(trained: tuple[Run, list[Path]], tmp_path: Path):
+    run = trained[0]
+    export(run, "torchscript", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    found = json.loads((run.path / "results-val.json").read_text())
+    assert f"| val | {found['n']} | {100 * found['top1']:.1f} % [" in card
+    for words in ("brick, grass, sky", "## Licence of the weights", "none were used", "## Limits", "cut\nwith seed 0"):
+        assert words in card, words
+
+
+def test_a_network_that_answers_otherwise_is_not_handed_over(
+    trained: tuple[Run, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(ALLOWED, "torchscript", -1.0)  # as if every difference were too large
+    with pytest.raises(RocLabError, match=r"differ by .* in a probability of .*: not written"):
+        export(trained[0], "torchscript", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_one_line(trained: tuple[Run, list[Path]], tmp_path: Path):
+    run, paths = trained
+    with pytest.raises(RocLabError, match="--to tflite: choose one of onnx, torchscript, openvino"):
+        export(run, "tflite", tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(RocLabError, match="is there already"):
+        export(run, "torchscript", tmp_path / "full")
+    for name in ("model.onnx", "model.pt", "model.xml"):
+        (tmp_path / name).write_bytes(b"no model")
+        if all(find_spec(needed) for kind, file in FILES.items() if file == name for needed in NEEDS[kind]):
+            with pytest.raises(CheckpointError, match=r"not a model of .roclab vision export., or damaged"):
+                predict(tmp_path / name, paths)
+    torch.jit.trace(torch.nn.Identity(), torch.zeros(1)).save(str(tmp_path / "other.pt"))
+    with pytest.raises(CheckpointError, match=r"not a model of .roclab vision export."):
+        predict(tmp_path / "other.pt", paths)
+    with pytest.raises(RocLabError):
+        predict(tmp_path / "full", paths)
+
+
+def test_the_run_itself_is_left_as_it_was(trained: tuple[Run, list[Path]], tmp_path: Path):
+    run = trained[0]
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    export(run, "torchscript", tmp_path / "out")
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    assert load_model(run)[1] == ["brick", "grass", "sky"]
+
+
+def test_a_grey_image_and_one_with_transparency(trained: tuple[Run, list[Path]], tmp_path: Path):
+    export(trained[0], "torchscript", tmp_path / "out")
+    Image.new("LA", (70, 50), (200, 0)).save(tmp_path / "clear.png")
+    (mine,), (theirs,) = (
+        predict(given, [tmp_path / "clear.png"], top=1) for given in (tmp_path / "out", trained[0].path)
+    )
+    assert mine["predictions"][0]["class"] == theirs["predictions"][0]["class"]
