@@ -18,7 +18,7 @@ from roclab.core.runs import Run
 from roclab.vision.config import TrainConfig
 from roclab.vision.data.transforms import Preprocessing, eval_crop
 from roclab.vision.evaluate.evaluate import evaluate, predict
-from roclab.vision.evaluate.export import ALLOWED, export
+from roclab.vision.evaluate.export import ALLOWED, export, model_card
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.classifier import load_model
 from roclab.vision.models.exported import FILES, resampled, resampling
@@ -132,6 +132,24 @@ def test_the_card_says_data_figures_licence_and_limits(trained: tuple[Run, list[
     assert f"| val | {found['n']} | {100 * found['top1']:.1f} % [" in card
     for words in ("brick, grass, sky", "## Licence of the weights", "none were used", "## Limits", "cut\nwith seed 0"):
         assert words in card, words
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "said"),
+    [
+        ("efficientnet_lite0", "default", "Apache-2.0"),
+        ("resnet50", "v2", "torchvision is BSD-3-Clause"),
+        ("resnet50", "gone/pqf.safetensors", "not known here"),
+        ("timm/convnext_tiny", "default", "not known here"),
+        ("resnet50", "none", "none were used"),
+    ],
+)
+def test_the_card_names_a_licence_only_where_it_is_known(
+    trained: tuple[Run, list[Path]], model: str, weights: str, said: str
+):
+    run = VisionRun(trained[0].path, trained[0].config | {"model": model, "weights": weights})
+    compared = {"images": 20, "largest_difference": 1e-6}
+    assert f"Licence: {said}" in model_card(run, "model.onnx", ["brick", "grass", "sky"], 64, compared)
 
 
 def test_a_network_that_answers_otherwise_is_not_handed_over(

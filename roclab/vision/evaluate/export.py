@@ -20,11 +20,8 @@ from roclab.vision.models.inference import predict_probs
 COMPARED = 20  # images
 ALLOWED = {"onnx": 1e-3, "torchscript": 1e-3, "openvino": 1e-2}  # between probabilities; the last resizes in float32
 
-LICENCES = {  # of weights that come by name
-    LITE0: "Apache-2.0 (Google's EfficientNet-Lite)",
-    "resnet50": "BSD-3-Clause (torchvision)",
-    "swin_t": "BSD-3-Clause (torchvision)",
-}
+TORCHVISION = "torchvision is BSD-3-Clause and names no other one for its weights; ImageNet is for research"
+LICENCES = {LITE0: "Apache-2.0 (Google's EfficientNet-Lite)", "resnet50": TORCHVISION, "swin_t": TORCHVISION}  # default
 
 
 def export(run: Run, kind: str, out: Path, data_root: str | None = None) -> dict[str, Any]:
@@ -63,8 +60,9 @@ def model_card(run: VisionRun, file: str, classes: list[str], image_size: int, c
     config, manifest = run.config, run.manifest
     counts = {split: len(run.images(split)) for split in ("train", "val", "test")}
     weights = config.get("weights", "default")
-    named = LICENCES.get(config["model"], "that of timm's page of the weights") if not Path(weights).is_file() else ""
-    licence = "none were used" if weights == "none" else named or f"that of {weights}: ask where it came from"
+    by_name = weights.lower() in ("default", "v1", "v2")  # else a file, or a tag of timm
+    known = LICENCES.get(config["model"]) if by_name else None
+    licence = "none were used" if weights == "none" else known or "not known here: see where the weights came from"
     figures = [_figures(run, split) for split in ("val", "test") if run.has_results(split)]
     return f"""# {run.label}: {", ".join(classes) if len(classes) <= 12 else f"{len(classes)} classes"}
 
