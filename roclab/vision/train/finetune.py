@@ -204,7 +204,8 @@ def start_from_trained_head(
 
     Returns the metrics of this start, as epoch 0.
     """
-    x, seconds = dataset_features(model, dataset, image_size, backend=backend)  # those of the extraction, where it was remembered too
+    # the seconds of the extraction, where it was remembered too
+    x, seconds = dataset_features(model, dataset, image_size, backend=backend)
     begin = time.perf_counter()
     train, val = ((x[split], labels_of(dataset.split(split))) for split in ("train", "val"))
     head = choose_head((*train, *val), len(dataset.classes))
