@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,7 @@ def test_metrics_reach_tensorboard_and_a_resumed_run_hides_what_it_does_again(tm
     for epoch, loss in enumerate([3.0, 2.0, 9.0]):
         run.log_metrics({"step": 10 * epoch, "epoch": epoch, "loss": loss, "note": "text is no curve"})
     run.truncate_metrics(10)
+    time.sleep(1.1)  # the events' files are read in the order of their names: the second, then a count without zeros
     run.log_metrics({"step": 20, "epoch": 2, "loss": 1.0})
     run.close()
     events = accumulator.EventAccumulator(str(run.path / "tensorboard"))

@@ -234,7 +234,7 @@ def test_a_run_under_an_odd_name_whose_settings_an_editor_saved(images, tmp_path
     run = train(config(images), tmp_path / "läufe 100% {x}" / "a'b")
     path = run.path / "config.json"
     path.write_text(path.read_text(encoding="utf-8").replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
-    assert len(predict(Run.open(run.path), [images / "sky"])) == 8
+    assert len(predict(run.path, [images / "sky"])) == 8
     assert evaluate(Run.open(run.path), "test")["n"] > 0
 
 
