@@ -56,21 +56,28 @@ def train(
 def evaluate(
     run: Path = typer.Argument(..., help="Folder of a finished run."),
     split: str = typer.Option("val", help="val or test. Opening test is recorded in the run."),
-    data_root: str | None = typer.Option(None, help="Where the run's images are now, if they have moved."),
+    data: str | None = typer.Option(None, help="Other labelled images, as in train: all of them are evaluated."),
+    data_root: str | None = typer.Option(None, help="Where the images are now, if they have moved."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="--data: leave unreadable images out."),
+    device: str | None = typer.Option(None, help="auto, cpu, cuda, …; the run's own, if it is here and none is given."),
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
     """Evaluate a run: accuracy with intervals, calibration, scores of each class, confusion matrix.
 
     Example: roclab vision evaluate runs/elpv --split test --json
     """
-    from roclab.core.runs import Run
     from roclab.report.kit import render
     from roclab.vision.evaluate.evaluate import evaluate as evaluate_run
+    from roclab.vision.evaluate.evaluate import evaluate_on
     from roclab.vision.evaluate.figures import run_figure
+    from roclab.vision.evaluate.run_reader import VisionRun
 
-    opened = Run.open(run)
-    found = evaluate_run(opened, split, data_root=data_root)
-    figure = run_figure(opened, split)
+    opened, figure = VisionRun.open(run), None
+    if data is None:
+        found = evaluate_run(opened, split, data_root=data_root, device=device)
+        figure = run_figure(opened, split)
+    else:
+        found = evaluate_on(opened, data, data_root, skip_bad, device)
     show(found, as_json, render("evaluation.txt", found=found, figure=figure))
 
 
@@ -118,6 +125,7 @@ def predict(
     images: list[Path] = typer.Argument(..., help="Images, or folders of images."),
     top: int = typer.Option(5, min=1, help="How many classes to name."),
     skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, and log them."),
+    device: str | None = typer.Option(None, help="auto, cpu, cuda, …; the run's own, if it is here and none is given."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON list."),
     engine: str = typer.Option("local", help="local, or ray: spread the images over a Ray cluster."),
 ) -> None:
@@ -127,7 +135,7 @@ def predict(
     """
     from roclab.vision.evaluate.evaluate import predict as predict_images
 
-    found = predict_images(run, images, top, engine, skip_bad)
+    found = predict_images(run, images, top, engine, skip_bad, device)
     named = ((row["path"], (f"{p['class']} {p['probability']:.3f}" for p in row["predictions"])) for row in found)
     show(found, as_json, "\n".join(f"{path}: {', '.join(classes)}" for path, classes in named))
 

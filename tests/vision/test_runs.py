@@ -22,8 +22,9 @@ from roclab.vision.data.dataset import load_data
 from roclab.vision.data.images import FactCache, inspect_images
 from roclab.vision.data.loader import TrainImages, batches
 from roclab.vision.data.transforms import Preprocessing, train_transform
-from roclab.vision.evaluate.evaluate import evaluate, predict
+from roclab.vision.evaluate.evaluate import evaluate, evaluate_on, predict
 from roclab.vision.evaluate.figures import confusion, new_figure, save_figure
+from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models import inference
 from roclab.vision.models.classifier import build_model, load_model
 from roclab.vision.train.train import resume, train
@@ -284,3 +285,38 @@ def test_model_facts_survive_without_the_weights(images, tmp_path):
     assert load_model(run)[0].preprocessing == before
     assert load_tensors(run.checkpoints / "last.safetensors")[1]["epoch"] == 2
     assert not any(image.error for image in inspect_images(list(images.rglob("*.jpg"))))
+
+
+def test_other_images_are_evaluated_by_the_names_of_the_runs_classes(images, tmp_path, capsys):
+    run = train(config(images), tmp_path / "run")
+    before = {path: file_sha256(path) for path in run.path.rglob("*") if path.is_file()}
+    new = tmp_path / "new"
+    shutil.copytree(images / "sky", new / "sky")  # of one class alone, and some were trained on
+    app(["vision", "evaluate", str(run.path), "--data", str(new), "--device", "cpu"], standalone_mode=False)
+    printed = capsys.readouterr().out
+    seen = {row["sha256"] for row in read_json(run.path / "split.json")["images"] if row["split"] != "test"}
+    known = sum(file_sha256(path) in seen for path in (new / "sky").iterdir())
+    assert 0 < known < 8
+    assert f"{known} of these images are among those the run was trained on" in printed
+    assert "on 8 images" in printed
+    found = evaluate_on(VisionRun.open(run.path), str(new))
+    assert found["per_class"]["sky"]["support"] == 8
+    assert found["n"] == sum(map(sum, found["confusion"])) == 8
+    named = [row["predictions"][0]["class"] for row in predict(run.path, [new], device="cpu")]
+    assert found["top1"] == named.count("sky") / 8
+    assert before == {path: file_sha256(path) for path in run.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("Sky", {}, r"class 'Sky' \(is it 'sky'\?\), which is none of the run's"),
+        ("sea", {}, "class 'sea', which is none of the run's"),
+        ("sky", {"device": "cuda:7"}, "--device cuda:7: not usable here"),
+    ],
+)
+def test_images_of_other_classes_and_devices_that_are_not_here_are_refused(images, tmp_path, name, options, said):
+    run = train(config(images), tmp_path / "run")
+    shutil.copytree(images / "sky", tmp_path / "new" / name)
+    with pytest.raises(RocLabError, match=said):
+        evaluate_on(VisionRun.open(run.path), str(tmp_path / "new"), **options)

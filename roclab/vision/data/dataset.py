@@ -174,16 +174,7 @@ def load_data(
     """
     if not 0 < val_fraction < 1:
         raise RocLabError(f"--val-fraction is {val_fraction}, must be between 0 and 1")
-    listing = list_images(spec, data_root, mirror)
-    checks = inspect_files([entry.path for entry in listing.entries])
-    bad = [check for check in checks if check.error]
-    if bad and not skip_bad:
-        more = f" (and {len(bad) - 1} more: `roclab vision audit` names them all)" if len(bad) > 1 else ""
-        first = f"{printable(bad[0].path)}: {bad[0].error}"
-        raise DataError(f"{first}{more}; repair or remove it, or leave it out with --skip-bad")
-    entries = [entry for entry, check in zip(listing.entries, checks, strict=True) if not check.error]
-    checks = [check for check in checks if not check.error]
-    skipped = [(check.path, check.error) for check in bad]
+    listing, entries, checks, skipped = _readable(spec, data_root, mirror, skip_bad)
     classes = _classes(listing, entries, skip_bad, skipped)
     hashes = [check.sha256 for check in checks]
     splits = _split(entries, hashes, listing.test_fraction, val_fraction, seed)
@@ -203,6 +194,43 @@ def load_data(
     _note_missing(dataset)
     _note_duplicates(dataset, checks)
     return dataset
+
+
+def labelled_images(
+    spec: str, data_root: str | os.PathLike | None, classes: Sequence[str], skip_bad: bool = False
+) -> list[LabelledImage]:
+    """All images of `spec`, of whatever split, labelled by the names of `classes`; of some classes there may be none.
+
+    Raises `DataError` for a class that is not among them, and for images as `load_data` does.
+    """
+    listing, entries, checks, _ = _readable(spec, data_root, None, skip_bad)
+    for name in sorted({entry.label for entry in entries} - set(classes)):
+        twin = next((f" (is it {other!r}?)" for other in classes if alike(other) == alike(name)), "")
+        raise DataError(f"{listing.name} has a class {name!r}{twin}, which is none of the run's: {', '.join(classes)}")
+    return [
+        LabelledImage(entry.path, classes.index(entry.label), "test", check.sha256)
+        for entry, check in zip(entries, checks, strict=True)
+    ]
+
+
+def _readable(
+    spec: str, data_root: str | os.PathLike | None, mirror: str | None, skip_bad: bool
+) -> tuple[Listing, list[Entry], list[Inspection], list[tuple[Path, str]]]:
+    """The images of `spec` that can be read, with what was found of each, and those left out."""
+    listing = list_images(spec, data_root, mirror)
+    checks = inspect_files([entry.path for entry in listing.entries])
+    bad = [check for check in checks if check.error]
+    if bad and not skip_bad:
+        more = f" (and {len(bad) - 1} more: `roclab vision audit` names them all)" if len(bad) > 1 else ""
+        first = f"{printable(bad[0].path)}: {bad[0].error}"
+        raise DataError(f"{first}{more}; repair or remove it, or leave it out with --skip-bad")
+    entries = [entry for entry, check in zip(listing.entries, checks, strict=True) if not check.error]
+    return (
+        listing,
+        entries,
+        [check for check in checks if not check.error],
+        [(check.path, check.error) for check in bad],
+    )
 
 
 def _passed_over(files: list[Path]) -> list[str]:

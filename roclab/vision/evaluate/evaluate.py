@@ -21,7 +21,7 @@ from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import atomic_write, read_json, write_json
 from roclab.core.runs import Run
 from roclab.vision.config import run_config
-from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of
+from roclab.vision.data.dataset import Dataset, LabelledImage, labelled_images, labels_of
 from roclab.vision.data.files import inspect_files, is_image, printable, walk
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
 from roclab.vision.evaluate.run_reader import COLUMNS, VisionRun
@@ -35,12 +35,16 @@ CHUNK = 256  # images of a task on a cluster
 
 
 def evaluate(
-    run: Run, split: str = "val", training: dict[str, Any] | None = None, data_root: str | None = None
+    run: Run,
+    split: str = "val",
+    training: dict[str, Any] | None = None,
+    data_root: str | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run on `split` ("val" or "test"): writes predictions.csv and results-SPLIT.json, returns the latter.
 
     `training` is what training.json will hold, given by `train` before it has written it; `data_root` says where the
-    images are now if they have moved.
+    images are now if they have moved; `device`, where to compute, if not where the run was trained.
 
     Raises `RocLabError`, before anything is written, if the run is damaged, its training did not finish or the images
     are not where they were.
@@ -62,7 +66,7 @@ def evaluate(
         images = dataset.split("val")
     if not images:
         raise RocLabError(f"{run.path}: its data has no {split} images")
-    probs = run_probs(run, dataset, images, split)
+    probs = run_probs(run, dataset, images, split, device)
     write_predictions(run, split, images, probs, dataset.classes)
     measured = ("best_epoch", "mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
     found = {
@@ -76,13 +80,33 @@ def evaluate(
     return found
 
 
-def run_probs(run: Run, dataset: Dataset, images: Sequence[LabelledImage], split: str) -> np.ndarray:
+def evaluate_on(
+    run: VisionRun, data: str, data_root: str | None = None, skip_bad: bool = False, device: str | None = None
+) -> dict[str, Any]:
+    """Evaluate a finished run on all images of other data, labelled by the names of the run's classes. Nothing in the
+    run changes. `trained_on`: how many of the images training has seen."""
+    _ = run.training  # raises if the run is not finished
+    model, classes, image_size = load_model(run, device=device)
+    images = labelled_images(data, data_root, classes, skip_bad)
+    probs = predict_probs(model, [image.path for image in images], image_size, run.config.get("backend", "auto"))
+    seen = {row["sha256"] for row in run.manifest["images"] if row["split"] != "test"}
+    return {
+        "split": data,
+        "trained_on": sum(image.sha256 in seen for image in images),
+        **classification_metrics(labels_of(images), probs, classes),
+        **{name: run.config[name] for name in ("model", "strategy", "seed")},
+    }
+
+
+def run_probs(
+    run: Run, dataset: Dataset, images: Sequence[LabelledImage], split: str, device: str | None = None
+) -> np.ndarray:
     """Class probabilities (N, C) of the run's model for the images of a split.
 
     A frozen backbone's features are looked up (or computed and cached), so five seeds need one pass over the test
     images.
     """
-    model, _, image_size = load_model(run, split)
+    model, _, image_size = load_model(run, split, device)
     backend = run.config.get("backend", "auto")
     if run.config["strategy"] == "finetune":
         return predict_probs(model, [image.path for image in images], image_size, backend)
@@ -109,14 +133,20 @@ def write_predictions(
 
 
 def predict(
-    run: Path, paths: Sequence[Path], top: int = 5, engine: str = "local", skip_bad: bool = False
+    run: Path,
+    paths: Sequence[Path],
+    top: int = 5,
+    engine: str = "local",
+    skip_bad: bool = False,
+    device: str | None = None,
 ) -> list[dict[str, Any]]:
     """The `top` classes of each image with their probabilities; folders are searched for images. `run` is a run's
     folder, or what `roclab vision export` wrote.
 
     Returns one {"path", "predictions": [{"class", "probability"}, …]} an image, in order. An image that cannot be read
     raises `DataError` that names it; with `skip_bad` it is logged and left out. `engine` "ray" spreads the images over
-    a Ray cluster. Raises `RocLabError` if the run is not finished.
+    a Ray cluster; `device`: where to compute, if not where the run was trained. Raises `RocLabError` if the run is not
+    finished.
     """
     check_engine(engine)
     if exported_file(run) is None:
@@ -130,7 +160,7 @@ def predict(
         images = [check.path for check in checks if not check.error]
         if not images:
             raise DataError("none of the images can be read")
-    probs_of = partial(_probs, run.resolve())
+    probs_of = partial(_probs, run.resolve(), device)
     if engine == "ray":
         absolute = [path.resolve() for path in images]
         parts = map_over_cluster(probs_of, [absolute[i : i + CHUNK] for i in range(0, len(absolute), CHUNK)])
@@ -144,13 +174,13 @@ def predict(
     return found
 
 
-def _probs(run: Path, paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
+def _probs(run: Path, device: str | None, paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
     """Class names and probabilities (N, C) of images."""
     if file := exported_file(run):
         exported = open_exported(file)
         return exported.classes, exported.probs(paths)
     opened = Run.open(run)
-    model, classes, image_size = load_model(opened)
+    model, classes, image_size = load_model(opened, device=device)
     return classes, predict_probs(model, paths, image_size, opened.config.get("backend", "auto"))
 
 

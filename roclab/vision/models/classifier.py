@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roclab.core.devices import device_or_auto
+from roclab.core.devices import device_or_auto, pick_device
 from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.core.fetch import package_folder
 from roclab.core.runs import Run
@@ -272,8 +272,9 @@ def save_model(
     save_tensors(path, state or model.module.state_dict(), about)
 
 
-def load_model(run: Run, split: str = "test") -> tuple[Classifier, list[str], int]:
-    """The trained model of a run on the run's device, its class names and the image size (px) it works at.
+def load_model(run: Run, split: str = "test", device: str | None = None) -> tuple[Classifier, list[str], int]:
+    """The trained model of a run, its class names and the image size (px) it works at. Without a `device` it is on the
+    one it was trained on, if that is here.
 
     For the "val" images its head is the one before it was trained again on train + val.
     """
@@ -291,4 +292,5 @@ def load_model(run: Run, split: str = "test") -> tuple[Classifier, list[str], in
     values = about["recipe"]
     model.preprocessing = Preprocessing(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
     model.weights_id = about["weights_id"]
-    return model.to(device_or_auto(run.config.get("device", "auto"))), about["classes"], about["image_size"]
+    place = pick_device(device) if device else device_or_auto(run.config.get("device", "auto"))
+    return model.to(place), about["classes"], about["image_size"]
