@@ -143,11 +143,16 @@ def labels_of(images: Sequence[LabelledImage]) -> np.ndarray:
 
 
 def read_manifest(run: str | os.PathLike) -> dict[str, Any]:
-    """A run folder's split.json. (Runs of version 0.1 have "photos" for "images".)"""
-    manifest = read_json(Path(run) / "split.json")
+    """A run folder's split.json; those of version 0.1 have "photos" for "images". Raises `DataError` if it is damaged."""
+    path = Path(run) / "split.json"
+    manifest = read_json(path)
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path} is damaged (it holds no record of images): train again")
     for row in (manifest, *manifest.get("near_duplicates_across_splits", ())):
         if "photos" in row:
             row["images"] = row.pop("photos")
+    if missing := [name for name in (*RECORDED, "root", "fingerprint", "images") if name not in manifest]:
+        raise DataError(f"{path} is damaged (it lacks {', '.join(missing)}): train again")
     return manifest
 
 
