@@ -31,7 +31,7 @@ from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.prefix_cache import SHARE_FROM, PrefixCache, common_length
 from roclab.lm.engine.prompt_lookup import Costs, Lookup
 from roclab.lm.engine.runner import Runner, Sequence
-from roclab.lm.engine.sampling import penalize_repetition, sample
+from roclab.lm.engine.sampling import largest, penalize_repetition, sample
 from roclab.lm.settings import SamplingParams
 
 # Logits; more than ten times the largest difference seen between a row in a batch and alone (docs/log.md).
@@ -299,9 +299,9 @@ class Engine:
         scores = own.float()
         if any(r.processors or r.params.repetition_penalty != 1.0 for r in requests):
             scores = torch.cat([self._scores(r, row[None]) for r, row in zip(requests, scores, strict=True)])
-        best = scores.max(dim=-1)
-        fine = best.values.isfinite().tolist()  # a NaN counts as the largest
-        ids = best.indices.tolist()
+        best = largest(scores)
+        fine = scores.gather(-1, best[:, None])[:, 0].isfinite().tolist()
+        ids = best.tolist()
         if not self.runner.batch_invariant and logits.dtype == torch.float32:
             two = scores.topk(2, dim=-1).values
             near = ((two[:, 0] - two[:, 1]) < NEAR_TIE).tolist()

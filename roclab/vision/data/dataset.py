@@ -143,7 +143,7 @@ def labels_of(images: Sequence[LabelledImage]) -> np.ndarray:
 
 
 def read_manifest(run: str | os.PathLike) -> dict[str, Any]:
-    """A run folder's split.json; those of version 0.1 have "photos" for "images". Raises `DataError` if it is damaged."""
+    """A run folder's split.json; version 0.1 had "photos" for "images". Raises `DataError` if it is damaged."""
     path = Path(run) / "split.json"
     manifest = read_json(path)
     if not isinstance(manifest, dict):
