@@ -44,7 +44,7 @@ def export(run: Run, kind: str, out: Path, data_root: str | None = None) -> dict
     with atomic_folder(out) as folder:
         file = folder / FILES[kind]
         write_exported(model, classes, image_size, kind, file)
-        apart = np.abs(open_exported(file).probs(paths) - expected).max(axis=1)
+        apart = np.abs(open_exported(file, just_written=True).probs(paths) - expected).max(axis=1)
         if (worst := int(apart.argmax())) >= 0 and not apart[worst] <= ALLOWED[kind]:
             raise RocLabError(
                 f"the exported model and {run.path} differ by {apart[worst]:.2g} in a probability of {paths[worst]}: "
