@@ -72,8 +72,8 @@ def model_card(run: VisionRun, file: str, classes: list[str], image_size: int, c
 its probabilities differ from the run's by at most {compared["largest_difference"]:.1g}.
 
 ## Data
-{manifest["name"]}: {counts["train"]} images to train on, {counts["val"]} to validate, {counts["test"]} to test; cut
-with seed {config["seed"]}. SHA-256 of the list of images: {manifest["fingerprint"]}.
+{manifest["name"]}: {counts["train"]} images to train on, {counts["val"]} to validate (cut
+with seed {config["seed"]}), {counts["test"]} to test. SHA-256 of the list of images: {manifest["fingerprint"]}.
 
 Classes: {", ".join(classes)}.
 
