@@ -11,8 +11,8 @@ from typing import Any
 
 from roclab.cli.options import THINKING
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import write_json
-from roclab.lm.conversation import Conversation
+from roclab.core.files import read_json, write_json
+from roclab.lm.conversation import Conversation, read_saved
 
 HELP = """\
 /help               this list
@@ -158,6 +158,11 @@ class ChatLoop:
             ) from None
         if path.is_dir():
             raise RocLabError(f"/save {path}: this is a folder; name a file")
+        if path.is_file():
+            try:
+                read_saved(read_json(path))
+            except RocLabError:
+                raise RocLabError(f"/save {path}: this file is there and no conversation; name another") from None
         try:
             write_json(path, self.conversation.to_dict())
         except (OSError, ValueError) as error:  # ValueError: a name or text that no file can hold

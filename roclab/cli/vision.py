@@ -194,6 +194,7 @@ def errors(
 
     Example: roclab vision errors runs/pets/resnet50-features runs/pets/swin_t-features --out errors
     """
+    from roclab.core.sentences import KINDS
     from roclab.report.error_page import write_page
     from roclab.report.folders import ERRORS
     from roclab.vision.error_analysis.facts import analyse
@@ -204,6 +205,6 @@ def errors(
     page = write_page(facts, out)
     for note in facts["notes"]:
         logger.info("note: %s", note)
-    width = max(len(row["evidence"]["kind"]) for row in facts["sentences"])
-    lines = [f"{row['evidence']['kind']:{width}}  {row['text']}" for row in facts["sentences"]]
+    width = max(map(len, KINDS.values()))
+    lines = [f"{KINDS[row['evidence']['kind']]:{width}}  {row['text']}" for row in facts["sentences"]]
     show(facts, as_json, "\n".join([*lines, f"page: {page}"]))

@@ -147,7 +147,7 @@ class Conversation:
         system message among them, thoughts as "reasoning_content", "reasoning" or in <think> tags. A system message or
         thinking mode chosen already stays. Raises RocLabError if it is not one; then nothing has changed."""
         try:
-            system, turns, settings = _read_saved(saved)
+            system, turns, settings = read_saved(saved)
             began = datetime.fromisoformat(settings["began"]) if "began" in settings else self.began
         except (RocLabError, ValueError, TypeError) as error:
             raise RocLabError(f"{origin}: not a saved conversation: {error}") from None
@@ -162,7 +162,7 @@ class Conversation:
             self.thinking = settings.get("thinking")
 
 
-def _read_saved(saved: Any) -> tuple[str | None, list[dict[str, Any]], Mapping[str, Any]]:
+def read_saved(saved: Any) -> tuple[str | None, list[dict[str, Any]], Mapping[str, Any]]:
     """System message, turns and the rest of a saved conversation. Raises RocLabError that says what it is not."""
     settings = saved if isinstance(saved, Mapping) else {}
     messages = saved if isinstance(saved, list) else settings.get("messages")

@@ -61,6 +61,8 @@ def compare(
         for seed in seeds
         for config in [_config(base, model, strategy, seed, (weights or {}).get(model, base.weights))]
     }
+    if out.is_dir() and any(out.iterdir()) and not [*out.glob("settings.json"), *out.glob("*/config.json")]:
+        raise RocLabError(f"{out} holds other files and no comparison: choose a new or empty --out")
     configs = asked | _earlier(out, base, asked)
     for path, config in configs.items():
         _check_same_question(path, config)

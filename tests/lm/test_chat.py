@@ -209,10 +209,13 @@ def command(*arguments):
 def test_chat_through_pipes(thinker_folder, tmp_path):
     saved, below = tmp_path / "talk.json", tmp_path / "below"
     below.mkdir()
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
     lines = ["/help", QUESTION, "/stats", "/think off", "/reset", QUESTION, "/system Be kind.", "/think maybe"]
-    lines += ["/nonsense", f"/save {saved}", f"/save {saved}/below-a-file.json"]
+    lines += ["/nonsense", f"/save {saved}", f"/save {saved}", f"/save {saved}/below-a-file.json"]
     lines += [
         f"/save {tmp_path}",
+        f"/save {notes}",
         "/save /",
         "/save ~nobody-here/x",
         "/save a\0b",
@@ -242,7 +245,9 @@ def test_chat_through_pipes(thinker_folder, tmp_path):
     assert "/etc: no such command" not in done.stderr  # a space first: it is text
     assert "this is a folder" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["below", "talk.json"]
+    assert notes.read_text() == "mine"
+    assert "notes.txt: this file is there and no conversation; name another" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["below", "notes.txt", "talk.json"]
     assert "Not a directory" in done.stderr or "File exists" in done.stderr
     assert json.loads(saved.read_text()) == {
         "system": "Be kind.", "thinking": False,

@@ -264,6 +264,10 @@ BAD_FOLDERS = {
         lambda f: edit_tensors(f, lambda t: t.update({DOWN: torch.zeros(64, 95)})),
         [DOWN, "(64, 95)", "(64, 96)"],
     ),
+    "a tensor of whole numbers": (
+        lambda f: edit_tensors(f, lambda t: t.update({DOWN: torch.zeros(64, 96, dtype=torch.int8)})),
+        [DOWN, "whole numbers (int8)", "GGUF"],
+    ),
     "an unknown tensor": (
         lambda f: edit_tensors(f, lambda t: t.update({"model.layers.0.extra.weight": torch.zeros(2)})),
         ["model.layers.0.extra.weight", "not part of this architecture"],
@@ -278,6 +282,10 @@ BAD_FOLDERS = {
     ),
     "a head size without end": (lambda f: edit(f / "config.json", head_dim=10**12), ["q_proj", "(128, 64)"]),
     "a size that is no number": (lambda f: edit(f / "config.json", hidden_size="wide"), ["hidden_size", "wide"]),
+    "a rope base of zero": (
+        lambda f: edit(f / "config.json", rope_parameters=None, rope_theta=0),
+        ["rope_theta must be a positive number: got 0"],
+    ),
     "a head count of zero": (lambda f: edit(f / "config.json", num_attention_heads=0, head_dim=None), ["config.json"]),
     "a configuration without a size": (
         lambda f: (f / "config.json").write_text('{"model_type": "qwen3", "vocab_size": 300}'),

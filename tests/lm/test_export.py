@@ -206,6 +206,9 @@ def test_the_command(tmp_path):
     assert_same_model(open_checkpoint(tmp_path / "out"), open_checkpoint(source))
     assert_one_line(roclab("lm", "export", str(tmp_path / "out"), "--model", str(source)), "not an empty folder")
     assert_one_line(roclab("lm", "export", str(tmp_path / "x"), "--model", str(source), "--format", "onnx"), "hf, gguf")
+    assert_one_line(
+        roclab("lm", "export", str(tmp_path / "x.safetensors"), "--model", str(source), "--format", "gguf"), ".gguf"
+    )
 
 
 # ── Models in memory ────────────────────────────────────────────────────────────────────────────────────────────

@@ -290,6 +290,24 @@ for label, dims in {
             )
 
 
+@pytest.mark.parametrize(
+    ("names", "offsets", "said"),
+    [
+        ("ab", (0, 32), ", within tensor a (file of"),
+        ("ba", (64, 0), "read"),
+        ("ab", (0, 60), "within tensor a"),
+        ("ab", (0, 68), "not a multiple of 32"),
+        ("aa", (0, 64), "tensor a stands in it twice"),
+    ],
+)
+def test_tensors_that_lie_over_one_another(names: str, offsets: tuple[int, int], said: str, tmp_path):
+    header = b"GGUF" + struct.pack("<IQQ", 3, 2, 0)
+    for name, offset in zip(names, offsets, strict=True):
+        header += string(name) + struct.pack("<IQIQ", 1, 16, 0, offset)  # 16 numbers of four bytes
+    data = header + bytes(-len(header) % 32) + bytes(160)
+    assert said in open_whole(tmp_path / "over.gguf", data)
+
+
 @pytest.mark.parametrize("label", HOSTILE)
 def test_hostile_files_are_refused(label, tmp_path):
     assert open_whole(tmp_path / "hostile.gguf", HOSTILE[label]) != "read"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Path]]:
     return run, sorted(images.rglob("*.*g"))
 
 
+@pytest.fixture(scope="module")
+def exported(trained: tuple[Run, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    needs("onnx")
+    out = tmp_path_factory.mktemp("exported") / "out"
+    export(trained[0], "onnx", out)
+    Image.new("RGB", (70, 50)).save(out / "image.png")
+    return out
+
+
 @pytest.mark.parametrize("size", [(500, 333), (333, 500), (256, 256), (224, 999), (100, 80), (31, 17)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_the_resize_is_pillows(size: tuple[int, int], interpolation: str):
@@ -69,7 +79,7 @@ def test_the_resize_is_pillows(size: tuple[int, int], interpolation: str):
     assert np.array_equal(resampled(pixels, down, across).permute(1, 2, 0).int().numpy(), expected)
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_predict_takes_the_exported_file(trained: tuple[Run, list[Path]], tmp_path: Path, kind: str):
     needs(kind)
     run, paths = trained
@@ -169,16 +179,79 @@ def test_mistakes_are_one_line(trained: tuple[Run, list[Path]], tmp_path: Path):
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(RocLabError, match="is there already"):
         export(run, "torchscript", tmp_path / "full")
-    for name in ("model.onnx", "model.pt", "model.xml"):
+    for name in ("model.onnx", "model.xml"):
         (tmp_path / name).write_bytes(b"no model")
         if all(find_spec(needed) for kind, file in FILES.items() if file == name for needed in NEEDS[kind]):
-            with pytest.raises(CheckpointError, match=r"not a model of .roclab vision export., or damaged"):
+            with pytest.raises(CheckpointError, match=r"not a model of .roclab vision export., or damaged \("):
                 predict(tmp_path / name, paths)
-    torch.jit.trace(torch.nn.Identity(), torch.zeros(1)).save(str(tmp_path / "other.pt"))
-    with pytest.raises(CheckpointError, match=r"not a model of .roclab vision export."):
-        predict(tmp_path / "other.pt", paths)
+    with pytest.raises(CheckpointError, match=r"mine.txt is no model that can be opened: name the model.onnx"):
+        predict(tmp_path / "full" / "mine.txt", paths)
     with pytest.raises(RocLabError):
         predict(tmp_path / "full", paths)
+
+
+class Writes(torch.nn.Module):
+    """A network whose file writes another file when it is run."""
+
+    def __init__(self, victim: str):
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        numbers = torch.from_file(self.victim, shared=True, size=3, dtype=torch.float32)
+        return numbers.fill_(1 / 3)[None]
+
+
+def test_a_program_is_not_run(trained: tuple[Run, list[Path]], tmp_path: Path):
+    about = {"classes": '["a", "b", "c"]', "resize": "73"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        torch.jit.script(Writes(str(tmp_path / "written"))).save(str(tmp_path / "model.pt"), _extra_files=about)
+    for given in (tmp_path, tmp_path / "model.pt"):
+        with pytest.raises(CheckpointError, match=r"model.pt is TorchScript, a program, .* export --to onnx"):
+            predict(given, trained[1])
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ('["a", "b"]', "no probabilities of its 2 classes"),
+        ('["a", "b", "c", "d"]', "no probabilities of its 4 classes"),
+        ('{"a": 1, "b": 2, "c": 3}', "not a list of names"),
+        ("[1, 2, 3]", "not a list of names"),
+        ('"abc"', "not a list of names"),
+        ("null", "not a list of names"),
+        ("[", "damaged"),
+    ],
+)
+def test_classes_that_are_not_the_networks(exported: Path, tmp_path: Path, classes: str, said: str):
+    import onnx
+
+    model = onnx.load(exported / "model.onnx")
+    onnx.helper.set_model_props(model, {"classes": classes, "resize": "73"})
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError, match=said):
+        predict(tmp_path, [exported])
+
+
+def test_weights_that_are_no_numbers(exported: Path, tmp_path: Path):
+    import onnx
+
+    model = onnx.load(exported / "model.onnx")
+    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    largest.raw_data = np.full(len(largest.raw_data) // 4, np.nan, np.float32).tobytes()
+    onnx.save(model, tmp_path / "model.ONNX")
+    with pytest.raises(CheckpointError, match=r"model.ONNX .* no probabilities"):
+        predict(tmp_path / "model.ONNX", [exported])
+
+
+def test_openvinos_reason_is_not_a_place_in_its_source(trained: tuple[Run, list[Path]], tmp_path: Path):
+    needs("openvino")
+    export(trained[0], "openvino", tmp_path / "out")
+    (tmp_path / "out" / "model.bin").unlink()
+    with pytest.raises(CheckpointError, match="bin file cannot be found"):
+        predict(tmp_path / "out", trained[1])
 
 
 def test_the_run_itself_is_left_as_it_was(trained: tuple[Run, list[Path]], tmp_path: Path):
@@ -189,10 +262,7 @@ def test_the_run_itself_is_left_as_it_was(trained: tuple[Run, list[Path]], tmp_p
     assert load_model(run)[1] == ["brick", "grass", "sky"]
 
 
-def test_a_grey_image_and_one_with_transparency(trained: tuple[Run, list[Path]], tmp_path: Path):
-    export(trained[0], "torchscript", tmp_path / "out")
+def test_a_grey_image_and_one_with_transparency(trained: tuple[Run, list[Path]], exported: Path, tmp_path: Path):
     Image.new("LA", (70, 50), (200, 0)).save(tmp_path / "clear.png")
-    (mine,), (theirs,) = (
-        predict(given, [tmp_path / "clear.png"], top=1) for given in (tmp_path / "out", trained[0].path)
-    )
+    (mine,), (theirs,) = (predict(given, [tmp_path / "clear.png"], top=1) for given in (exported, trained[0].path))
     assert mine["predictions"][0]["class"] == theirs["predictions"][0]["class"]

@@ -251,6 +251,13 @@ def test_two_images_of_each_class_are_too_few(folder: Path):
         load_data(str(folder))
 
 
+def test_the_folder_around_that_of_the_classes(folder: Path, tmp_path: Path):
+    (tmp_path / "around").mkdir()
+    folder.rename(tmp_path / "around" / "animals")
+    with pytest.raises(DataError, match=r"one class with images, 'animals': .* \(is it the folder that holds theirs\?"):
+        load_data(str(tmp_path / "around"))
+
+
 def test_a_readable_image_keeps_its_inspection(folder: Path):
     [found] = inspect_files([folder / "cat" / "1.jpg"])
     assert (found.error, found.format) == ("", "JPEG")

@@ -22,6 +22,7 @@ from roclab.core.settings import settings_from
 from roclab.core.training.checkpointing import load_tensors
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
 from roclab.core.training.optimizer import warmup_cosine
+from roclab.vision.compare import compare
 from roclab.vision.config import COMMON, TrainConfig, fill, with_defaults
 from roclab.vision.data.dataset import labels_of
 from roclab.vision.data.loader import epoch_batches
@@ -363,6 +364,15 @@ def test_resume_after_kill_9_at_several_moments(images, tmp_path, strategy):
     subprocess.run([*command, *go], check=True, env=environment)
     assert same_weights(Run.open(whole), Run.open(cut))
     assert without_times(Run.open(whole)) == without_times(Run.open(cut))
+
+
+def test_a_folder_with_other_files_is_left_alone(images, tmp_path):
+    before = sorted(images.rglob("*"))
+    with pytest.raises(RocLabError, match="holds other files, which a run could overwrite"):
+        train(config(images), images)
+    with pytest.raises(RocLabError, match="holds other files and no comparison"):
+        compare(config(images), ["resnet18"], ["features"], [0], images)
+    assert sorted(images.rglob("*")) == before
 
 
 def test_a_run_folder_is_not_overwritten_and_not_judged_unfinished(images, tmp_path):

@@ -139,7 +139,17 @@ class GGUFFile:
                 raise self._broken(
                     f"cut off: tensor {name} ends at byte {tensor.start + tensor.nbytes:,}, beyond the file's end"
                 )
+            if name in self.tensors:
+                raise self._broken(f"tensor {name} stands in it twice")
             self.tensors[name] = tensor
+        end, before = 0, ""
+        for name, tensor in sorted(self.tensors.items(), key=lambda item: item[1].start):
+            # read without a word, such a tensor would only answer nonsense
+            if tensor.start < end:
+                raise self._broken(f"tensor {name} begins at byte {tensor.start:,}, within tensor {before}")
+            if tensor.start % alignment:
+                raise self._broken(f"tensor {name} begins at byte {tensor.start:,}, not a multiple of {alignment}")
+            end, before = tensor.start + tensor.nbytes, name
 
     def _unpack(self, code: str) -> Any:
         (value,) = struct.unpack_from("<" + code, self._map, self._at)

@@ -51,6 +51,8 @@ def write_gguf_floats(
     kind = next(kind for kind, of in FLOAT_KINDS.items() if of == chosen)
     if path.exists():
         raise RocLabError(f"{path} is there already; name a new file")
+    if path.suffix != ".gguf":
+        raise RocLabError(f"{path}: the file is GGUF; give it a name that ends in .gguf")
     check(config, tokenizer)
 
     def rows() -> Iterator[tuple[str, str, np.ndarray]]:

@@ -52,12 +52,16 @@ def _tensors(folder: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path}: tensor {absent[0]} is missing, which the index says is here")
         for name in listed or sorted(held):
             stored = file.get_slice(name)
-            tensors[name] = FloatTensor(tuple(stored.get_shape()), stored.get_dtype(), partial(_read, file, name))
+            tensors[name] = FloatTensor(tuple(stored.get_shape()), stored.get_dtype(), partial(_read, file, path, name))
     return tensors
 
 
-def _read(file: Any, name: str, dtype: torch.dtype) -> torch.Tensor:
-    return file.get_tensor(name).to(dtype)
+def _read(file: Any, path: Path, name: str, dtype: torch.dtype) -> torch.Tensor:
+    tensor = file.get_tensor(name)
+    if not tensor.is_floating_point():
+        whole = f"tensor {name} holds whole numbers ({str(tensor.dtype).removeprefix('torch.')})"
+        raise CheckpointError(f"{path}: {whole}; quantized weights are only read from GGUF files")
+    return tensor.to(dtype)
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
@@ -111,7 +115,7 @@ def config_from_hugging_face(values: Mapping[str, Any], origin: str) -> RocLMCon
         rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}  # the newer files' name
     except TypeError:
         raise CheckpointError(f"{origin}: rope_scaling and rope_parameters must be objects") from None
-    theta = rope.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
+    theta = next(v for v in (rope.pop("rope_theta", None), values.get("rope_theta"), 10000.0) if v is not None)
     share = rope.pop("partial_rotary_factor", None) or values.get("partial_rotary_factor") or 1.0
     if share != 1.0:
         raise CheckpointError(f"{origin}: rotary positions on a part of each head ({share}) are not supported")

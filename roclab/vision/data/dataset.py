@@ -267,7 +267,8 @@ def _classes(listing: Listing, entries: list[Entry], skip_bad: bool, skipped: li
         skipped.append((listing.root / name, "a class without images"))
     classes = [name for name in listing.classes if name in present]
     if len(classes) < 2:
-        raise DataError(f"{listing.name} has {len(classes)} class with images: at least two are needed")
+        only = f"one class with images, {classes[0]!r}" if classes else "no class with images"
+        raise DataError(f"{listing.name} has {only}: at least two are needed (is it the folder that holds theirs?)")
     return classes
 
 

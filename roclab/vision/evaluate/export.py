@@ -44,7 +44,7 @@ def export(run: Run, kind: str, out: Path, data_root: str | None = None) -> dict
     with atomic_folder(out) as folder:
         file = folder / FILES[kind]
         write_exported(model, classes, image_size, kind, file)
-        apart = np.abs(open_exported(file).probs(paths) - expected).max(axis=1)
+        apart = np.abs(open_exported(file, just_written=True).probs(paths) - expected).max(axis=1)
         if (worst := int(apart.argmax())) >= 0 and not apart[worst] <= ALLOWED[kind]:
             raise RocLabError(
                 f"the exported model and {run.path} differ by {apart[worst]:.2g} in a probability of {paths[worst]}: "
@@ -72,8 +72,8 @@ def model_card(run: VisionRun, file: str, classes: list[str], image_size: int, c
 its probabilities differ from the run's by at most {compared["largest_difference"]:.1g}.
 
 ## Data
-{manifest["name"]}: {counts["train"]} images to train on, {counts["val"]} to validate, {counts["test"]} to test; cut
-with seed {config["seed"]}. SHA-256 of the list of images: {manifest["fingerprint"]}.
+{manifest["name"]}: {counts["train"]} images to train on, {counts["val"]} to validate (cut
+with seed {config["seed"]}), {counts["test"]} to test. SHA-256 of the list of images: {manifest["fingerprint"]}.
 
 Classes: {", ".join(classes)}.
 

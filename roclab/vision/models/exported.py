@@ -114,23 +114,35 @@ class Exported:
 
 
 def exported_file(path: Path) -> Path | None:
-    """The model in a folder of `roclab vision export`, or the file itself; None if it is neither."""
-    inside = [path / name for name in FILES.values()]
-    return next(
-        (file for file in inside if file.is_file()), path if path.suffix in OPENERS and path.is_file() else None
-    )
+    """The model in a folder of `roclab vision export`, or the file itself; None for any other folder."""
+    return path if path.is_file() else next(filter(Path.is_file, (path / name for name in FILES.values())), None)
 
 
-def open_exported(path: Path) -> Exported:
-    """Opens a file that `write_exported` wrote. Raises `CheckpointError` for any other."""
+def open_exported(path: Path, just_written: bool = False) -> Exported:
+    """Opens a file that `write_exported` wrote. Raises `CheckpointError` for any other.
+
+    A TorchScript file is a program, which may write any file of the user's: it is run only if this process wrote it.
+    """
+    kind = path.suffix.lower()
+    if kind == ".pt" and not just_written:
+        raise CheckpointError(f"{path} is TorchScript, a program, and programs in files are not run: export --to onnx")
+    if kind not in OPENERS:
+        raise CheckpointError(f"{path} is no model that can be opened: name the model.onnx or model.xml of an export")
     try:
-        compute, about = OPENERS[path.suffix](path)
-        return Exported(json.loads(about("classes")), int(about("resize")), compute)
+        compute, about = OPENERS[kind](path)
+        classes, resize = json.loads(about("classes")), int(about("resize"))
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("its classes are not a list of names")
+        tried = compute(np.zeros((1, 64, 64, 3), np.uint8))
+        if tried.shape != (1, len(classes)) or not abs(tried.sum() - 1) < 1e-3:  # nor for NaN
+            raise ValueError(f"it gives no probabilities of its {len(classes)} classes")
     except ModuleNotFoundError:  # the command line says which extra brings it
         raise
-    except Exception as error:  # each of the three has kinds of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # each of the three has kinds of its own; OpenVINO's begin with places in its source
+        lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception", "Check '"))]
+        reason = lines[0] if lines else type(error).__name__
         raise CheckpointError(f"{path} is not a model of `roclab vision export`, or damaged ({reason})") from None
+    return Exported(classes, resize, compute)
 
 
 Opened = tuple[Callable[[np.ndarray], np.ndarray], Callable[[str], str]]  # computes, and gives metadata by name

@@ -35,6 +35,7 @@ from roclab.vision.train.finetune import finetune, rewrite_metrics
 from roclab.vision.train.head import FEW, choose_head, fit_head, further_cuts, put_head
 
 logger = logging.getLogger(__name__)
+BEGUN = ("split.json", "checkpoints", "provenance.json")  # there before config.json: left by a killed process
 
 
 def train(config: TrainConfig, out: str | Path) -> Run:
@@ -44,6 +45,8 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     pick_device(config.device)  # raises before there is a run
     if (path / "config.json").exists():
         raise RocLabError(f"{path} already holds a run: go on with --resume {path}, or choose another folder")
+    if path.is_dir() and any(item.name not in BEGUN and item.suffix != ".part" for item in path.iterdir()):
+        raise RocLabError(f"{path} holds other files, which a run could overwrite: choose a new or empty --out")
 
     dataset, model, config = world.main_first(lambda: _prepare(config))
     notes = list(dataset.notes)
