@@ -140,6 +140,7 @@ class Engine:
         self.last_step = Step()
         self._decode_seconds = 0.0  # of a step without prefill, and of a prompt token beside it: running means
         self._prefill_seconds = 0.0
+        self._prefilled = FIRST_PREFILL  # tokens of the last prompt piece beside decoding
         self._lock = threading.RLock()
 
     def submit(
@@ -212,6 +213,7 @@ class Engine:
         if decoded and not prefilled:
             self._decode_seconds += 0.2 * (seconds - self._decode_seconds) if self._decode_seconds else seconds
         elif decoded and self._decode_seconds:
+            self._prefilled = max(prefilled, FIRST_PREFILL)
             each = max(seconds - self._decode_seconds, 0.0) / prefilled
             self._prefill_seconds += 0.3 * (each - self._prefill_seconds) if self._prefill_seconds else each
 
@@ -221,7 +223,8 @@ class Engine:
             return PREFILL
         if not self._prefill_seconds or not self._decode_seconds:
             return FIRST_PREFILL
-        return min(PREFILL, max(1, int((self.max_slowdown - 1) * self._decode_seconds / self._prefill_seconds)))
+        wanted = int((self.max_slowdown - 1) * self._decode_seconds / self._prefill_seconds)
+        return max(1, min(PREFILL, wanted, 2 * self._prefilled))  # at most doubled: a step may be quick by chance
 
     def _admit(self) -> None:
         """Take up waiting requests, in their order, each with what others have computed of its prompt."""
