@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint = open_checkpoint(options.model)
     runner, tokenizer = load(checkpoint, options.engine)
-    params = SamplingParams(max_new_tokens=600, ignore_eos=True)
+    params = SamplingParams(max_new_tokens=4000, ignore_eos=True)  # they outlast the prompt
     prompts = [
         tokenizer.encode(f"Chapter {i}. " + "Once upon a time there was a robot. " * 4) for i in range(options.running)
     ]
