@@ -72,6 +72,8 @@ def evaluate(
     from roclab.vision.evaluate.figures import run_figure
     from roclab.vision.evaluate.run_reader import VisionRun
 
+    if skip_bad and data is None:
+        raise RocLabError("--skip-bad is for --data: the run's own images were chosen when it was trained")
     opened, figure = VisionRun.open(run), None
     if data is None:
         found = evaluate_run(opened, split, data_root=data_root, device=device)

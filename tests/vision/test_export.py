@@ -188,6 +188,8 @@ def test_mistakes_are_one_line(trained: tuple[Run, list[Path]], tmp_path: Path):
         predict(tmp_path / "full" / "mine.txt", paths)
     with pytest.raises(RocLabError):
         predict(tmp_path / "full", paths)
+    with pytest.raises(RocLabError, match="--device cuda: an exported model is computed on the CPU"):
+        predict(tmp_path / "model.onnx", paths, device="cuda")
 
 
 class Writes(torch.nn.Module):

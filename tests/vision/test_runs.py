@@ -320,3 +320,8 @@ def test_images_of_other_classes_and_devices_that_are_not_here_are_refused(image
     shutil.copytree(images / "sky", tmp_path / "new" / name)
     with pytest.raises(RocLabError, match=said):
         evaluate_on(VisionRun.open(run.path), str(tmp_path / "new"), **options)
+
+
+def test_skip_bad_is_not_ignored_without_other_data(tmp_path):
+    with pytest.raises(RocLabError, match="--skip-bad is for --data"):
+        app(["vision", "evaluate", str(tmp_path), "--skip-bad"], standalone_mode=False)

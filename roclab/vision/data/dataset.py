@@ -210,12 +210,17 @@ def labelled_images(
     """
     listing, entries, checks, _ = _readable(spec, data_root, None, skip_bad)
     for name in sorted({entry.label for entry in entries} - set(classes)):
-        twin = next((f" (is it {other!r}?)" for other in classes if alike(other) == alike(name)), "")
-        raise DataError(f"{listing.name} has a class {name!r}{twin}, which is none of the run's: {', '.join(classes)}")
+        named = f"{name!r}{_twin(name, classes)}"
+        raise DataError(f"{listing.name} has a class {named}, which is none of the run's: {', '.join(classes)}")
     return [
         LabelledImage(entry.path, classes.index(entry.label), "test", check.sha256)
         for entry, check in zip(entries, checks, strict=True)
     ]
+
+
+def _twin(name: str, classes: Sequence[str]) -> str:
+    """A question whether another class is meant, one that differs in case or blanks."""
+    return next((f" (is it {other!r}?)" for other in classes if alike(other) == alike(name)), "")
 
 
 def _readable(
@@ -260,7 +265,7 @@ def _classes(listing: Listing, entries: list[Entry], skip_bad: bool, skipped: li
     present = {entry.label for entry in entries if entry.split not in ("val", "test")}
     for name in (name for name in listing.classes if name not in present):
         if there := next((entry.split for entry in entries if entry.label == name), None):
-            twin = next((f" (is it {other!r}?)" for other in sorted(present) if alike(other) == alike(name)), "")
+            twin = _twin(name, sorted(present))
             raise DataError(f"class {name!r}{twin} of {listing.name} has images in {there} but none to train on")
         if not skip_bad:
             raise DataError(f"class {name!r} of {listing.name} has no images: add some, remove it, or use --skip-bad")

@@ -151,6 +151,8 @@ def predict(
     check_engine(engine)
     if exported_file(run) is None:
         _ = VisionRun.open(run).training  # raises if the run is not finished
+    elif device not in (None, "auto", "cpu"):
+        raise RocLabError(f"--device {device}: an exported model is computed on the CPU")
     images = find_images(paths)
     if skip_bad:
         checks = inspect_files(images)
