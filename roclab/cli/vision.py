@@ -24,7 +24,7 @@ def commands() -> None:
 
 
 @app.command()
-@options_from(TrainConfig, "config", without=("warmup", "clip", "amp"))
+@options_from(TrainConfig, "config", without=("warmup", "clip"))
 def train(
     context: typer.Context,
     config: TrainConfig,

@@ -24,12 +24,14 @@ def warmup_cosine(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def autocast(device: torch.device, amp: str = "auto") -> AbstractContextManager:
-    """bfloat16 on GPUs that compute in it (compute capability 8.0 and later); elsewhere it is emulated, and slower.
-    With `amp` "off" float32."""
+    """Activations in bfloat16 or float32. `amp` "auto": bfloat16 on GPUs that compute in it (compute capability 8.0
+    and later); elsewhere it may be emulated, and slower. "bf16" asks for it on any device, "off" for float32."""
     import torch
 
-    if amp == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return torch.autocast("cuda", torch.bfloat16)
+    if amp == "bf16" or (
+        amp == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    ):
+        return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
