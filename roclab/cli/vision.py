@@ -84,7 +84,11 @@ def evaluate(
 
 
 @app.command()
-@options_from(TrainConfig, "base", only=("data", "data_root", "mirror", "skip_bad", "epochs", "budget", "image_size"))
+@options_from(
+    TrainConfig,
+    "base",
+    only=("data", "data_root", "mirror", "skip_bad", "per_class", "epochs", "budget", "image_size", "amp"),
+)
 def compare(
     base: TrainConfig,
     models: str = typer.Option("resnet50,swin_t", help="Models, with commas between."),

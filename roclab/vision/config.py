@@ -47,6 +47,9 @@ class TrainConfig:
     image_size: int = setting(None, "Pixels; the weights' own size if not given.", low=16, high=4096)
     seed: int = setting(0, "Cuts the validation split and drives the training.")
     val_fraction: float = setting(0.2, "Share of the training part that validates.")
+    per_class: int | None = setting(
+        None, "Train and validate on at most so many images of each class, drawn by the seed.", low=2
+    )
     full_frame: bool = setting(
         False, "Evaluate on the whole image, not its centre as ImageNet does.", flags=("--full-frame",)
     )
@@ -79,7 +82,7 @@ class TrainConfig:
     gradual: float = setting(None, "finetune: share of the epochs in which the early layers are frozen.", low=0, high=1)
     amp: str = setting(
         "auto",
-        "finetune: bf16 computes in bfloat16 (ResNets on CPUs with AVX-512 BF16: 1.7 times the images); auto does on GPUs.",
+        "finetune: bf16 computes in bfloat16 (faster for ResNets on CPUs with AVX-512 BF16); auto does on GPUs.",
         choices=("auto", "bf16", "off"),
     )
     # Machine

@@ -55,6 +55,19 @@ def test_the_seed_moves_val_and_never_test(folder: Path):
     assert {p.path for p in a.images} == {p.path for p in b.images}
 
 
+def test_fewer_images_of_each_class_are_drawn_by_the_seed_and_leave_test_alone(folder: Path):
+    every = load_data(str(folder))
+    few, fewer, other = (load_data(str(folder), seed=seed, per_class=n) for n, seed in ((4, 0), (2, 0), (4, 1)))
+    assert few.test("evaluate") == every.test("evaluate")
+    assert Counter(image.label for image in few.images) == {0: 4, 1: 4}
+    assert few.counts()["val"] >= 1
+    paths, less, drawn_again = ({image.path for image in data.images} for data in (few, fewer, other))
+    assert less < paths
+    assert drawn_again != paths
+    assert "at most 4 images of each class" in few.notes[0]
+    assert load_data(str(folder), per_class=100).fingerprint() == every.fingerprint()
+
+
 def test_only_evaluate_opens_test(folder: Path):
     dataset = load_data(str(folder))
     assert {image.split for image in dataset.images} == {"train", "val"}

@@ -26,6 +26,7 @@ from roclab.vision.data.sources import PETS_FOLDER, Entry, Listing, alike, elpv_
 
 TEST_SEED = 20190  # makes the test split where the source has none; recorded in the manifest, the same for all runs
 
+UNUSED = "unused"  # images of the training part beyond `per_class`
 RECORDED = ("name", "classes", "species", "seed", "val_fraction", "flips", "notes")  # in the manifest as they are
 
 
@@ -170,8 +171,12 @@ def load_data(
     val_fraction: float = 0.2,
     skip_bad: bool = False,
     mirror: str | None = None,
+    per_class: int | None = None,
 ) -> Dataset:
     """List, check and split the images of `spec`: "pets", "elpv", a folder or a CSV file.
+
+    `per_class`: at most so many images of each class are left to train and validate on, drawn by the seed. What is
+    drawn for a smaller number is part of what is drawn for a larger one.
 
     Every image is opened (once: what is found is cached under the file's hash). One that cannot be read raises a
     `DataError` that names it; `skip_bad` leaves all such images, and classes without images, out of every split and
@@ -182,22 +187,24 @@ def load_data(
     listing, entries, checks, skipped = _readable(spec, data_root, mirror, skip_bad)
     classes = _classes(listing, entries, skip_bad, skipped)
     hashes = [check.sha256 for check in checks]
-    splits = _split(entries, hashes, listing.test_fraction, val_fraction, seed)
+    splits = _split(entries, hashes, listing.test_fraction, val_fraction, seed, per_class)
     labels = [classes.index(entry.label) for entry in entries]
+    rows = [row for row in zip(entries, labels, splits, hashes, strict=True) if row[2] != UNUSED]
+    few = [f"at most {per_class} images of each class to train and validate on, drawn by the seed"] if per_class else []
     dataset = Dataset(
         name=listing.name,
         classes=classes,
         root=listing.root,
         seed=seed,
-        _images=[LabelledImage(e.path, y, s, h) for e, y, s, h in zip(entries, labels, splits, hashes, strict=True)],
+        _images=[LabelledImage(entry.path, label, split, sha256) for entry, label, split, sha256 in rows],
         species={name: listing.species[name] for name in classes} if listing.species else None,
         skipped=skipped,
-        notes=[*listing.notes, *_passed_over(listing.ignored), *_left_out(skipped)],
+        notes=[*listing.notes, *few, *_passed_over(listing.ignored), *_left_out(skipped)],
         val_fraction=val_fraction,
         flips=listing.flips,
     )
     _note_missing(dataset)
-    _note_duplicates(dataset, checks)
+    _note_duplicates(dataset, [check for check, split in zip(checks, splits, strict=True) if split != UNUSED])
     return dataset
 
 
@@ -278,19 +285,41 @@ def _classes(listing: Listing, entries: list[Entry], skip_bad: bool, skipped: li
 
 
 def _split(
-    entries: Sequence[Entry], hashes: Sequence[str], test_fraction: float, val_fraction: float, seed: int
+    entries: Sequence[Entry],
+    hashes: Sequence[str],
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+    per_class: int | None,
 ) -> list[str]:
-    """The split of each entry: as the source has it; test (if the source has none) and val are chosen."""
+    """The split of each entry: as the source has it; test (if the source has none), what `per_class` leaves unused, and
+    val are chosen."""
     splits = ["train" if entry.split == "trainval" else entry.split for entry in entries]
     if None in splits:
         for i in _choose(range(len(entries)), entries, hashes, test_fraction, TEST_SEED):
             splits[i] = "test"
         splits = [split or "train" for split in splits]
+    if per_class:
+        for i in _surplus([i for i, split in enumerate(splits) if split == "train"], entries, per_class, seed):
+            splits[i] = UNUSED
     if "val" not in splits:
         training = [i for i, split in enumerate(splits) if split == "train"]
         for i in _choose(training, entries, hashes, val_fraction, seed):
             splits[i] = "val"
     return [str(split) for split in splits]
+
+
+def _surplus(indices: Sequence[int], entries: Sequence[Entry], per_class: int, seed: int) -> list[int]:
+    """Those of `indices` that are beyond `per_class` of their class, in an order drawn by the seed."""
+    places = sorted(indices, key=lambda i: entries[i].path.as_posix())
+    seen: Counter[str] = Counter()
+    surplus = []
+    for place in np.random.default_rng(seed).permutation(len(places)):
+        label = entries[places[place]].label
+        seen[label] += 1
+        if seen[label] > per_class:
+            surplus.append(places[place])
+    return surplus
 
 
 def _choose(

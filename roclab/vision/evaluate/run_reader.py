@@ -204,12 +204,14 @@ class VisionRun(Run):
         hash of their values), and the images with their labels and the test split."""
         digest = str(self.provenance.get("hashes", {}).get("weights", "")).rsplit(":", 1)[-1]
         aside = NOT_THE_ARM | (BY_BUDGET if self.config.get("budget") else set())
-        settings = {name: value for name, value in self.config.items() if name not in aside}
+        settings = {name: value for name, value in self.config.items() if name not in aside and value is not None}
         if len(digest) == 64 and settings.get("weights") != "none":  # random weights follow from the seed
             settings["weights"] = digest
         if not self.finetuned:  # a solver has no epochs, unless an older version took them as its bound
             settings["epochs"] = self.cut_solver
-        rows = sorted((i["sha256"], i["label"], i["split"] == "test") for i in self.manifest["images"])
+        drawn = bool(self.config.get("per_class"))  # then each seed draws its own training images
+        images = [i for i in self.manifest["images"] if i["split"] == "test" or not drawn]
+        rows = sorted((i["sha256"], i["label"], i["split"] == "test") for i in images)
         return settings | {"images": hashlib.sha256(repr(rows).encode()).hexdigest()}
 
 

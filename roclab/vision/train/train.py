@@ -66,11 +66,17 @@ def train(config: TrainConfig, out: str | Path) -> Run:
 
 def _prepare(config: TrainConfig) -> tuple[Dataset, Classifier, TrainConfig]:
     """The images, the network, and the settings with nothing open but what the budget decides."""
-    dataset = load_data(config.data, config.data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror)
+    dataset = load_config_data(config, config.data_root)
     seed_everything(config.seed)  # random weights are drawn from it
     model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
     own_size = model.image_size or model.preprocessing.crop
     return dataset, model, with_defaults(config, own_size, any_size=model.image_size is None)
+
+
+def load_config_data(config: TrainConfig, data_root: str | None) -> Dataset:
+    """The images of a run, as its settings say."""
+    how = (config.seed, config.val_fraction, config.skip_bad, config.mirror, config.per_class)
+    return load_data(config.data, data_root, *how)
 
 
 def expected_seconds(config: TrainConfig) -> tuple[float, float]:
@@ -126,7 +132,7 @@ def moved_to(run: VisionRun, config: TrainConfig) -> str | None:
     same = (config.data, data_root) == (run.config.get("data"), run.config.get("data_root"))
     if same and Path(run.manifest["root"]).is_dir():
         return None
-    now = load_data(config.data, data_root, config.seed, config.val_fraction, config.skip_bad, config.mirror)
+    now = load_config_data(config, data_root)
     if now.fingerprint() != run.manifest["fingerprint"]:
         raise RocLabError(f"{run.path} was made with other images than {config.data} has now: choose another --out")
     return str(now.root)
