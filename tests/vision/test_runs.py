@@ -18,7 +18,7 @@ from roclab.core.files import file_sha256, read_json, write_json
 from roclab.core.runs import Run
 from roclab.core.training.checkpointing import load_tensors
 from roclab.vision.compare import compare
-from roclab.vision.data.dataset import load_data
+from roclab.vision.data.dataset import labels_of, load_data
 from roclab.vision.data.images import FactCache, inspect_images
 from roclab.vision.data.loader import TrainImages, batches
 from roclab.vision.data.transforms import Preprocessing, train_transform
@@ -143,7 +143,8 @@ def test_leftovers_of_killed_writers_are_swept(images, tmp_path):
 @pytest.mark.parametrize("how", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_workers_need_not_be_forked(images, how):
     dataset = load_data(str(images))
-    loaded = TrainImages(dataset.split("train"), 96, partial(train_transform, Preprocessing()), seed=0)
+    train = dataset.split("train")
+    loaded = TrainImages(train, labels_of(train), 96, partial(train_transform, Preprocessing()), seed=0)
     loaded.decoded(0)  # what was decoded before goes along
     usual = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(how, force=True)

@@ -36,6 +36,7 @@ class LabelledImage:
     label: int  # index into Dataset.classes
     split: str  # "train", "val" or "test"
     sha256: str
+    certainty: float = 1.0  # probability that the label is right, where the source says so
 
 
 @dataclass
@@ -81,7 +82,8 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 over every image's hash, label and split: two runs with the same one used the same data."""
-        lines = sorted(f"{image.sha256} {image.label} {image.split}\n" for image in self._images)
+        facts = ((image.sha256, image.label, image.split, *_doubt(image)) for image in self._images)
+        lines = sorted(" ".join(map(str, row)) + "\n" for row in facts)
         return hashlib.sha256("".join([*lines, *self.classes]).encode()).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
@@ -93,8 +95,12 @@ class Dataset:
             "fingerprint": self.fingerprint(),
             "skipped": [[relative(path, self.root), reason] for path, reason in self.skipped],
             "near_duplicates_across_splits": self.near_duplicates,
-            "images": [vars(image) | {"path": relative(image.path, self.root)} for image in self._images],
+            "images": [self._row(image) for image in self._images],
         }
+
+    def _row(self, image: LabelledImage) -> dict[str, Any]:
+        known = {name: value for name, value in vars(image).items() if name != "certainty" or _doubt(image)}
+        return known | {"path": relative(image.path, self.root)}
 
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any], root: str | os.PathLike | None = None) -> Dataset:
@@ -125,6 +131,11 @@ class Dataset:
         return dataset
 
 
+def _doubt(image: LabelledImage) -> list[float]:
+    """The certainty of a label that is not certain: records of certain ones are as they were before it was known."""
+    return [image.certainty] if image.certainty < 1 else []
+
+
 def find_root(manifest: dict[str, Any], root: str | os.PathLike | None) -> Path:
     """The folder that the manifest's paths are relative to: as recorded, or where the user or the package has it."""
     base = Path(root if root is not None else manifest["root"])
@@ -141,6 +152,17 @@ def find_root(manifest: dict[str, Any], root: str | os.PathLike | None) -> Path:
 def labels_of(images: Sequence[LabelledImage]) -> np.ndarray:
     """Labels (N,) of images."""
     return np.array([image.label for image in images])
+
+
+def targets_of(images: Sequence[LabelledImage], classes: int) -> np.ndarray:
+    """What a loss compares with: labels (N,) where all are certain, else probabilities (N, C) float32, in which the
+    other classes share what a label's certainty leaves."""
+    labels = labels_of(images)
+    certainty = np.array([[image.certainty] for image in images], dtype=np.float32)
+    if not len(images) or certainty.min() == 1:
+        return labels
+    own = np.eye(classes, dtype=np.float32)[labels]
+    return own * certainty + (1 - own) * (1 - certainty) / (classes - 1)
 
 
 def read_manifest(run: str | os.PathLike) -> dict[str, Any]:
@@ -196,7 +218,7 @@ def load_data(
         classes=classes,
         root=listing.root,
         seed=seed,
-        _images=[LabelledImage(entry.path, label, split, sha256) for entry, label, split, sha256 in rows],
+        _images=[LabelledImage(entry.path, label, split, sha, entry.certainty) for entry, label, split, sha in rows],
         species={name: listing.species[name] for name in classes} if listing.species else None,
         skipped=skipped,
         notes=[*listing.notes, *few, *_passed_over(listing.ignored), *_left_out(skipped)],

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,7 +26,7 @@ MEMORY = 2 << 30  # bytes of decoded images kept, at most
 
 
 class TrainImages:
-    """A map-style dataset whose index is (image, epoch, image size); gives (image (3, S, S), label).
+    """A map-style dataset whose index is (image, epoch, image size); gives (image (3, S, S), its row of `targets`).
 
     Images are decoded once and kept as RGB, as long as they fit into `MEMORY` bytes. An image is first brought to a
     shorter side of `side` px (if it is larger): decoding a 12-megapixel JPEG anew in each epoch would cost more than
@@ -35,23 +36,25 @@ class TrainImages:
     def __init__(
         self,
         images: Sequence[LabelledImage],
+        targets: np.ndarray,  # as `dataset.targets_of` gives them
         side: int,
         transform: Callable[[int], Callable[[Any], Any]],  # of an image size
         seed: int,
     ):
         self.images, self.side, self.transform, self.seed = images, side, transform, seed
+        self.targets = torch.from_numpy(targets)
         self._memory_left = MEMORY
         self._decoded: dict[int, Image] = {}
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         index, epoch, image_size = key
         image = self.decoded(index)
         with torch.random.fork_rng(devices=[]):  # dropout's generator is left as it was
             torch.manual_seed(derived_seed(self.seed, "photo", epoch, index))  # the word is part of every run's bits
-            return self.transform(image_size)(image), self.images[index].label
+            return self.transform(image_size)(image), self.targets[index]
 
     def decoded(self, index: int) -> Image:
         """The image, not yet augmented."""
@@ -84,7 +87,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, processes: int
 def batches(
     images: TrainImages, order: Sequence[Sequence[int]], epoch: int, image_size: int, workers: int = 0
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """(images (B, 3, S, S), labels (B,)) of each batch in `order`."""
+    """(images (B, 3, S, S), labels (B,) or probabilities (B, C)) of each batch in `order`."""
     return DataLoader(
         images,  # type: ignore[arg-type]
         batch_sampler=[[(i, epoch, image_size) for i in batch] for batch in order],

@@ -35,6 +35,7 @@ class Entry:
     label: str
     split: str | None = None  # "train", "val", "test", or None: not said
     stratum: str = ""  # what a cut keeps the proportions of; the label where empty
+    certainty: float = 1.0  # probability that the label is right
 
 
 @dataclass
@@ -121,8 +122,9 @@ def list_elpv(folder: Path | None = None) -> Listing:
 
     def entry(words: list[str]) -> Entry:
         name, probability, kind = words
-        label = classes[float(probability) > 0.5]
-        return Entry(folder / name, label, stratum=f"{float(probability):.2f} {kind}")
+        defect = float(probability)
+        label, certainty = classes[defect > 0.5], round(max(defect, 1 - defect), 6)
+        return Entry(folder / name, label, stratum=f"{defect:.2f} {kind}", certainty=certainty)
 
     missing, columns = f"{folder} does not hold the elpv data", "path, probability, type"
     entries = _read_lines(folder / "labels.csv", missing, columns, entry)

@@ -30,7 +30,7 @@ from roclab.core.training.distributed import World, synced_batch_norm, wrap
 from roclab.core.training.memory import release_freed_memory
 from roclab.core.training.optimizer import autocast, make_optimizer, optimizer_step, warmup_cosine, weight_average
 from roclab.vision.config import TrainConfig
-from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of
+from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of, targets_of
 from roclab.vision.data.loader import TrainImages, batches, epoch_batches
 from roclab.vision.data.transforms import train_transform
 from roclab.vision.evaluate.metrics import loss_and_accuracy
@@ -110,7 +110,9 @@ class Trainer:
         self.val = dataset.split("val")
         options: dict[str, Any] = {"randaugment": config.randaugment, "min_area": config.min_area}
         transform = partial(train_transform, model.preprocessing, flips=dataset.flips, **options)
-        self.images = TrainImages(dataset.split("train"), round(1.5 * config.image_size), transform, config.seed)
+        train = dataset.split("train")
+        targets = targets_of(train, len(dataset.classes))
+        self.images = TrainImages(train, targets, round(1.5 * config.image_size), transform, config.seed)
         self.steps_each = -(-len(self._order(0)) // config.accumulate)  # of an epoch
         self.steps = self.steps_each * self.epochs
 
@@ -207,10 +209,11 @@ def start_from_trained_head(
     # the seconds of the extraction, where it was remembered too
     x, seconds = dataset_features(model, dataset, image_size, backend=backend)
     begin = time.perf_counter()
-    train, val = ((x[split], labels_of(dataset.split(split))) for split in ("train", "val"))
-    head = choose_head((*train, *val), len(dataset.classes))
+    targets = targets_of(dataset.split("train"), len(dataset.classes))
+    val = x["val"], labels_of(dataset.split("val"))
+    head = choose_head((x["train"], targets, *val), len(dataset.classes))
     put_head(model, head)
-    row: dict[str, Any] = {"step": 0, "epoch": 0, **head.scores(train=train, val=val)}
+    row: dict[str, Any] = {"step": 0, "epoch": 0, **head.scores(train=(x["train"], targets), val=val)}
     row["head_seconds"] = seconds + time.perf_counter() - begin
     logger.info(
         f"epoch 0, the head trained on frozen features: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}"

@@ -24,7 +24,8 @@ WIDEST = range(-16, 9)  # as far as the grid widens where the best C is at its e
 ITERATIONS = 2000  # a bound that the solver does not reach: its tolerance stops it after 15 to 250 (docs/log-vision.md)
 FEW = 500  # validation images; with fewer, the loss on one validation split says little about C
 
-Cut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x (N, D), y (N,), x_val (M, D), y_val (M,)
+# x (N, D), y: labels (N,) or probabilities (N, C), x_val (M, D), y_val (M,)
+Cut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass
@@ -42,11 +43,17 @@ class Head:
         return softmax(x @ self.weight.T + self.bias)
 
     def scores(self, **images: Sequence[np.ndarray]) -> dict[str, float]:
-        """Loss and accuracy by the names of sets of images, each as features (N, D) and labels (N,)."""
+        """Loss and accuracy by the names of sets of images, each as features (N, D) and labels (N,), of which there
+        may be probabilities (N, C)."""
         found: dict[str, float] = {}
         for name, (x, y) in images.items():
-            found[f"{name}_loss"], found[f"{name}_top1"] = loss_and_accuracy(self.probs(x), y)
+            found[f"{name}_loss"], found[f"{name}_top1"] = loss_and_accuracy(self.probs(x), likeliest(y))
         return found
+
+
+def likeliest(y: np.ndarray) -> np.ndarray:
+    """Labels (N,), also of probabilities (N, C)."""
+    return y if y.ndim == 1 else y.argmax(1)
 
 
 def choose_head(cut: Cut, classes: int, more: Sequence[Cut] = ()) -> Head:
@@ -97,9 +104,14 @@ def further_cuts(views: Sequence[np.ndarray], y: np.ndarray, seed: int) -> list[
     if len(y) < 10:
         return []
     return [
-        (np.concatenate([view[rows] for view in views]), np.tile(y[rows], len(views)), views[0][out], y[out])
+        (np.concatenate([view[rows] for view in views]), tiled(y[rows], len(views)), views[0][out], likeliest(y)[out])
         for rows, out in KFold(5, shuffle=True, random_state=seed).split(y)
     ]
+
+
+def tiled(y: np.ndarray, views: int) -> np.ndarray:
+    """The targets of images that are there under so many views, one view after another."""
+    return np.concatenate([y] * views)
 
 
 def standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +170,7 @@ def fit_head(
     space = space or Space.of(x)
     z = space.z
     n, d = z.shape  # d: the features, or as many directions as there are images
-    target = np.eye(classes)[y]  # (N, C)
+    target = np.eye(classes)[y] if y.ndim == 1 else y  # (N, C)
 
     def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return flat[: classes * d].reshape(classes, d), flat[classes * d :]

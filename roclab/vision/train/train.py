@@ -24,7 +24,7 @@ from roclab.core.training.checkpointing import save_tensors
 from roclab.core.training.distributed import World, join
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
 from roclab.vision.config import COMMON, MOVABLE, TrainConfig, check_same, fill, run_config, with_defaults
-from roclab.vision.data.dataset import Dataset, labels_of, load_data
+from roclab.vision.data.dataset import Dataset, labels_of, load_data, targets_of
 from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import KEPT_START, VisionRun
 from roclab.vision.models.backend import pick_backend
@@ -32,7 +32,7 @@ from roclab.vision.models.classifier import BEFORE_REFIT, Classifier, build_mode
 from roclab.vision.models.inference import dataset_features
 from roclab.vision.train.budget import Costs, fit_to_budget, parse_duration
 from roclab.vision.train.finetune import finetune, rewrite_metrics
-from roclab.vision.train.head import FEW, choose_head, fit_head, further_cuts, put_head
+from roclab.vision.train.head import FEW, choose_head, fit_head, further_cuts, put_head, tiled
 
 logger = logging.getLogger(__name__)
 BEGUN = ("split.json", "checkpoints", "provenance.json")  # there before config.json: left by a killed process
@@ -177,13 +177,12 @@ def train_features(
     timing for training.json. `refit`: once C is chosen, train it again on train + val."""
     extracted = [dataset_features(model, dataset, image_size, view, backend) for view in range(views)]
     x, seconds = [features for features, _ in extracted], sum(took for _, took in extracted)
-    y_train, y_val = labels_of(dataset.split("train")), labels_of(dataset.split("val"))
-    x_all, y_all = [np.concatenate([view["train"], view["val"]]) for view in x], np.concatenate([y_train, y_val])
-    cut = (np.concatenate([view["train"] for view in x]), np.tile(y_train, views), x[0]["val"], y_val)
+    train, val, classes = dataset.split("train"), dataset.split("val"), len(dataset.classes)
+    y_all, y_val = targets_of([*train, *val], classes), labels_of(val)
+    x_all = [np.concatenate([view["train"], view["val"]]) for view in x]
+    cut = (np.concatenate([view["train"] for view in x]), tiled(y_all[: len(train)], views), x[0]["val"], y_val)
     # the final head is trained on the validation images too, so all of them may help to choose its C
     more = further_cuts(x_all, y_all, seed) if refit and len(y_val) < FEW else []
-    classes = len(dataset.classes)
-
     begin = time.perf_counter()
     head = choose_head(cut, classes, more)
     head_seconds = time.perf_counter() - begin
@@ -205,7 +204,7 @@ def train_features(
     put_head(model, head)
     if refit:
         save_tensors(run.checkpoints / BEFORE_REFIT, model.head.state_dict(), {"c": head.c})
-        put_head(model, fit_head(np.concatenate(x_all), np.tile(y_all, views), classes, head.c))
+        put_head(model, fit_head(np.concatenate(x_all), tiled(y_all, views), classes, head.c))
         run.log("the head was trained again on train + val with the C chosen; val figures are of the head before that")
     save_model(run.checkpoints / "best.safetensors", model, dataset.classes, image_size)
     # a convex problem: its last iterate is its best
