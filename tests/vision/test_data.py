@@ -15,6 +15,7 @@ from collections import Counter
 from hashlib import md5
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from PIL import Image
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.fetch import fetch, fetch_archives
 from roclab.vision.data import dataset as data_module
-from roclab.vision.data.dataset import TEST_SEED, Dataset, load_data
+from roclab.vision.data.dataset import TEST_SEED, Dataset, load_data, targets_of
 from roclab.vision.data.sources import Entry, get_pets
 from tests.vision.conftest import picture
 
@@ -162,6 +163,8 @@ def test_a_table(folder: Path, tmp_path: Path):
         ("path,label\na.jpg,\n", "line 2: path or label is empty"),
         ("path,label\na.jpg,x\na.jpg,y\n", "line 3: a.jpg stands in line 2"),
         ("path,label,split\na.jpg,x,holdout\n", "line 2: split is 'holdout'"),
+        ("path,label,certainty\na.jpg,x,1.5\n", "line 2: certainty is '1.5', must be above 0 and at most 1"),
+        ("path,label,certainty\na.jpg,x,sure\n", "line 2: certainty is 'sure'"),
         ("path,label,split\na.jpg,x\n", "line 2: split is ''"),
         ("path,label\na.jpg,x\n", "a.jpg: there is no such file"),
     ],
@@ -332,6 +335,21 @@ def test_fingerprint_follows_content_labels_and_split(folder: Path):
     assert load_data(str(folder)).fingerprint() != base.fingerprint()
 
 
+def test_a_label_that_is_not_certain_leaves_a_share_to_the_other_classes(folder: Path, tmp_path: Path):
+    names = [path.relative_to(folder.parent).as_posix() for path in sorted(folder.glob("*/*.*"))]
+    certainty = ["0,75", *[""] * (len(names) - 1)]
+    rows = [f"{name};{Path(name).parent.name};train;{sure}" for name, sure in zip(names, certainty, strict=True)]
+    (tmp_path / "t.csv").write_text("path;label;split;certainty\n" + "\n".join(rows))
+    dataset = load_data(str(tmp_path / "t.csv"), folder.parent)
+    targets = targets_of(dataset.images, 3)
+    doubted = [image.certainty for image in dataset.images].index(0.75)
+    assert targets[doubted].tolist() == [0.75, 0.125, 0.125]
+    assert sorted(map(tuple, np.delete(targets, doubted, axis=0))) == [(0, 1, 0)] * 10 + [(1, 0, 0)] * 9
+    again = Dataset.from_manifest(dataset.manifest())
+    assert again.images == dataset.images
+    assert all(("certainty" in row) == (row.get("certainty", 1) < 1) for row in dataset.manifest()["images"])
+
+
 # ---------------------------------------------------------------- elpv and pets
 
 
@@ -347,6 +365,7 @@ def test_elpv_is_split_as_published():
     assert where.keys() == facts.keys()
     for path, (probability, _) in facts.items():
         assert where[path].label == (probability > 0.5)
+        assert where[path].certainty == pytest.approx(max(probability, 1 - probability), abs=0.01)
     for stratum in set(facts.values()):  # probability and cell type in the same proportion on both sides
         inside = [where[path].split == "test" for path, fact in facts.items() if fact == stratum]
         assert abs(sum(inside) * 4 - len(inside)) < 4  # to the nearest image

@@ -110,6 +110,17 @@ def test_folded_head_is_scikit_learns_regression():
     assert np.allclose(head.probs(x), peer.predict_proba(z), atol=1e-4)
 
 
+def test_a_head_on_probabilities_is_a_regression_on_every_class_of_an_image_with_its_weight():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(2)
+    x, targets = rng.normal(size=(60, 8)), rng.dirichlet(np.ones(3), 60)
+    head = fit_head(x, targets, 3, c=0.3, space=Space(np.zeros(8), np.ones(8), x, None))
+    peer = LogisticRegression(C=0.3, max_iter=5000, tol=1e-10)
+    peer.fit(np.repeat(x, 3, axis=0), np.tile(np.arange(3), 60), sample_weight=targets.ravel())
+    assert np.allclose(head.probs(x), peer.predict_proba(x), atol=1e-4)
+
+
 def test_fewer_images_than_features_have_the_same_optimum():
     rng = np.random.default_rng(1)
     y = rng.integers(0, 3, 40)

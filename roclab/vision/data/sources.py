@@ -200,7 +200,8 @@ def _holds_runs(folder: Path) -> bool:
 
 
 def list_csv(table: Path, base: Path | None = None) -> Listing:
-    """A table with the columns path, label and, if the split is given, split (train, val or test).
+    """A table with the columns path, label and, if they are given, split (train, val or test) and certainty (of the
+    label: a probability).
 
     Paths are relative to `base`, or to the table's folder if that is not given.
     """
@@ -224,11 +225,22 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
         if key in seen:
             raise DataError(f"{where}: {cells['path']} stands in line {seen[key]} already")
         seen[key] = line
-        entries.append(Entry(path, clean(cells["label"]), split))
+        certainty = _probability(cells.get("certainty") or "1")
+        if not 0 < certainty <= 1:
+            raise DataError(f"{where}: certainty is {cells['certainty']!r}, must be above 0 and at most 1")
+        entries.append(Entry(path, clean(cells["label"]), split, certainty=certainty))
     if not entries:
         raise DataError(f"{table} lists no images")
     labels = {cells["label"] for _, cells in rows}
     return Listing(table.stem, base, entries, _sorted_classes(labels), notes=notes + _alike(labels))
+
+
+def _probability(cell: str) -> float:
+    """A number, with a decimal comma too; 0 for what is none."""
+    try:
+        return float(cell.replace(",", "."))
+    except ValueError:
+        return 0.0
 
 
 def _spelled(base: Path, name: str) -> Path:
