@@ -3,8 +3,9 @@
     python bench/lm_engine.py [--model smollm2-135m] [--running 8] [--prompt 2000] [--slowdowns 1.5,2]
 
 Requests are decoded together; then the prompt is submitted. For each `max_slowdown` of the engine it prints the median
-gap between the others' tokens before, the median and longest gap while the prompt is computed, the longest as a
-multiple of the usual, and the seconds to the prompt's first token. An answer is compared with the one it has alone.
+gap between the others' tokens before, the median, 99th percentile and longest gap while the prompt is computed, these as
+multiples of the usual, the longest of as many gaps without a prompt afterwards (what the machine does by itself), and
+the seconds to the prompt's first token. An answer is compared with the one it has alone.
 The last line is JSON.
 """
 
@@ -57,12 +58,17 @@ def main() -> None:
         started = time.perf_counter()
         joined = engine.submit(long, SamplingParams(max_new_tokens=1))
         beside = gaps(engine, joined, 0)
+        waited = time.perf_counter() - started
+        without = gaps(engine, None, len(beside))
         result[str(slowdown)] = {
             "usual_ms": round(1e3 * usual, 2),
             "median_ms": round(1e3 * statistics.median(beside), 2),
             "longest_ms": round(1e3 * max(beside), 2),
+            "steps": len(beside),
+            "p99_ratio": round(sorted(beside)[int(0.99 * len(beside))] / usual, 2),
             "longest_ratio": round(max(beside) / usual, 2),
-            "seconds_to_first_token": round(time.perf_counter() - started, 2),
+            "longest_without_ratio": round(max(without) / usual, 2),
+            "seconds_to_first_token": round(waited, 2),
         }
         print(slowdown, result[str(slowdown)], flush=True)
         reference = Engine(runner, prompt_lookup=False)
