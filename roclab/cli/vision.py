@@ -87,7 +87,10 @@ def evaluate(
 @options_from(
     TrainConfig,
     "base",
-    only=("data", "data_root", "mirror", "skip_bad", "per_class", "epochs", "budget", "image_size", "amp"),
+    only=(
+        *("data", "data_root", "mirror", "skip_bad", "per_class", "class_weights"),
+        *("epochs", "budget", "image_size", "amp"),
+    ),
 )
 def compare(
     base: TrainConfig,

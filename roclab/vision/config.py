@@ -40,6 +40,11 @@ class TrainConfig:
     strategy: str = setting(
         "features", "features: the backbone is frozen; finetune: all weights are trained.", choices=STRATEGIES
     )
+    class_weights: str | None = setting(
+        None,
+        "balanced: rare classes weigh as much as common ones in training; none if not given.",
+        choices=("balanced",),
+    )
     epochs: int | None = setting(  # None with a frozen backbone: its head's solver runs until it converges
         None, "finetune: epochs; the model's default if not given. (A frozen backbone's head has none.)", low=1
     )

@@ -200,8 +200,8 @@ class VisionRun(Run):
 
     @cached_property
     def arm(self) -> dict[str, Any]:
-        """What two runs share that differ in their seed alone: every setting, the weights they began from (by the
-        hash of their values), and the images with their labels and the test split."""
+        """What two runs share that differ in their seed alone: every setting that was given, the weights they began
+        from (by the hash of their values), and the images with their labels and the test split."""
         digest = str(self.provenance.get("hashes", {}).get("weights", "")).rsplit(":", 1)[-1]
         aside = NOT_THE_ARM | (BY_BUDGET if self.config.get("budget") else set())
         settings = {name: value for name, value in self.config.items() if name not in aside and value is not None}

@@ -36,7 +36,7 @@ from roclab.vision.data.transforms import train_transform
 from roclab.vision.evaluate.metrics import loss_and_accuracy
 from roclab.vision.models.classifier import Classifier, save_model
 from roclab.vision.models.inference import dataset_features, predict_probs
-from roclab.vision.train.head import choose_head, put_head
+from roclab.vision.train.head import balanced_weights, choose_head, put_head
 from roclab.vision.train.mixing import mix, mixed_cross_entropy
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
         tensors, about = load_tensors(last)
         logger.info(f"resuming after epoch {about['epoch']}")
     elif config.lp_ft:
-        start = start_from_trained_head(model, dataset, config.image_size, config.backend) if world.main else None
+        own = (config.image_size, config.backend, config.class_weights)
+        start = start_from_trained_head(model, dataset, *own) if world.main else None
         about["rows"] = [world.from_main(start)]
         if world.main:
             save_best(model.module.state_dict())
@@ -108,10 +109,11 @@ class Trainer:
         self.optimizer = make_optimizer(groups, config.optimizer)
         self.ema = weight_average(model.module, config.ema, step) if config.ema else None
         self.val = dataset.split("val")
+        train, classes = dataset.split("train"), len(dataset.classes)
+        self.class_weights = balanced_weights(config.class_weights, labels_of(train), classes)  # (C,)
         options: dict[str, Any] = {"randaugment": config.randaugment, "min_area": config.min_area}
         transform = partial(train_transform, model.preprocessing, flips=dataset.flips, **options)
-        train = dataset.split("train")
-        targets = targets_of(train, len(dataset.classes))
+        targets = targets_of(train, classes)
         self.images = TrainImages(train, targets, round(1.5 * config.image_size), transform, config.seed)
         self.steps_each = -(-len(self._order(0)) // config.accumulate)  # of an epoch
         self.steps = self.steps_each * self.epochs
@@ -163,6 +165,8 @@ class Trainer:
     def _train_batches(self, loader: Iterable[tuple[Tensor, Tensor]], length: int, epoch: int) -> list[float]:
         """Train on `length` batches; returns the summed cross-entropy (no smoothing) and the number of images."""
         config, device, module = self.config, self.model.device, self.model.module
+        balance = self.class_weights
+        weights = None if balance is None else torch.tensor(balance, dtype=torch.float32, device=device)
         module.train()
         if config.batch_norm == "frozen":
             freeze_statistics(module)
@@ -177,7 +181,7 @@ class Trainer:
             with nullcontext() if alone else self.network.no_sync():  # type: ignore[operator]
                 with autocast(device, config.amp):
                     logits = self.network(images).float()
-                    loss = mixed_cross_entropy(logits, labels, own, config.label_smoothing)
+                    loss = mixed_cross_entropy(logits, labels, own, config.label_smoothing, weights)
                 (loss * share).backward()
             total += cross_entropy(logits.detach(), labels).item() * len(labels)
             seen += len(labels)
@@ -195,12 +199,19 @@ class Trainer:
         paths, size = [image.path for image in mine], self.config.image_size
         probs = predict_probs(evaluated, paths, size, "torch") if mine else None  # weights that are used once
         parts = [part for part in self.world.gather(probs) if part is not None]
-        loss, top1 = loss_and_accuracy(np.concatenate(parts), labels_of(self.val))
-        return {"val_loss": loss, "val_top1": top1}
+        return validation_scores(np.concatenate(parts), labels_of(self.val), self.class_weights)
+
+
+def validation_scores(probs: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> dict[str, float]:
+    """Loss and accuracy of probabilities (N, C). With `weights` (C,) of the classes the weighted accuracy too, by which
+    the best epoch is then chosen."""
+    loss, top1 = loss_and_accuracy(probs, labels)
+    found = {"val_loss": loss, "val_top1": top1}
+    return found if weights is None else found | {"val_weighted_top1": loss_and_accuracy(probs, labels, weights)[1]}
 
 
 def start_from_trained_head(
-    model: Classifier, dataset: Dataset, image_size: int, backend: str = "auto"
+    model: Classifier, dataset: Dataset, image_size: int, backend: str = "auto", class_weights: str | None = None
 ) -> dict[str, Any]:
     """LP-FT (Kumar et al. 2022): with a random head, the first steps would distort the features it is given.
 
@@ -209,11 +220,13 @@ def start_from_trained_head(
     # the seconds of the extraction, where it was remembered too
     x, seconds = dataset_features(model, dataset, image_size, backend=backend)
     begin = time.perf_counter()
-    targets = targets_of(dataset.split("train"), len(dataset.classes))
-    val = x["val"], labels_of(dataset.split("val"))
-    head = choose_head((x["train"], targets, *val), len(dataset.classes))
+    train, classes = dataset.split("train"), len(dataset.classes)
+    targets, val = targets_of(train, classes), (x["val"], labels_of(dataset.split("val")))
+    weights = balanced_weights(class_weights, labels_of(train), classes)
+    head = choose_head((x["train"], targets, *val), classes, weights=weights)
     put_head(model, head)
     row: dict[str, Any] = {"step": 0, "epoch": 0, **head.scores(train=(x["train"], targets), val=val)}
+    row |= validation_scores(head.probs(val[0]), val[1], weights)
     row["head_seconds"] = seconds + time.perf_counter() - begin
     logger.info(
         f"epoch 0, the head trained on frozen features: val loss {row['val_loss']:.4f}, val top-1 {row['val_top1']:.4f}"
@@ -278,8 +291,11 @@ def freeze_statistics(module: nn.Module) -> None:
 
 
 def best_epoch(rows: Sequence[dict[str, Any]]) -> int:
-    """Number of the epoch with the highest validation accuracy; of several, the one with the lowest loss."""
-    return min(rows, key=lambda row: (-row["val_top1"], row["val_loss"], row["epoch"]))["epoch"]
+    """Number of the epoch with the highest validation accuracy (weighted, where classes have weights); of several, the
+    one with the lowest loss."""
+    return min(rows, key=lambda row: (-row.get("val_weighted_top1", row["val_top1"]), row["val_loss"], row["epoch"]))[
+        "epoch"
+    ]
 
 
 def rewrite_metrics(run: Run, rows: Sequence[dict[str, Any]]) -> None:

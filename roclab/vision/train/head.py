@@ -56,20 +56,30 @@ def likeliest(y: np.ndarray) -> np.ndarray:
     return y if y.ndim == 1 else y.argmax(1)
 
 
-def choose_head(cut: Cut, classes: int, more: Sequence[Cut] = ()) -> Head:
+def balanced_weights(kind: str | None, labels: np.ndarray, classes: int) -> np.ndarray | None:
+    """The weight (C,) of an image of each class, for a `kind` of "balanced": n / (C n_c) where n_c of n images (N,)
+    are of class c (King and Zeng 2001), so that every class weighs the same in all and the mean image one. None for
+    None."""
+    return len(labels) / (classes * np.bincount(labels, minlength=classes)) if kind else None
+
+
+def choose_head(cut: Cut, classes: int, more: Sequence[Cut] = (), weights: np.ndarray | None = None) -> Head:
     """The head fitted to the cut's training images with the C whose loss on validation images is lowest.
 
     The loss and not the accuracy: on fifty validation images several C tie in accuracy, and the loss still tells them
     apart. `more` are further cuts of the same images (cross-validation), over which the loss is averaged. Where the
-    best C is at an end of `GRID`, the grid is widened there, up to `WIDEST`.
+    best C is at an end of `GRID`, the grid is widened there, up to `WIDEST`. `weights` (C,) of the classes count in all
+    of these losses.
     """
     cuts = [(cut, Space.of(cut[0])) for cut in (cut, *more)]
     tried: dict[int, dict[str, float]] = {}
 
     def loss_at(half: int) -> float:
         c = round(10.0 ** (half / 2), 8)
-        heads = [fit_head(x, y, classes, c, space=space) for (x, y, *_), space in cuts]
-        scores = [loss_and_accuracy(head.probs(x), y) for head, ((_, _, x, y), _) in zip(heads, cuts, strict=True)]
+        heads = [fit_head(x, y, classes, c, space=space, weights=weights) for (x, y, *_), space in cuts]
+        scores = [
+            loss_and_accuracy(head.probs(x), y, weights) for head, ((_, _, x, y), _) in zip(heads, cuts, strict=True)
+        ]
         loss, accuracy = map(float, np.mean(scores, axis=0))
         tried[half] = {"c": c, "val_loss": loss, "val_top1": accuracy}
         return loss
@@ -91,7 +101,7 @@ def choose_head(cut: Cut, classes: int, more: Sequence[Cut] = ()) -> Head:
             break
         loss_at(beyond)
     x, y, *val = cut
-    head = fit_head(x, y, classes, tried[best]["c"], val, cuts[0][1])
+    head = fit_head(x, y, classes, tried[best]["c"], val, cuts[0][1], weights)
     head.tried = [tried[half] for half in sorted(tried)]
     return head
 
@@ -157,12 +167,14 @@ def fit_head(
     c: float,
     val: Sequence[np.ndarray] | None = None,
     space: Space | None = None,
+    weights: np.ndarray | None = None,
 ) -> Head:
     """Multinomial logistic regression, L-BFGS from zero until it converges; weights on raw features.
 
     Minimises mean cross-entropy + |W|² / (2 C N) on standardised features, the objective of scikit-learn's
-    `LogisticRegression(C)` divided by C N (which is as fast, but gives no loss per iteration). With `val`, the head's
-    `history` has the losses and accuracies after each iteration.
+    `LogisticRegression(C)` divided by C N (which is as fast, but gives no loss per iteration). An image's cross-entropy
+    counts with its class's share of `weights` (C,), scikit-learn's `class_weight`; with one if not given. With `val`,
+    the head's `history` has the losses and accuracies after each iteration.
     """
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
@@ -171,6 +183,8 @@ def fit_head(
     z = space.z
     n, d = z.shape  # d: the features, or as many directions as there are images
     target = np.eye(classes)[y] if y.ndim == 1 else y  # (N, C)
+    target = target if weights is None else target * weights
+    each = target.sum(1, keepdims=True)
 
     def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return flat[: classes * d].reshape(classes, d), flat[classes * d :]
@@ -180,7 +194,7 @@ def fit_head(
         logits = z @ weight.T + bias
         logits -= logits.max(1, keepdims=True)
         log_sum = np.log(np.exp(logits).sum(1, keepdims=True))
-        residual = (np.exp(logits - log_sum) - target) / n
+        residual = (np.exp(logits - log_sum) * each - target) / n
         loss = -(target * (logits - log_sum)).sum() / n + (weight**2).sum() / (2 * c * n)
         return loss, np.concatenate([(residual.T @ z + weight / (c * n)).ravel(), residual.sum(0)])
 

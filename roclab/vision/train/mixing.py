@@ -38,10 +38,19 @@ def neighbours(n: int) -> list[int]:
     return [i ^ 1 if i ^ 1 < n else i for i in range(n)]
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, own: float, label_smoothing: float) -> Tensor:
-    """Cross-entropy of logits (B, C) of images mixed by `mix`, with the share `own` of each image's own label."""
-    loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+def mixed_cross_entropy(
+    logits: Tensor, labels: Tensor, own: float, label_smoothing: float, weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of logits (B, C) of images mixed by `mix`, with the share `own` of each image's own label.
+
+    With `weights` (C,) of the classes it is their weighted sum over B, not over the batch's own sum of weights as in
+    torch: a batch of common images makes a smaller step, and shares of a batch in two processes add up to the batch.
+    """
+
+    def loss(labels: Tensor) -> Tensor:
+        mean = cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
+        return mean if weights is None else mean * weights[labels].mean()
+
     if own < 1:
-        other = cross_entropy(logits, labels[neighbours(len(labels))], label_smoothing=label_smoothing)
-        loss = own * loss + (1 - own) * other
-    return loss
+        return own * loss(labels) + (1 - own) * loss(labels[neighbours(len(labels))])
+    return loss(labels)

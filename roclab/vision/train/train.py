@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,18 @@ from roclab.vision.models.classifier import BEFORE_REFIT, Classifier, build_mode
 from roclab.vision.models.inference import dataset_features
 from roclab.vision.train.budget import Costs, fit_to_budget, parse_duration
 from roclab.vision.train.finetune import finetune, rewrite_metrics
-from roclab.vision.train.head import FEW, choose_head, fit_head, further_cuts, put_head, tiled
+from roclab.vision.train.head import (
+    FEW,
+    balanced_weights,
+    choose_head,
+    fit_head,
+    further_cuts,
+    put_head,
+    tiled,
+)
 
 logger = logging.getLogger(__name__)
+UNLIKE = 10  # times the images of the rarest class
 BEGUN = ("split.json", "checkpoints", "provenance.json")  # there before config.json: left by a killed process
 
 
@@ -60,8 +70,22 @@ def train(config: TrainConfig, out: str | Path) -> Run:
         run = Run.create(path, config.asdict(), weights=model.weights_id, data=dataset.fingerprint())
         for note in notes:
             run.log(note)
+        if not config.class_weights and (note := imbalance(dataset)):
+            logger.warning(note)
     world.from_main(None)  # the other processes open the folder once it is there
     return _finish(Run.open(path), config, model, dataset, world)
+
+
+def imbalance(dataset: Dataset) -> str:
+    """A line where the commonest class has `UNLIKE` times the training images of the rarest; else ""."""
+    counts = Counter(dataset.classes[image.label] for image in dataset.split("train"))
+    (common, most), (rare, least) = counts.most_common()[0], counts.most_common()[-1]
+    numbers = f"{most} training images of class {common!r}, {least} of {rare!r}"
+    return (
+        f"{numbers}: the rare ones count for little; --class-weights balanced weighs them"
+        if most >= UNLIKE * least
+        else ""
+    )
 
 
 def _prepare(config: TrainConfig) -> tuple[Dataset, Classifier, TrainConfig]:
@@ -156,7 +180,7 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
     if config.strategy == "finetune":
         timing = finetune(run, config, model, dataset, world)
     elif world.main:
-        own = (config.views, config.refit, config.seed, config.backend)
+        own = (config.views, config.refit, config.seed, config.backend, config.class_weights)
         timing = train_features(run, model, dataset, config.image_size, *own)
     if world.main:
         timing |= {"peak_memory_mb": peak_memory_mb(), "train_wall_seconds": time.perf_counter() - begin}
@@ -171,7 +195,15 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
 
 
 def train_features(
-    run: Run, model: Classifier, dataset: Dataset, image_size: int, views: int, refit: bool, seed: int, backend: str
+    run: Run,
+    model: Classifier,
+    dataset: Dataset,
+    image_size: int,
+    views: int,
+    refit: bool,
+    seed: int,
+    backend: str,
+    class_weights: str | None = None,
 ) -> dict[str, Any]:
     """Train the head on the frozen backbone's features under `views`; leaves the whole model in the run and returns the
     timing for training.json. `refit`: once C is chosen, train it again on train + val."""
@@ -183,8 +215,9 @@ def train_features(
     cut = (np.concatenate([view["train"] for view in x]), tiled(y_all[: len(train)], views), x[0]["val"], y_val)
     # the final head is trained on the validation images too, so all of them may help to choose its C
     more = further_cuts(x_all, y_all, seed) if refit and len(y_val) < FEW else []
+    weights = balanced_weights(class_weights, labels_of(train), classes)
     begin = time.perf_counter()
-    head = choose_head(cut, classes, more)
+    head = choose_head(cut, classes, more, weights)
     head_seconds = time.perf_counter() - begin
     best, ends = next(row for row in head.tried if row["c"] == head.c), (head.tried[0]["c"], head.tried[-1]["c"])
     run.log(
@@ -204,7 +237,7 @@ def train_features(
     put_head(model, head)
     if refit:
         save_tensors(run.checkpoints / BEFORE_REFIT, model.head.state_dict(), {"c": head.c})
-        put_head(model, fit_head(np.concatenate(x_all), tiled(y_all, views), classes, head.c))
+        put_head(model, fit_head(np.concatenate(x_all), tiled(y_all, views), classes, head.c, weights=weights))
         run.log("the head was trained again on train + val with the C chosen; val figures are of the head before that")
     save_model(run.checkpoints / "best.safetensors", model, dataset.classes, image_size)
     # a convex problem: its last iterate is its best
