@@ -60,6 +60,7 @@ def evaluate(
     data_root: str | None = typer.Option(None, help="Where the images are now, if they have moved."),
     skip_bad: bool = typer.Option(False, "--skip-bad", help="--data: leave unreadable images out."),
     device: str | None = typer.Option(None, help="auto, cpu, cuda, …; the run's own, if it is here and none is given."),
+    tta: bool = typer.Option(False, "--tta", help="Average each image with its mirror image; takes twice as long."),
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
     """Evaluate a run: accuracy with intervals, calibration, scores of each class, confusion matrix.
@@ -76,10 +77,10 @@ def evaluate(
         raise RocLabError("--skip-bad is for --data: the run's own images were chosen when it was trained")
     opened, figure = VisionRun.open(run), None
     if data is None:
-        found = evaluate_run(opened, split, data_root=data_root, device=device)
-        figure = run_figure(opened, split)
+        found = evaluate_run(opened, split, data_root=data_root, device=device, tta=tta)
+        figure = None if tta else run_figure(opened, split)
     else:
-        found = evaluate_on(opened, data, data_root, skip_bad, device)
+        found = evaluate_on(opened, data, data_root, skip_bad, device, tta)
     show(found, as_json, render("evaluation.txt", found=found, figure=figure))
 
 
@@ -135,6 +136,7 @@ def predict(
     top: int = typer.Option(5, min=1, help="How many classes to name."),
     skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, and log them."),
     device: str | None = typer.Option(None, help="auto, cpu, cuda, …; the run's own, if it is here and none is given."),
+    tta: bool = typer.Option(False, "--tta", help="Average each image with its mirror image; takes twice as long."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON list."),
     engine: str = typer.Option("local", help="local, or ray: spread the images over a Ray cluster."),
 ) -> None:
@@ -144,7 +146,7 @@ def predict(
     """
     from roclab.vision.evaluate.evaluate import predict as predict_images
 
-    found = predict_images(run, images, top, engine, skip_bad, device)
+    found = predict_images(run, images, top, engine, skip_bad, device, tta)
     named = ((row["path"], (f"{p['class']} {p['probability']:.3f}" for p in row["predictions"])) for row in found)
     show(found, as_json, "\n".join(f"{path}: {', '.join(classes)}" for path, classes in named))
 
@@ -167,6 +169,63 @@ def export(
     found = export_run(Run.open(run), to, out, data_root)
     words = f"{found['images']} validation images: probabilities within {found['largest_difference']:.1g} of the run's"
     show(found, as_json, f"{out / found['file']}\n{words}\nmodel card: {out / 'README.md'}")
+
+
+@app.command()
+def embed(
+    run: Path = typer.Argument(..., help="Folder of a finished run."),
+    images: list[Path] = typer.Argument(..., help="Images, or folders of images."),
+    out: Path = typer.Option(..., help="Folder of features and map; an older map in it is replaced."),
+    csv: bool = typer.Option(False, "--csv", help="Write features.csv too."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, and log them."),
+    device: str | None = typer.Option(None, help="auto, cpu, cuda, …; the run's own, if it is here and none is given."),
+    seed: int = typer.Option(0, help="Drives the map, and which images it shows of more than 5,000."),
+    as_json: bool = typer.Option(False, "--json", help="Print embedding.json."),
+) -> None:
+    """Write the features of images, and a page with a map of them and the images that are most alike.
+
+    Example: roclab vision embed runs/elpv cells --out map
+    """
+    from roclab.report.embedding_page import write_embedding
+    from roclab.report.folders import EMBEDDING
+    from roclab.vision.evaluate.embed import embed as embed_images
+
+    EMBEDDING.check(out)  # before minutes go into the features
+    found = embed_images(run, images, skip_bad, device)
+    record = write_embedding(found, out, csv, seed)
+    n, d = found.features.shape
+    text = f"{n} images, {d} features each: {out / 'features.npz'}\nmap: {out.resolve() / 'index.html'}"
+    show(record, as_json, text)
+
+
+@app.command()
+def suggest(
+    run: Path = typer.Argument(..., help="Folder of a finished run."),
+    images: list[Path] = typer.Argument(..., help="Images without labels, or folders of them."),
+    n: int = typer.Option(20, "--n", min=1, help="How many images to name."),
+    out: Path | None = typer.Option(None, help="A new CSV file of them: path, an empty label, margin, classes."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, and log them."),
+    device: str | None = typer.Option(None, help="auto, cpu, cuda, …; the run's own, if it is here and none is given."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON list."),
+) -> None:
+    """Name the images that are worth labelling next: the run is unsure of them, and they are unlike one another.
+
+    Example: roclab vision suggest runs/elpv cells --n 20 --out to_label.csv
+    """
+    from roclab.vision.evaluate.embed import embed as embed_images
+    from roclab.vision.evaluate.suggest import suggest as suggest_images
+    from roclab.vision.evaluate.suggest import write_table
+
+    if out and out.exists():
+        raise RocLabError(f"{out} is there already, perhaps with labels of yours: choose another --out")
+    found = suggest_images(embed_images(run, images, skip_bad, device), n)
+    if out:
+        write_table(found, out)
+    named = (
+        (row, [f"{c} {p:.3f}" for c, p in zip(row["classes"], row["probabilities"], strict=True)]) for row in found
+    )
+    lines = [f"{row['path']}: margin {row['margin']:.3f}, {' or '.join(classes)}" for row, classes in named]
+    show(found, as_json, "\n".join([*lines, *([f"table: {out}"] if out else [])]))
 
 
 @app.command()

@@ -99,6 +99,8 @@ REPORT = FolderKind("report", "roclab report", "facts.json", ("settings", "compa
                     r"report\.(md|html|tex|pdf)|(comparison|verify)\.json|figures/.+|errors/.+")  # fmt: skip
 LAB = FolderKind("lab", "roclab tokenizer lab", "lab.json", ("student_id", "sentences"),
                  r"Tokenizer_Lab\.(ipynb|html)|lab\.md|figures/.+")  # fmt: skip
+EMBEDDING = FolderKind("map of images", "roclab vision embed", "embedding.json", ("images", "classes", "mapped"),
+                       r"index\.html|features\.(npz|csv)")  # fmt: skip
 STUDY = FolderKind("study", "roclab lm study", "study.json", ("kinds", "sentences"), r"(study|transcripts)\.\w+")
 
 

@@ -40,8 +40,12 @@ def evaluate(
     training: dict[str, Any] | None = None,
     data_root: str | None = None,
     device: str | None = None,
+    tta: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run on `split` ("val" or "test"): writes predictions.csv and results-SPLIT.json, returns the latter.
+
+    With `tta` (each image's mean with its mirror image) it writes results-SPLIT-tta.json alone: what compares and
+    reports runs reads the plain figures.
 
     `training` is what training.json will hold, given by `train` before it has written it; `data_root` says where the
     images are now if they have moved; `device`, where to compute, if not where the run was trained.
@@ -60,38 +64,47 @@ def evaluate(
         images = dataset.test(opened_by="evaluate")
         path = run.path / "test_opened.json"
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        opening = {"time": now, "by": "evaluate", "images": len(images)}
+        opening = {"time": now, "by": "evaluate", "images": len(images)} | ({"tta": True} if tta else {})
         write_json(path, [*(read_json(path) if path.exists() else []), opening])
     else:
         images = dataset.split("val")
     if not images:
         raise RocLabError(f"{run.path}: its data has no {split} images")
-    probs = run_probs(run, dataset, images, split, device)
-    write_predictions(run, split, images, probs, dataset.classes)
+    probs = run_probs(run, dataset, images, split, device, tta)
+    if not tta:
+        write_predictions(run, split, images, probs, dataset.classes)
     measured = ("best_epoch", "mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
     found = {
         "split": split,
+        **({"tta": True} if tta else {}),
         **classification_metrics(labels_of(images), probs, dataset.classes),
         "epochs_to_convergence": epochs_to_convergence(run.metrics()) if run.finetuned else None,
         **{name: training.get(name) for name in measured},
         **{name: getattr(config, name) for name in ("model", "strategy", "seed")},
     }
-    write_json(run.path / f"results-{split}.json", found)
+    write_json(run.path / f"results-{split}{'-tta' if tta else ''}.json", found)
     return found
 
 
 def evaluate_on(
-    run: VisionRun, data: str, data_root: str | None = None, skip_bad: bool = False, device: str | None = None
+    run: VisionRun,
+    data: str,
+    data_root: str | None = None,
+    skip_bad: bool = False,
+    device: str | None = None,
+    tta: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a finished run on all images of other data, labelled by the names of the run's classes. Nothing in the
     run changes. `trained_on`: how many of the images training has seen."""
     _ = run.training  # raises if the run is not finished
     model, classes, image_size = load_model(run, device=device)
     images = labelled_images(data, data_root, classes, skip_bad)
-    probs = predict_probs(model, [image.path for image in images], image_size, run.config.get("backend", "auto"))
+    backend = run.config.get("backend", "auto")
+    probs = predict_probs(model, [image.path for image in images], image_size, backend, tta)
     seen = {row["sha256"] for row in run.manifest["images"] if row["split"] != "test"}
     return {
         "split": data,
+        **({"tta": True} if tta else {}),
         "trained_on": sum(image.sha256 in seen for image in images),
         **classification_metrics(labels_of(images), probs, classes),
         **{name: run.config[name] for name in ("model", "strategy", "seed")},
@@ -99,9 +112,14 @@ def evaluate_on(
 
 
 def run_probs(
-    run: Run, dataset: Dataset, images: Sequence[LabelledImage], split: str, device: str | None = None
+    run: Run,
+    dataset: Dataset,
+    images: Sequence[LabelledImage],
+    split: str,
+    device: str | None = None,
+    tta: bool = False,
 ) -> np.ndarray:
-    """Class probabilities (N, C) of the run's model for the images of a split.
+    """Class probabilities (N, C) of the run's model for the images of a split; with `tta` as in `predict_probs`.
 
     A frozen backbone's features are looked up (or computed and cached), so five seeds need one pass over the test
     images.
@@ -109,12 +127,15 @@ def run_probs(
     model, _, image_size = load_model(run, split, device)
     backend = run.config.get("backend", "auto")
     if run.config["strategy"] == "finetune":
-        return predict_probs(model, [image.path for image in images], image_size, backend)
-    if split == "val":
-        features = dataset_features(model, dataset, image_size, backend=backend)[0]["val"]
-    else:
-        features, _ = cached_features(model, images, image_size, backend=backend)
-    return head_probs(model, features)
+        return predict_probs(model, [image.path for image in images], image_size, backend, tta)
+    views = []
+    for view in (0, 1) if tta else (0,):
+        if split == "val":
+            features = dataset_features(model, dataset, image_size, view, backend)[0]["val"]
+        else:
+            features, _ = cached_features(model, images, image_size, view, backend=backend)
+        views.append(head_probs(model, features))
+    return np.mean(views, axis=0)
 
 
 def write_predictions(
@@ -139,30 +160,24 @@ def predict(
     engine: str = "local",
     skip_bad: bool = False,
     device: str | None = None,
+    tta: bool = False,
 ) -> list[dict[str, Any]]:
     """The `top` classes of each image with their probabilities; folders are searched for images. `run` is a run's
     folder, or what `roclab vision export` wrote.
 
     Returns one {"path", "predictions": [{"class", "probability"}, …]} an image, in order. An image that cannot be read
     raises `DataError` that names it; with `skip_bad` it is logged and left out. `engine` "ray" spreads the images over
-    a Ray cluster; `device`: where to compute, if not where the run was trained. Raises `RocLabError` if the run is not
-    finished.
+    a Ray cluster; `device`: where to compute, if not where the run was trained; `tta` as in `predict_probs`. Raises
+    `RocLabError` if the run is not finished.
     """
     check_engine(engine)
     if exported_file(run) is None:
         _ = VisionRun.open(run).training  # raises if the run is not finished
-    elif device not in (None, "auto", "cpu"):
-        raise RocLabError(f"--device {device}: an exported model is computed on the CPU")
-    images = find_images(paths)
-    if skip_bad:
-        checks = inspect_files(images)
-        for check in checks:
-            if check.error:
-                logger.info(f"left out {printable(check.path)}: {check.error}")
-        images = [check.path for check in checks if not check.error]
-        if not images:
-            raise DataError("none of the images can be read")
-    probs_of = partial(_probs, run.resolve(), device)
+    elif tta or device not in (None, "auto", "cpu"):
+        other = "an exported model sees each image once" if tta else "an exported model is computed on the CPU"
+        raise RocLabError(f"{'--tta' if tta else f'--device {device}'}: {other}")
+    images = find_images(paths, skip_bad)
+    probs_of = partial(_probs, run.resolve(), device, tta)
     if engine == "ray":
         absolute = [path.resolve() for path in images]
         parts = map_over_cluster(probs_of, [absolute[i : i + CHUNK] for i in range(0, len(absolute), CHUNK)])
@@ -176,18 +191,19 @@ def predict(
     return found
 
 
-def _probs(run: Path, device: str | None, paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
+def _probs(run: Path, device: str | None, tta: bool, paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
     """Class names and probabilities (N, C) of images."""
     if file := exported_file(run):
         exported = open_exported(file)
         return exported.classes, exported.probs(paths)
     opened = Run.open(run)
     model, classes, image_size = load_model(opened, device=device)
-    return classes, predict_probs(model, paths, image_size, opened.config.get("backend", "auto"))
+    return classes, predict_probs(model, paths, image_size, opened.config.get("backend", "auto"), tta)
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The images named, and those in the folders named (at any depth, in order of their names)."""
+def find_images(paths: Sequence[Path], skip_bad: bool = False) -> list[Path]:
+    """The images named, and those in the folders named (at any depth, in order of their names). With `skip_bad` every
+    one is opened, and those that cannot be read are logged and left out."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -199,4 +215,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             found.append(path)
         else:
             raise DataError(f"{path}: there is no such image or folder")
+    if not skip_bad:
+        return found
+    checks = inspect_files(found)
+    for check in checks:
+        if check.error:
+            logger.info(f"left out {printable(check.path)}: {check.error}")
+    found = [check.path for check in checks if not check.error]
+    if not found:
+        raise DataError("none of the images can be read")
     return found

@@ -163,7 +163,7 @@ def paired_bootstrap(score_a: np.ndarray, score_b: np.ndarray, seed: int = 0) ->
 def loss_and_accuracy(
     probs: np.ndarray, labels: np.ndarray, class_weights: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and accuracy of class probabilities (N, C); weighted means with `class_weights` (C,)."""
+    """Mean cross-entropy (nats) and accuracy of class probabilities (N, C); weighted by `class_weights` (C,)."""
     chosen = np.clip(probs[np.arange(len(labels)), labels], 1e-12, None)
     each = None if class_weights is None else class_weights[labels]
     loss, accuracy = np.average([-np.log(chosen), probs.argmax(1) == labels], axis=1, weights=each)

@@ -38,11 +38,22 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return special.softmax(logits.astype(np.float64), axis=1)
 
 
-def predict_probs(model: Classifier, paths: Sequence[Path], image_size: int, backend: str = "auto") -> np.ndarray:
-    """Class probabilities (N, C) float64 of images under the evaluation transform, in the order given."""
+def predict_probs(
+    model: Classifier, paths: Sequence[Path], image_size: int, backend: str = "auto", tta: bool = False
+) -> np.ndarray:
+    """Class probabilities (N, C) float64 of images under the evaluation transform, in the order given; with `tta`
+    (test-time augmentation) their mean with those of the mirror images."""
     backend = pick_backend(model, len(paths), backend)
-    features = _features(model, _chunks(paths), _reader(model, image_size), backend, "images")
-    return np.concatenate([head_probs(model, x) for x in features])
+    plain = _reader(model, image_size)
+
+    def mirrored(chunk: Sequence[Path]) -> np.ndarray:
+        return np.ascontiguousarray(plain(chunk)[:, :, ::-1])
+
+    views = []
+    for read in (plain, mirrored) if tta else (plain,):
+        features = _features(model, _chunks(paths), read, backend, "images")
+        views.append(np.concatenate([head_probs(model, x) for x in features]))
+    return np.mean(views, axis=0)
 
 
 def head_probs(model: Classifier, features: np.ndarray) -> np.ndarray:
