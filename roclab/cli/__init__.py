@@ -21,6 +21,7 @@ from roclab.cli import course, lm, vision
 from roclab.core.devices import cpu_quota, usable_cores
 from roclab.core.exceptions import RocLabError
 from roclab.core.log import show_messages
+from roclab.core.sentences import one_line
 
 app = typer.Typer(
     name="roclab",
@@ -114,8 +115,7 @@ def _fail(error: Exception, message: str) -> None:
     if os.environ.get("ROCLAB_DEBUG"):
         raise error
     if message:  # without one the help was printed
-        one_line = message.replace("\n", "\\n")  # a file's name may hold a line's end
-        print(f"roclab: {one_line}", file=sys.stderr)
+        print(f"roclab: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -150,6 +150,12 @@ def listed(words: Iterable[str], most: int | None = None) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
 
 
+def one_line(text: str) -> str:
+    """Text whose control characters are written as \\n, \\x1b and the like: a file's name may hold any, and on a
+    terminal none should act."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e]", lambda c: c[0].encode("unicode_escape").decode(), text)
+
+
 # ---- texts from templates
 
 

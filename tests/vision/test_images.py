@@ -344,7 +344,7 @@ def test_inspections_are_cached_by_content_and_bad_ones_are_not(tmp_path: Path, 
     assert inspect_images(paths) == first
 
     (tmp_path / "a" / "good.jpg").rename(tmp_path / "a" / "moved.png")
-    cache = module.FactCache("inspections-2")
+    cache = module.FactCache("inspections-3")
     moved = inspect_image(tmp_path / "a" / "moved.png", cache.get)
     assert cache.get(moved.sha256) is not None
     assert moved.path.name == "moved.png"

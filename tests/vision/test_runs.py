@@ -183,7 +183,7 @@ def test_a_cache_that_is_no_use_only_costs_time(images, tmp_path, monkeypatch, f
         for path in (tmp_path / "cache").rglob("*.*"):
             path.write_bytes(b"[")
     else:
-        cache = FactCache("inspections-2")
+        cache = FactCache("inspections-3")
         cache._file.unlink()
         cache._rows = {}
         cache.add({image.sha256: {"width": 1} for image in load_data(str(images))._images})

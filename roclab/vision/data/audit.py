@@ -10,10 +10,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from roclab.core.sentences import written
+from roclab.core.sentences import one_line, written
 from roclab.vision.data.files import inspect_files
 from roclab.vision.data.images import exact_duplicates, near_duplicates
+from roclab.vision.data.oddities import odd_images
 from roclab.vision.data.sources import list_images, relative
+
+SHOWN_ODD = 5  # of each kind, in the text
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,11 @@ def audit(spec: str, data_root: str | os.PathLike | None = None, mirror: str | N
         "modes": _counted(image.mode for _, image in good),
         "width": _spread([image.width for _, image in good]),
         "height": _spread([image.height for _, image in good]),
+        "sizes": _counted(f"{image.width} x {image.height}" for _, image in good),
+        "odd": {
+            kind: [{"path": good[i][0], "value": value} for i, value in found]
+            for kind, found in odd_images([image for _, image in good]).items()
+        },
         "unreadable": [
             {"path": n, "reason": image.error} for n, image in zip(names, images, strict=True) if image.error
         ],
@@ -77,8 +85,15 @@ def describe(report: dict[str, Any], shown: int = 10) -> str:
     counts = report["classes"]
     largest = sorted(counts, key=lambda name: -counts[name])
     few = largest if len(largest) <= shown else [*largest[:3], *largest[-3:]]
-    text = written(Path(__file__).with_suffix(".txt"), **report, few={name: counts[name] for name in few}, shown=shown)
-    return text.rstrip("\n")
+    values = report | {"few": {name: counts[name] for name in few}, "shown": shown, "shown_odd": SHOWN_ODD}
+    return written(Path(__file__).with_suffix(".txt"), **_plain(values)).rstrip("\n")
+
+
+def _plain(value: Any) -> Any:
+    """The same with every text on one line: names of files go to a terminal."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    return [*map(_plain, value)] if isinstance(value, list) else one_line(value) if isinstance(value, str) else value
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

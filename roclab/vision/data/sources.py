@@ -220,6 +220,8 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
         if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", cells["path"]):
             relative_to = "write it relative to the table, or to --data-root"
             raise DataError(f"{where}: {cells['path']} is a path on a Windows machine: {relative_to}")
+        if re.match(r"[A-Za-z][\w+.-]+://", cells["path"]):
+            raise DataError(f"{where}: {cells['path']} is an address: images must be files here, download them first")
         path = _spelled(base, cells["path"])
         key = os.path.join(real(path.parent), path.name)  # the file, however its folder is written
         if key in seen:
@@ -232,6 +234,7 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
     if not entries:
         raise DataError(f"{table} lists no images")
     labels = {cells["label"] for _, cells in rows}
+    notes += several_labels(table, labels)
     return Listing(table.stem, base, entries, _sorted_classes(labels), notes=notes + _alike(labels))
 
 
@@ -241,6 +244,26 @@ def _probability(cell: str) -> float:
         return float(cell.replace(",", "."))
     except ValueError:
         return 0.0
+
+
+def several_labels(table: Path, labels: Iterable[str]) -> list[str]:
+    """A note if cells of a table seem to hold several labels, between ; or | or commas: if a part of one stands in
+    another at another place ("cat;dog", "dog;bird").
+
+    Raises `DataError` if that is clear: every part of at least two such cells stands alone somewhere too.
+    """
+    whole = {clean(label) for label in labels}
+    for separator in ";|,":
+        cells = {label: [p.strip() for p in label.split(separator)] for label in sorted(whole) if separator in label}
+        cells = {label: parts for label, parts in cells.items() if all(parts)}
+        places = {(part, at) for parts in cells.values() for at, part in enumerate(parts)}
+        one = f"such as {next(iter(cells), '')!r}"
+        if len(cells) > 1 and all(part in whole for parts in cells.values() for part in parts):
+            remedy = f"keep one of each (if it is one name, write it without the {separator!r})"
+            raise DataError(f"{table}: {len(cells)} labels {one} are several labels, and an image has one: {remedy}")
+        if len({part for part, _ in places}) < len(places):
+            return [f"{len(cells)} labels {one} may be several labels each: every one is trained as a class of its own"]
+    return []
 
 
 def _spelled(base: Path, name: str) -> Path:

@@ -11,10 +11,9 @@ import numpy as np
 
 from roclab.core.exceptions import DataError
 from roclab.core.statistics import Z, add_holm, proportion
-from roclab.vision.data.images import FactCache, decoding, in_threads, open_image, opened
+from roclab.vision.data.images import SIDE, FactCache, decoding, grey_at_side, in_threads, open_image, opened, sharpness
 from roclab.vision.error_analysis.gather import JointPredictions
 
-SIDE = 256  # px: shorter side at which sharpness and brightness are measured, about what the networks see
 MEASURES = {
     "megapixels": "size of the image (megapixels)",
     "sharpness": f"sharpness (variance of the Laplacian at {SIDE} px)",
@@ -129,23 +128,13 @@ def _measure_all(joint: JointPredictions) -> tuple[list[dict[str, float | None]]
 
 
 def measure(path: Path) -> dict[str, float | None]:
-    """Size, sharpness and brightness of one image.
-
-    Sharpness is the variance of the Laplacian (Pech-Pacheco et al. 2000) of the grey image (0 to 255) with its shorter
-    side at `SIDE` px, so that a large image is not called blurred for being large.
-    """
-    from PIL import Image
-
+    """Size, sharpness and brightness of one image."""
     with opened(path) as header:
         pixels = header.width * header.height  # of the file: open_image may decode at a fraction of it
     with decoding.part(pixels):
         image = open_image(path, at_least=SIDE).convert("L")
-    scale = SIDE / min(image.size)
-    size = (max(3, round(image.width * scale)), max(3, round(image.height * scale)))
-    grey = np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
-    # the four neighbours minus four times the pixel; scipy's Laplacian takes ten times as long
-    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
-    return {"megapixels": pixels / 1e6, "sharpness": float(laplacian.var()), "brightness": float(grey.mean())}
+    grey = grey_at_side(image)
+    return {"megapixels": pixels / 1e6, "sharpness": sharpness(grey), "brightness": float(grey.mean())}
 
 
 def annotated(root: Path, image: Path) -> dict[str, float | None]:

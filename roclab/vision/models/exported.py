@@ -114,8 +114,13 @@ class Exported:
 
 
 def exported_file(path: Path) -> Path | None:
-    """The model in a folder of `roclab vision export`, or the file itself; None for any other folder."""
-    return path if path.is_file() else next(filter(Path.is_file, (path / name for name in FILES.values())), None)
+    """The model in a folder of `roclab vision export` (the only ONNX file, if it was renamed), or the file itself; None
+    for any other folder."""
+    if path.is_file():
+        return path
+    renamed = [] if (path / "config.json").exists() else [*path.glob("*.onnx")]
+    named = filter(Path.is_file, (path / name for name in FILES.values()))
+    return next(named, renamed[0] if len(renamed) == 1 else None)
 
 
 def open_exported(path: Path, just_written: bool = False) -> Exported:

@@ -55,6 +55,8 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     pick_device(config.device)  # raises before there is a run
     if (path / "config.json").exists():
         raise RocLabError(f"{path} already holds a run: go on with --resume {path}, or choose another folder")
+    if path.exists() and not path.is_dir():
+        raise RocLabError(f"{path} is a file, and a run is a folder: choose a new or empty --out")
     if path.is_dir() and any(item.name not in BEGUN and item.suffix != ".part" for item in path.iterdir()):
         raise RocLabError(f"{path} holds other files, which a run could overwrite: choose a new or empty --out")
 
