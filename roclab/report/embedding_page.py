@@ -67,7 +67,7 @@ def _rows(found: Embedding) -> list[dict[str, Any]]:
     return rows
 
 
-def _arrays(found: Embedding) -> dict[str, np.ndarray]:
+def _arrays(found: Embedding) -> dict[str, Any]:
     paths = np.array([printable(path) for path in found.paths])
     arrays = {"paths": paths, "features": found.features.astype(np.float32), "predictions": np.array(found.predictions)}
     return arrays | ({"labels": np.array(found.labels)} if any(found.labels) else {})
