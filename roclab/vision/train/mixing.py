@@ -43,13 +43,14 @@ def mixed_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of logits (B, C) of images mixed by `mix`, with the share `own` of each image's own label.
 
-    With `weights` (C,) of the classes it is their weighted sum over B, not over the batch's own sum of weights as in
-    torch: a batch of common images makes a smaller step, and shares of a batch in two processes add up to the batch.
+    `labels`: (B,), or probabilities (B, C). With `weights` (C,) of the classes it is their weighted sum over B, where
+    torch divides by the weights of the batch: a batch of common images makes a smaller step, and shares of a batch in
+    two processes add up to the batch.
     """
 
     def loss(labels: Tensor) -> Tensor:
         mean = cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
-        return mean if weights is None else mean * weights[labels].mean()
+        return mean if weights is None or labels.ndim > 1 else mean * weights[labels].mean()
 
     if own < 1:
         return own * loss(labels) + (1 - own) * loss(labels[neighbours(len(labels))])
