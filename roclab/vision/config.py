@@ -62,6 +62,14 @@ class TrainConfig:
     views: int = setting(
         1, "features: 2 adds each image's mirror image, more add symmetries and random crops.", low=1, high=64
     )
+    imagenet_prior: bool = setting(
+        False,
+        "features: begin from what the weights know of classes that ImageNet has by name; for few images.",
+        flags=("--imagenet-prior",),
+    )
+    unlabelled: str | None = setting(
+        None, "features: a folder of images without labels, which the head is trained on too; for few images."
+    )
     refit: bool = setting(None, "features: train the head again on train + val once C is chosen.")
     # Fine-tuning
     lp_ft: bool = setting(None, "finetune: start from the trained head.")  # Kumar et al. 2022

@@ -75,6 +75,11 @@ class Dataset:
             raise DataError(f"{self.name} has no test split: give it a test folder, or evaluate --split val")
         return images
 
+    def without_known(self, images: Sequence[LabelledImage]) -> list[LabelledImage]:
+        """Those of other images that are not in any of its splits, test too, by the hash of their bytes."""
+        known = {image.sha256 for image in self._images}
+        return [image for image in images if image.sha256 not in known]
+
     def counts(self) -> dict[str, int]:
         """Number of images in each split."""
         found = Counter(image.split for image in self._images)

@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import file_sha256
-from roclab.vision.data.dataset import LabelledImage
-from roclab.vision.data.images import in_threads
 from roclab.vision.data.sources import SPLIT_NAMES, clean
-from roclab.vision.evaluate.evaluate import find_images
+from roclab.vision.evaluate.evaluate import find_images, without_labels
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.classifier import load_model
 from roclab.vision.models.exported import exported_file
@@ -54,8 +51,7 @@ def embed(run: Path, paths: Sequence[Path], skip_bad: bool = False, device: str 
     model, classes, image_size = load_model(opened, device=device)
     if opened.finetuned:  # the cache's key: its backbone is no longer that of the weights it began from
         model.weights_id = f"{model.name}:trained:{state_sha256(model.backbone_state())}"
-    hashes = in_threads(file_sha256, files, "reading images")
-    images = [LabelledImage(path, -1, "", sha256) for path, sha256 in zip(files, hashes, strict=True)]
+    images = without_labels(files)
     features, _ = cached_features(model, images, image_size, backend=opened.config.get("backend", "auto"))
     labels = [label_by_folder(path, paths) for path in files]
     return Embedding(files, labels, features, head_probs(model, features), classes)

@@ -18,11 +18,12 @@ import numpy as np
 
 from roclab.core.cluster import check_engine, map_over_cluster
 from roclab.core.exceptions import DataError, RocLabError
-from roclab.core.files import atomic_write, read_json, write_json
+from roclab.core.files import atomic_write, file_sha256, read_json, write_json
 from roclab.core.runs import Run
 from roclab.vision.config import run_config
 from roclab.vision.data.dataset import Dataset, LabelledImage, labelled_images, labels_of
 from roclab.vision.data.files import inspect_files, is_image, printable, walk
+from roclab.vision.data.images import in_threads
 from roclab.vision.evaluate.metrics import classification_metrics, epochs_to_convergence
 from roclab.vision.evaluate.run_reader import COLUMNS, VisionRun
 from roclab.vision.models.classifier import load_model
@@ -199,6 +200,12 @@ def _probs(run: Path, device: str | None, tta: bool, paths: Sequence[Path]) -> t
     opened = Run.open(run)
     model, classes, image_size = load_model(opened, device=device)
     return classes, predict_probs(model, paths, image_size, opened.config.get("backend", "auto"), tta)
+
+
+def without_labels(files: Sequence[Path]) -> list[LabelledImage]:
+    """Images of no class and no split, with their hashes."""
+    hashes = in_threads(file_sha256, files, "reading images")
+    return [LabelledImage(path, -1, "", sha256) for path, sha256 in zip(files, hashes, strict=True)]
 
 
 def find_images(paths: Sequence[Path], skip_bad: bool = False) -> list[Path]:

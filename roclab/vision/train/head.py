@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 GRID = range(-10, 3)  # half decades of C that are tried: 1e-5 to 10
 WIDEST = range(-16, 9)  # as far as the grid widens where the best C is at its end: 1e-8 to 1e4
 ITERATIONS = 2000  # a bound that the solver does not reach: its tolerance stops it after 15 to 250 (docs/log-vision.md)
+SHARES = (0.25, 0.5, 0.75)  # of each class's predictions; with all of them the gain is a little smaller
 FEW = 500  # validation images; with fewer, the loss on one validation split says little about C
 
 # x (N, D), y: labels (N,) or probabilities (N, C), x_val (M, D), y_val (M,)
@@ -38,9 +40,13 @@ class Head:
     history: list[dict[str, float]] = field(default_factory=list)  # a row per iteration of L-BFGS
     tried: list[dict[str, float]] = field(default_factory=list)  # a row per regularisation
 
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """(N, C) of raw features (N, D)."""
+        return x @ self.weight.T + self.bias
+
     def probs(self, x: np.ndarray) -> np.ndarray:
         """(N, C) class probabilities of raw features (N, D)."""
-        return softmax(x @ self.weight.T + self.bias)
+        return softmax(self.logits(x))
 
     def scores(self, **images: Sequence[np.ndarray]) -> dict[str, float]:
         """Loss and accuracy by the names of sets of images, each as features (N, D) and labels (N,), of which there
@@ -63,20 +69,26 @@ def balanced_weights(kind: str | None, labels: np.ndarray, classes: int) -> np.n
     return len(labels) / (classes * np.bincount(labels, minlength=classes)) if kind else None
 
 
-def choose_head(cut: Cut, classes: int, more: Sequence[Cut] = (), weights: np.ndarray | None = None) -> Head:
+def choose_head(
+    cut: Cut,
+    classes: int,
+    more: Sequence[Cut] = (),
+    weights: np.ndarray | None = None,
+    prior: Head | None = None,
+) -> Head:
     """The head fitted to the cut's training images with the C whose loss on validation images is lowest.
 
     The loss and not the accuracy: on fifty validation images several C tie in accuracy, and the loss still tells them
     apart. `more` are further cuts of the same images (cross-validation), over which the loss is averaged. Where the
     best C is at an end of `GRID`, the grid is widened there, up to `WIDEST`. `weights` (C,) of the classes count in all
-    of these losses.
+    of these losses; `prior` as in `fit_head`.
     """
     cuts = [(cut, Space.of(cut[0])) for cut in (cut, *more)]
     tried: dict[int, dict[str, float]] = {}
 
     def loss_at(half: int) -> float:
         c = round(10.0 ** (half / 2), 8)
-        heads = [fit_head(x, y, classes, c, space=space, weights=weights) for (x, y, *_), space in cuts]
+        heads = [fit_head(x, y, classes, c, None, space, weights, prior) for (x, y, *_), space in cuts]
         scores = [
             loss_and_accuracy(head.probs(x), y, weights) for head, ((_, _, x, y), _) in zip(heads, cuts, strict=True)
         ]
@@ -101,7 +113,7 @@ def choose_head(cut: Cut, classes: int, more: Sequence[Cut] = (), weights: np.nd
             break
         loss_at(beyond)
     x, y, *val = cut
-    head = fit_head(x, y, classes, tried[best]["c"], val, cuts[0][1], weights)
+    head = fit_head(x, y, classes, tried[best]["c"], val, cuts[0][1], weights, prior)
     head.tried = [tried[half] for half in sorted(tried)]
     return head
 
@@ -168,13 +180,15 @@ def fit_head(
     val: Sequence[np.ndarray] | None = None,
     space: Space | None = None,
     weights: np.ndarray | None = None,
+    prior: Head | None = None,
 ) -> Head:
     """Multinomial logistic regression, L-BFGS from zero until it converges; weights on raw features.
 
     Minimises mean cross-entropy + |W|² / (2 C N) on standardised features, the objective of scikit-learn's
     `LogisticRegression(C)` divided by C N (which is as fast, but gives no loss per iteration). An image's cross-entropy
     counts with its class's share of `weights` (C,), scikit-learn's `class_weight`; with one if not given. With `val`,
-    the head's `history` has the losses and accuracies after each iteration.
+    the head's `history` has the losses and accuracies after each iteration. With a `prior`, its logits are added, and W
+    is what the head's weights differ from the prior's.
     """
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
@@ -185,13 +199,14 @@ def fit_head(
     target = np.eye(classes)[y] if y.ndim == 1 else y  # (N, C)
     target = target if weights is None else target * weights
     each = target.sum(1, keepdims=True)
+    known = 0.0 if prior is None else prior.logits(x).astype(np.float64)  # (N, C)
 
     def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return flat[: classes * d].reshape(classes, d), flat[classes * d :]
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weight, bias = unpack(flat)
-        logits = z @ weight.T + bias
+        logits = z @ weight.T + bias + known
         logits -= logits.max(1, keepdims=True)
         log_sum = np.log(np.exp(logits).sum(1, keepdims=True))
         residual = (np.exp(logits - log_sum) * each - target) / n
@@ -200,10 +215,14 @@ def fit_head(
 
     history: list[dict[str, float]] = []
 
+    def folded(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weight, bias = space.raw(*unpack(flat))
+        return (weight, bias) if prior is None else (weight + prior.weight, bias + prior.bias)
+
     def log_iteration(flat: np.ndarray) -> None:
         assert val is not None
         row: dict[str, float] = {"step": len(history) + 1}
-        history.append(row | Head(*space.raw(*unpack(flat)), c).scores(train=(x, y), val=val))
+        history.append(row | Head(*folded(flat), c).scores(train=(x, y), val=val))
 
     # one thread: the products are small, and waiting threads made it up to fifteen times slower
     with threadpool_limits(1, user_api="blas"):
@@ -217,7 +236,30 @@ def fit_head(
         )
     if not done.success:
         logger.warning(f"the head's solver did not converge in {done.nit} iterations at C = {c:g}: {done.message}")
-    return Head(*space.raw(*unpack(done.x)), c, history)
+    return Head(*folded(done.x), c, history)
+
+
+def self_train(
+    head: Head,
+    x: np.ndarray,
+    y: np.ndarray,
+    unlabelled: np.ndarray,
+    weights: np.ndarray | None = None,
+    prior: Head | None = None,
+) -> Head:
+    """The head fitted again to features (N, D) with labels and, with its own predictions for labels, those (M, D) that
+    have none: first the quarter of each class's predictions that it is surest of, then half, then three quarters
+    (curriculum labeling, Cascante-Bonilla et al. 2021). `y`, `weights` and `prior` as in `fit_head`."""
+    first, classes = head, len(head.bias)
+    labelled = np.eye(classes)[y] if y.ndim == 1 else y
+    for share in SHARES:
+        probs = head.probs(unlabelled)
+        predicted, certainty = probs.argmax(1), probs.max(1)
+        by_class = (np.flatnonzero(predicted == label) for label in range(classes))
+        kept = np.concatenate([rows[np.argsort(-certainty[rows])[: math.ceil(share * len(rows))]] for rows in by_class])
+        targets = np.concatenate([labelled, np.eye(classes)[predicted[kept]]])
+        head = fit_head(np.concatenate([x, unlabelled[kept]]), targets, classes, head.c, None, None, weights, prior)
+    return replace(first, weight=head.weight, bias=head.bias)
 
 
 def put_head(model: Classifier, head: Head) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,34 @@ from typing import Any
 import numpy as np
 
 from roclab.core.devices import pick_device
-from roclab.core.exceptions import RocLabError
+from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import link_or_copy, read_json, sweep, write_json
 from roclab.core.progress import duration
 from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
+from roclab.core.sentences import counted, listed
 from roclab.core.training.checkpointing import save_tensors
 from roclab.core.training.distributed import World, join
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
 from roclab.vision.config import COMMON, MOVABLE, TrainConfig, check_same, fill, run_config, with_defaults
-from roclab.vision.data.dataset import Dataset, labels_of, load_data, targets_of
-from roclab.vision.evaluate.evaluate import evaluate
+from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of, load_data, targets_of
+from roclab.vision.evaluate.evaluate import evaluate, find_images, without_labels
 from roclab.vision.evaluate.run_reader import KEPT_START, VisionRun
 from roclab.vision.models.backend import pick_backend
 from roclab.vision.models.classifier import BEFORE_REFIT, Classifier, build_model, load_model, save_model
-from roclab.vision.models.inference import dataset_features
+from roclab.vision.models.imagenet import imagenet_rows
+from roclab.vision.models.inference import cached_features, dataset_features
 from roclab.vision.train.budget import Costs, fit_to_budget, parse_duration
 from roclab.vision.train.finetune import finetune, rewrite_metrics
 from roclab.vision.train.head import (
     FEW,
+    Head,
     balanced_weights,
     choose_head,
     fit_head,
     further_cuts,
     put_head,
+    self_train,
     tiled,
 )
 
@@ -92,6 +97,9 @@ def imbalance(dataset: Dataset) -> str:
 
 def _prepare(config: TrainConfig) -> tuple[Dataset, Classifier, TrainConfig]:
     """The images, the network, and the settings with nothing open but what the budget decides."""
+    if config.strategy == "finetune" and (config.imagenet_prior or config.unlabelled):
+        name = "--imagenet-prior" if config.imagenet_prior else "--unlabelled"
+        raise RocLabError(f"{name} is for the head of a frozen backbone: use --strategy features, or leave it out")
     dataset = load_config_data(config, config.data_root)
     seed_everything(config.seed)  # random weights are drawn from it
     model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
@@ -182,7 +190,14 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
     if config.strategy == "finetune":
         timing = finetune(run, config, model, dataset, world)
     elif world.main:
-        own = (config.views, config.refit, config.seed, config.backend, config.class_weights)
+        prior, spare = None, None
+        if config.imagenet_prior:
+            weight, bias, named = imagenet_rows(config.model, config.weights, dataset.classes)
+            prior = Head(weight, bias, c=0.0)
+            run.log(f"ImageNet knows {len(named)} of {len(dataset.classes)} classes: {listed(named, 6)}")
+        if config.unlabelled:
+            spare = unlabelled_images(run, Path(config.unlabelled), dataset, config.skip_bad)
+        own = (config.views, config.refit, config.seed, config.backend, config.class_weights, prior, spare)
         timing = train_features(run, model, dataset, config.image_size, *own)
     if world.main:
         timing |= {"peak_memory_mb": peak_memory_mb(), "train_wall_seconds": time.perf_counter() - begin}
@@ -196,6 +211,19 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
     return run
 
 
+def unlabelled_images(run: Run, folder: Path, dataset: Dataset, skip_bad: bool) -> list[LabelledImage]:
+    """The images of a folder that are not the dataset's own. Raises `DataError` where there is none."""
+    found = without_labels(find_images([folder], skip_bad))
+    spare = dataset.without_known(found)
+    known = f", {len(found) - len(spare)} left out that are images of {dataset.name}" if len(spare) < len(found) else ""
+    if not spare:
+        raise DataError(
+            f"--unlabelled {folder}: all of its {counted(len(found), 'image')} are images of {dataset.name}"
+        )
+    run.log(f"{counted(len(spare), 'image')} without labels in {folder}{known}")
+    return spare
+
+
 def train_features(
     run: Run,
     model: Classifier,
@@ -206,9 +234,12 @@ def train_features(
     seed: int,
     backend: str,
     class_weights: str | None = None,
+    prior: Head | None = None,
+    spare: Sequence[LabelledImage] | None = None,
 ) -> dict[str, Any]:
     """Train the head on the frozen backbone's features under `views`; leaves the whole model in the run and returns the
-    timing for training.json. `refit`: once C is chosen, train it again on train + val."""
+    timing for training.json. `refit`: once C is chosen, train it again on train + val. `prior`: a head on raw features
+    to begin from; `spare`: images without labels, which it is trained on too."""
     extracted = [dataset_features(model, dataset, image_size, view, backend) for view in range(views)]
     x, seconds = [features for features, _ in extracted], sum(took for _, took in extracted)
     train, val, classes = dataset.split("train"), dataset.split("val"), len(dataset.classes)
@@ -218,14 +249,24 @@ def train_features(
     # the final head is trained on the validation images too, so all of them may help to choose its C
     more = further_cuts(x_all, y_all, seed) if refit and len(y_val) < FEW else []
     weights = balanced_weights(class_weights, labels_of(train), classes)
+    unlabelled = cached_features(model, spare, image_size, backend=backend)[0] if spare else None
+
+    def with_unlabelled(head: Head, x: np.ndarray, y: np.ndarray) -> Head:
+        return head if unlabelled is None else self_train(head, x, y, unlabelled, weights, prior)
+
     begin = time.perf_counter()
-    head = choose_head(cut, classes, more, weights)
+    head = with_unlabelled(choose_head(cut, classes, more, weights, prior), *cut[:2])
     head_seconds = time.perf_counter() - begin
     best, ends = next(row for row in head.tried if row["c"] == head.c), (head.tried[0]["c"], head.tried[-1]["c"])
     run.log(
         f"chosen on {'cross-' if more else ''}validation: C = {head.c:g} of {ends[0]:g} to {ends[1]:g}, "
         f"val loss {best['val_loss']:.4f}, val top-1 {best['val_top1']:.4f}; {len(head.history)} steps of its solver"
     )
+    if spare:
+        scores = head.scores(val=cut[2:])
+        run.log(
+            f"with the images without labels: val loss {scores['val_loss']:.4f}, val top-1 {scores['val_top1']:.4f}"
+        )
     rewrite_metrics(run, head.history)
     timing = {
         "c": head.c,
@@ -239,7 +280,8 @@ def train_features(
     put_head(model, head)
     if refit:
         save_tensors(run.checkpoints / BEFORE_REFIT, model.head.state_dict(), {"c": head.c})
-        put_head(model, fit_head(np.concatenate(x_all), tiled(y_all, views), classes, head.c, weights=weights))
+        everyone = (np.concatenate(x_all), tiled(y_all, views))
+        put_head(model, with_unlabelled(fit_head(*everyone, classes, head.c, weights=weights, prior=prior), *everyone))
         run.log("the head was trained again on train + val with the C chosen; val figures are of the head before that")
     save_model(run.checkpoints / "best.safetensors", model, dataset.classes, image_size)
     # a convex problem: its last iterate is its best
