@@ -41,13 +41,7 @@ def write_embedding(found: Embedding, out: str | os.PathLike, as_csv: bool = Fal
             np.savez_compressed(file, **_arrays(found))
         if as_csv:
             atomic_write(work / "features.csv", _table(found))
-        thumbs = dict(
-            zip(mapped.tolist(), in_threads(_thumbnail, [found.paths[i] for i in mapped], "thumbnails"), strict=True)
-        )
-        shown = [row | {"thumb": thumbs.get(i)} for i, row in enumerate(rows)]
-        at = {i: place for place, i in enumerate(mapped.tolist())}
-        points = [row | {"similar": [s | {"at": at.get(s["image"])} for s in row["similar"]]} for row in shown]
-        page = render("embedding.html", points=[points[i] for i in mapped], images=n)
+        page = render("embedding.html", points=_points(found, rows, mapped.tolist()), images=n)
         atomic_write(work / "index.html", page)
     return record
 
@@ -65,6 +59,15 @@ def _rows(found: Embedding) -> list[dict[str, Any]]:
         row = {"path": name, "label": found.labels[i] or None, "prediction": found.predictions[i]}
         rows.append(row | {"probability": round(float(found.probs[i].max()), 4), "x": None, "y": None, "similar": like})
     return rows
+
+
+def _points(found: Embedding, rows: list[dict[str, Any]], mapped: list[int]) -> list[dict[str, Any]]:
+    """The rows on the page with their thumbnails; of similar images, `at` which point they are (None: not shown)."""
+    at = {i: point for point, i in enumerate(mapped)}
+    thumbs = in_threads(_thumbnail, [found.paths[i] for i in mapped], "thumbnails")
+    similar = [[other | {"at": at.get(other["image"])} for other in rows[i]["similar"]] for i in mapped]
+    parts = zip(mapped, thumbs, similar, strict=True)
+    return [rows[i] | {"thumb": thumb, "similar": others} for i, thumb, others in parts]
 
 
 def _arrays(found: Embedding) -> dict[str, Any]:
