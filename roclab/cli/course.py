@@ -34,11 +34,14 @@ def report(
     explain: bool = typer.Option(
         True, "--explain/--no-explain", help="Without --errors: analyse the errors here, without heat maps."
     ),
+    curve: Path | None = typer.Option(
+        None, help="Folder of runs with other numbers of training images a class (--per-class)."
+    ),
     lab: Path | None = typer.Option(None, help="Folder of `roclab tokenizer lab`."),
     study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
     verify: bool = typer.Option(True, "--verify/--no-verify", help="Check RocLM's implementation for the report."),
     settings: Path | None = typer.Option(
-        None, help="TOML: author, student_id, title, course, date, consulted, ai_tools."
+        None, help="TOML: author, student_id, title, course, date, consulted, ai_tools, [observations]."
     ),
     stated: Settings = Settings(),
     as_json: bool = typer.Option(False, "--json", help="Print all facts as JSON."),
@@ -54,7 +57,7 @@ def report(
     with tempfile.TemporaryDirectory() as folder:
         if errors is None and explain:
             errors = _explained(paths, split, Path(folder) / "errors")
-        facts = build(paths, out, known, split, errors, lab, study, _verified() if verify else None)
+        facts = build(paths, out, known, split, errors, lab, study, _verified() if verify else None, curve)
     for warning in facts["warnings"]:
         logger.warning(warning)
     show(facts, as_json, "\n".join(str(out / f"report.{suffix}") for suffix in ("pdf", "html", "tex", "md")))
@@ -78,10 +81,13 @@ def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | Non
 
 def _verified() -> dict[str, Any]:
     """What the checker says of our own model."""
+    from rich.console import Console
+
     from roclab.course.handin.checklist import PACKAGE
     from roclab.course.verify.checker import verify
 
-    return dict(verify(PACKAGE / "lm" / "model.py")) | {"file": "roclm_model.py"}
+    with Console(stderr=True).status("checking RocLM"):
+        return dict(verify(PACKAGE / "lm" / "model.py")) | {"file": "roclm_model.py"}
 
 
 def handin(

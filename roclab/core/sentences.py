@@ -24,6 +24,8 @@ KINDS = {
     "none": "not shown",
     "measured": "measured",
     "computed": "",
+    "interpretation": "interpretation",  # a reason that nothing here proves
+    "test": "what would test it",
 }
 
 
@@ -126,7 +128,10 @@ def number(value: float | None, digits: int = 2, form: str = "f") -> str:
 
 def interval(ci: Sequence[float] | None, digits: int = 1, scale: float = 100, sign: str = "") -> str:
     """[0.912, 0.951] -> [91.2, 95.1]; `sign` "+" for differences."""
-    return "–" if ci is None else f"[{scale * ci[0]:{sign}.{digits}f}, {scale * ci[1]:{sign}.{digits}f}]"
+    if ci is None:
+        return "–"
+    low, high = (round(scale * end, digits) + 0.0 for end in ci)  # no -0.0
+    return f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def p_value(p: float) -> str:

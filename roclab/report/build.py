@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,22 @@ from markupsafe import Markup
 
 from roclab.core.files import atomic_write, write_json
 from roclab.core.sentences import Sentence, sentences_of
+from roclab.core.progress import track
 from roclab.report import figures, formats, words
 from roclab.report.facts import collect
 from roclab.report.folders import REPORT
+from roclab.report.galleries import copy_pictures
 from roclab.report.kit import Document, command_lines, escape, render
+from roclab.report.network_figures import draw_network
 from roclab.report.runs import read_runs
 from roclab.report.settings import Settings
-from roclab.vision.evaluate.run_reader import MODELS, STRATEGIES, VisionRun
+from roclab.vision.evaluate.run_reader import STRATEGIES, VisionRun, model_name
 
 COLUMNS = 4  # arms in one table of the classes
+CHAPTERS = (
+    "cover", "summary", "data", "networks", "training", "accuracy", "classes", "errors", "architectures", "strategies",
+    "roclm", "tokenizer_lab", "demo", "appendix_classes", "appendix_confusion", "appendix_errors", "setup", "provenance"
+)  # fmt: skip
 
 
 def report(
@@ -35,11 +43,13 @@ def report(
     lab: Path | None = None,
     study: Path | None = None,
     verify: dict[str, Any] | None = None,
+    curve: Path | None = None,
 ) -> dict[str, Any]:
     """Write the report of the runs in `paths` into the folder `out`: report.md, .html, .tex, .pdf, figures/ and
     facts.json. Returns the facts, with what the author should know under "warnings".
 
-    `errors`, `lab` and `study` are folders of those commands; `verify` is what `roclab.course.verify.verify` returned.
+    `errors`, `lab` and `study` are folders of those commands; `verify` is what `roclab.course.verify.verify` returned;
+    `curve` is a folder of runs with other numbers of training images a class.
     Raises `RocLabError` if runs are missing or do not belong together, or if `out` holds something else.
     """
     from matplotlib import rc_context
@@ -48,13 +58,15 @@ def report(
     REPORT.check(out)
     runs = read_runs(paths)
     folders = {name: path for name, path in (("errors", errors), ("lab", lab), ("study", study)) if path}
-    facts = collect(runs, settings, split, folders, verify)
+    facts = collect(runs, settings, split, folders, verify, curve)
     with REPORT.new(out) as (work, record):
         with rc_context(figures.STYLE):
             _draw(runs, facts, work / "figures")
         for key, folder in folders.items():
             for name in facts[key]["figures"]:
                 shutil.copyfile(folder / "figures" / name, work / "figures" / f"{key}-{name}")
+        if errors:
+            copy_pictures(facts["gallery"], errors, work / "figures")
         if errors and (errors / "index.html").exists():
             shutil.copytree(errors, work / "errors")
         atomic_write(work / "report.md", write(facts))
@@ -67,12 +79,43 @@ def report(
 
 
 def _draw(runs: Sequence[VisionRun], facts: dict[str, Any], folder: Path) -> None:
+    for draw in track(_figures(runs, facts, folder), "figures"):
+        draw()
+
+
+def _figures(runs: Sequence[VisionRun], facts: dict[str, Any], folder: Path) -> list[Callable[[], None]]:
+    """What draws the figures, one by one."""
     arms = {name: [run for run in runs if run.ref in members] for name, members in facts["arms"].items()}
-    figures.curves(runs, arms, folder / "loss.png")
-    figures.accuracy(facts["comparison"]["arms"], facts["split"], folder / "accuracy.png")
-    figures.f1_by_class(facts["per_class"], folder / "f1.png")
-    for i, counts in enumerate(facts["comparison"]["confusion"].values(), start=1):
-        figures.confusion(np.array(counts), facts["data"]["classes"], folder / f"confusion-{i}.png")
+    compared, split, data = facts["comparison"], facts["split"], facts["data"]
+    made: list[Callable[[], None]] = [
+        partial(figures.curves, runs, arms, facts["training"], folder / "loss"),
+        partial(figures.accuracy, compared["arms"], compared["chance"], split, folder / "accuracy"),
+        partial(figures.f1_by_class, facts["scores"][split], folder / "f1"),
+    ]
+    for model, network in facts["networks"].items():
+        if network["kind"]:
+            made.append(partial(draw_network, network, folder / f"network-{model}"))
+    for page in _matrix_pages(facts):
+        counts = {name: np.array(compared["confusion"][name]) for name in page["arms"]}
+        made.append(partial(figures.matrices, counts, data["classes"], page["order"], folder / page["name"], page["side"]))
+    if facts["curve"]:
+        made.append(partial(figures.learning_curve, facts["curve"]["points"], split, folder / "curve"))
+    return made
+
+
+def _matrix_pages(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures with confusion matrices: all classes, a page for four arms, and the classes of the confused pairs."""
+    names, classes = list(facts["comparison"]["confusion"]), facts["data"]["order"]
+    parts = [names[i : i + figures.MATRICES] for i in range(0, len(names), figures.MATRICES)]
+    side = 4.0 if len(classes) > 12 else 2.9
+    pages = [{"name": f"confusion-{i}", "arms": part, "order": classes, "side": side} for i, part in enumerate(parts, 1)]
+    pairs = (facts["gallery"] or {"confused": []})["confused"]
+    close = {row[side] for row in pairs for side in "ab"}
+    if pairs and len(close) < len(classes):
+        zoom = [name for name in classes if name in close]
+        best = words.able(facts)[: figures.MATRICES] or names[:1]
+        pages.append({"name": "confusion-zoom", "arms": best, "order": zoom, "side": 3.2})
+    return pages
 
 
 def write(facts: dict[str, Any]) -> str:
@@ -91,15 +134,24 @@ def write(facts: dict[str, Any]) -> str:
         facts=facts,
         words=words,
         doc=Document(),
+        chapters=CHAPTERS,
         yaml=_yaml,
         day=f"Results as of {datetime.fromisoformat(last):%d %B %Y}".replace("of 0", "of ") if last else "",
         commands="\n".join(line for command in commands for line in command_lines(["roclab", *command])),
         best=best,
+        per=_rows_of,
         class_tables=[dict(arms[i : i + columns]) for i in range(0, len(arms), columns)],
         parts=_parts,
-        models=MODELS,
+        model_name=model_name,
+        matrices=_matrix_pages(facts),
         strategies=STRATEGIES,
     )
+
+
+def _rows_of(pictures: Sequence[dict[str, Any]], columns: int) -> list[list[dict[str, Any] | None]]:
+    """Pictures in rows of `columns`; the last row is filled up with None."""
+    filled = [*pictures, *[None] * (-len(pictures) % columns)]
+    return [filled[i : i + columns] for i in range(0, len(filled), columns)]
 
 
 def _yaml(text: str) -> Markup:

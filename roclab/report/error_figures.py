@@ -78,7 +78,7 @@ def _confused(facts: Facts) -> Any:
     axes.barh(at, back, left=forth, color="C1", label="second predicted as first")
     axes.set_yticks(at, [f"{row['a']} / {row['b']} ({row['n']})" for row in rows])
     axes.invert_yaxis()
-    runs = len(facts["runs"])
+    runs = facts["told_runs"]
     axes.set_xlabel(f"images (mean of {runs} runs)" if runs > 1 else "images (one run)")
     axes.grid(axis="x", alpha=0.3)
     # the legend above: bars fill the axes

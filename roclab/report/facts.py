@@ -14,16 +14,22 @@ import numpy as np
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.sentences import sentences_from, sentences_of
+from roclab.core.statistics import wilson
 from roclab.report import runs as reading
 from roclab.report import words
 from roclab.report.folders import ERRORS, LAB, STUDY, FolderKind
+from roclab.report.galleries import galleries
 from roclab.report.kit import TEMPLATES
-from roclab.report.settings import Settings
+from roclab.report.learning_curve import learning_curve
+from roclab.report.networks import describe_network
+from roclab.report.settings import OBSERVATIONS, Settings
+from roclab.report.training import dynamics
 from roclab.vision.evaluate.pairs import comparison
 from roclab.vision.evaluate.run_reader import VisionRun
 
 # of a tool's JSON; the rest (images, transcripts) stays in its own folder
-KEPT = ("sentences", "captions", "split", "n", "runs", "notes", "student_id", "model", "kinds", "seeds", "thinking")
+KEPT = ("sentences", "captions", "split", "n", "runs", "notes", "student_id", "model", "kinds", "seeds", "thinking",
+        "told", "told_runs", "chance")  # fmt: skip
 FIGURE_FORMATS = (".png", ".jpg", ".jpeg")
 TOOLS = {"errors": ERRORS, "lab": LAB, "study": STUDY}
 
@@ -34,10 +40,12 @@ def collect(
     split: str | None,
     folders: Mapping[str, Path],
     verify: dict[str, Any] | None,
+    curve: Path | None = None,
 ) -> dict[str, Any]:
     """The facts of a report as plain data, free of absolute paths; what facts.json holds.
 
-    `folders` are those of "errors", "lab" and "study"; `verify` is what `roclab.course.verify.verify` returned. Raises
+    `folders` are those of "errors", "lab" and "study"; `curve` is a folder of runs with other numbers of images a
+    class; `verify` is what `roclab.course.verify.verify` returned. Raises
     `RocLabError` if the runs do not fit together or a folder is not what it should be.
     """
     split = reading.pick_split(runs, split)
@@ -49,14 +57,21 @@ def collect(
         "data": reading.describe_data(runs),
         "arms": {name: [run.ref for run in members] for name, members in arms.items()},
         "comparison": _compared(arms, split),
-        "per_class": {name: _per_class(members, split) for name, members in arms.items()},
+        "scores": {name: _scores(arms, name) for name in ("val", "test") if _evaluated(arms, name)},
+        "training": {run.ref: dynamics(run) for members in arms.values() for run in members},
+        "networks": _networks(runs),
+        "curve": learning_curve(curve, runs[0], split) if curve else None,
+        "gallery": None,
         "verify": verify,
         **{key: _tool(kind, folder) if (folder := folders.get(key)) else None for key, kind in TOOLS.items()},
     }
     if facts["errors"]:
         _check_about_these_runs(facts, folders["errors"])
+        best = sorted(arms, key=lambda name: -facts["comparison"]["arms"][name]["top1_mean"])
+        facts["gallery"] = galleries(ERRORS.read(folders["errors"])[0], folders["errors"], best)
     differences = sentences_of(facts["comparison"])
     said = sentences_from(TEMPLATES / "sentences.txt", facts, words=words, differences=differences)
+    facts["observations_missing"] = [key for key in OBSERVATIONS if key not in (settings.observations or {})]
     facts["sentences"] = [sentence.json() for sentence in said]
     facts["warnings"] = [warning.text for warning in sentences_from(TEMPLATES / "warnings.txt", facts)]
     return reading.run_paths(runs).data(facts)
@@ -76,6 +91,31 @@ def _compared(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
         name: np.sum([run.results(split)["confusion"] for run in runs], axis=0).tolist() for name, runs in arms.items()
     }
     return found
+
+
+def _evaluated(arms: dict[str, list[VisionRun]], split: str) -> bool:
+    return all(run.has_results(split) for runs in arms.values() for run in runs)
+
+
+def _scores(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
+    """What each arm reaches on a split: means over its runs, Wilson's interval, and each class."""
+    found = {}
+    for name, runs in arms.items():
+        results = [run.results(split) for run in runs]
+        means = {key: float(np.mean([row[key] for row in results])) for key in ("top1", "mean_per_class", "macro_f1")}
+        n = results[0]["n"]
+        classes = _per_class(runs, split)
+        found[name] = means | {"n": n, "ci95": wilson(means["top1"] * n, n), "classes": classes}
+    return found
+
+
+def _networks(runs: Sequence[VisionRun]) -> dict[str, dict[str, Any]]:
+    """Each architecture at the image size of its runs (the largest, where they differ)."""
+    sizes: dict[str, int] = {}
+    for run in runs:
+        sizes[run.config["model"]] = max(run.config["image_size"], sizes.get(run.config["model"], 0))
+    classes = len(runs[0].manifest["classes"])
+    return {model: describe_network(model, classes, size) for model, size in sizes.items()}
 
 
 def _per_class(runs: Sequence[VisionRun], split: str) -> dict[str, dict[str, float | int | None]]:

@@ -189,11 +189,13 @@ def describe_data(runs: Sequence[VisionRun]) -> dict[str, Any]:
         counts = {name: splits.count(name) for name in ("train", "val", "test")}
         cuts.setdefault(str(run.manifest["seed"]), counts | {"fingerprint": run.manifest["fingerprint"]})
     labels = {image["label"] for image in first["images"] if image["split"] == "test"}
-    species = list((first.get("species") or {}).values())
+    species_of = first.get("species") or {}
+    species = list(species_of.values())
     near = first["near_duplicates_across_splits"]
     return {
         "name": first["name"],
         "classes": first["classes"],
+        "order": sorted(first["classes"], key=lambda name: (species_of.get(name, ""), name.lower())),  # cats, then dogs
         "species": {kind: species.count(kind) for kind in sorted(set(species))},
         "images": len(first["images"]),
         "cuts": cuts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ else:
     import tomli as tomllib
 
 LISTS = ("consulted", "ai_tools")
+OBSERVATIONS = (  # the chapters that have a place for the author's own words
+    "training", "accuracy", "classes", "errors", "architectures", "strategies", "roclm", "tokenizer_lab", "demo"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Settings:
     date: str | None = None
     consulted: list[str] | None = setting(None, 'A person consulted; may be repeated. "" says nobody.')
     ai_tools: list[str] | None = setting(None, 'An AI tool used and for what; may be repeated. "" says none.')
+    observations: dict[str, str] | None = None  # the author's own words, by chapter
 
     @classmethod
     def read(cls, path: Path | None) -> Settings:
@@ -42,8 +47,7 @@ class Settings:
         except ValueError as error:  # TOML's and UTF-8's
             raise RocLabError(f"--settings {path} is not valid TOML: {error}") from None
         known = [f.name for f in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise RocLabError(f"--settings {path} has unknown keys: {', '.join(unknown)} (known: {', '.join(known)})")
+        _check_keys(f"--settings {path}", values, known)
         return cls(**{name: _typed(path, name, value) for name, value in values.items()})
 
     def with_given(self, given: Settings) -> Settings:
@@ -51,6 +55,11 @@ class Settings:
         values: dict[str, Any] = {name: value for name, value in vars(given).items() if value not in (None, [])}
         values |= {name: _stated(values[name]) for name in LISTS if name in values}
         return replace(self, **values)
+
+
+def _check_keys(where: str, values: Iterable[str], known: Collection[str]) -> None:
+    if unknown := sorted(set(values) - set(known)):
+        raise RocLabError(f"{where} has unknown keys: {', '.join(unknown)} (known: {', '.join(known)})")
 
 
 def _stated(lines: list[str]) -> list[str]:
@@ -63,6 +72,11 @@ def _typed(path: Path, name: str, value: Any) -> Any:
         if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
             return _stated(lines)
         raise RocLabError(f"--settings {path}: {name} must be a text or a list of texts")
+    if name == "observations":
+        if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+            raise RocLabError(f"--settings {path}: [observations] must have a text for each key")
+        _check_keys(f"--settings {path}: [observations]", value, OBSERVATIONS)
+        return {key: text for key, text in value.items() if text.strip()}
     if isinstance(value, (dict, list, bool)):
         raise RocLabError(f"--settings {path}: {name} must be a text")
     return str(value)  # a student ID typed as a number, a TOML date

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import Any
+
+from roclab.vision.evaluate.run_reader import model_name
 
 Facts = Mapping[str, Any]
 DATA = {"pets": "Oxford-IIIT Pet", "elpv": "ELPV solar cells"}
@@ -20,6 +22,47 @@ def members_of(facts: Facts, arm: str) -> list[Facts]:
 
 def config_of(facts: Facts, arm: str) -> Facts:
     return members_of(facts, arm)[0]["config"]
+
+
+def of_model(facts: Facts, arm: str) -> str:
+    return model_name(str(config_of(facts, arm)["model"]))
+
+
+def able(facts: Facts) -> list[str]:
+    """The arms that are shown to be above chance, best first; of the others only their accuracy is said."""
+    arms = facts["comparison"]["arms"]
+    return sorted((name for name in arms if arms[name]["above_chance"]), key=lambda name: -arms[name]["top1_mean"])
+
+
+def gap(facts: Facts, a: str, b: str) -> dict[str, Any] | None:
+    """The comparison a - b as it was made, whichever stands first there; None if the two have no seed in common."""
+    for number, pair in enumerate(facts["comparison"]["pairs"]):
+        if {pair["a"], pair["b"]} == {a, b}:
+            turned = pair["a"] != a
+            low, high = pair["ci95"]
+            return {
+                "a": a,
+                "b": b,
+                "difference": -pair["difference"] if turned else pair["difference"],
+                "ci95": [-high, -low] if turned else [low, high],
+                "shown": pair["shown"],
+                "at_chance": pair["at_chance"],
+                "same": not any(test["only_a"] + test["only_b"] for test in pair["mcnemar"]),
+                "key": f"/comparison/pairs/{number}",
+            }
+    return None
+
+
+def gaps(facts: Facts, different: str, same: str) -> list[dict[str, Any]]:
+    """The comparisons of two arms that differ in the setting `different` and agree in `same`; of strategies,
+    fine-tuned minus frozen."""
+    found = []
+    for a, b in combinations(facts["arms"], 2):
+        one, other = config_of(facts, a), config_of(facts, b)
+        if one[same] == other[same] and one[different] != other[different]:
+            first, second = (b, a) if other["strategy"] == "finetune" != one["strategy"] else (a, b)
+            found.append(gap(facts, first, second))
+    return [row for row in found if row]
 
 
 def split_word(split: str) -> str:

@@ -22,6 +22,7 @@ MEASURES = {
     "head": "share of the image that the animal's head fills",
 }
 LOGARITHMIC = {"megapixels", "sharpness"}  # they span factors: their logarithm goes into the regression
+CHANNELS = ("red", "green", "blue")
 GROUPS = 4
 SIDES = ("xmin", "ymin", "xmax", "ymax", "width", "height")  # of a box in a Pascal VOC annotation, and of the image
 BOX = re.compile(rf"<({'|'.join(SIDES)})>\s*([\d.]+)\s*<")
@@ -55,7 +56,17 @@ def image_covariates(joint: JointPredictions) -> dict[str, Any]:
             if slope is None:
                 measures[name]["why_no_slope"] = "too few errors (or too few right answers) to fit a curve"
     add_holm(row["slope"] for row in measures.values() if row["slope"])
-    return {"measures": measures, "left_out": left_out, "missing": missing}
+    return {"measures": measures, "left_out": left_out, "missing": missing, "colours": _colours(joint, values)}
+
+
+def _colours(joint: JointPredictions, values: list[dict[str, float | None]]) -> dict[str, list[float]]:
+    """The mean colour (red, green, blue, 0 to 255) of each class's images, the background included."""
+    found = {}
+    for label, name in enumerate(joint.classes):
+        inside = [row for i in np.flatnonzero(joint.labels == label) if (row := values[i]).get("red") is not None]
+        if inside:
+            found[name] = [float(np.mean([row[channel] for row in inside])) for channel in CHANNELS]  # type: ignore[arg-type]
+    return found
 
 
 def logistic_slope(x: np.ndarray, right: np.ndarray) -> dict[str, Any] | None:
@@ -109,7 +120,7 @@ def _groups(x: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
 
 def _measure_all(joint: JointPredictions) -> tuple[list[dict[str, float | None]], list[str]]:
     """The measures of each image, opened one at a time (cached by their bytes), and the images that are not there."""
-    cache = FactCache("measures-1")
+    cache = FactCache("measures-2")
     own: dict[str, dict[str, Any]] = {}
 
     def look(i: int) -> dict[str, float | None] | None:
@@ -128,13 +139,15 @@ def _measure_all(joint: JointPredictions) -> tuple[list[dict[str, float | None]]
 
 
 def measure(path: Path) -> dict[str, float | None]:
-    """Size, sharpness and brightness of one image."""
+    """Size, sharpness, brightness and mean colour of one image."""
     with opened(path) as header:
         pixels = header.width * header.height  # of the file: open_image may decode at a fraction of it
     with decoding.part(pixels):
-        image = open_image(path, at_least=SIDE).convert("L")
-    grey = grey_at_side(image)
-    return {"megapixels": pixels / 1e6, "sharpness": sharpness(grey), "brightness": float(grey.mean())}
+        colours = open_image(path, at_least=SIDE).convert("RGB")
+    grey = grey_at_side(colours.convert("L"))
+    means = zip(CHANNELS, np.asarray(colours).mean((0, 1)).tolist(), strict=True)
+    facts = {"megapixels": pixels / 1e6, "sharpness": sharpness(grey), "brightness": float(grey.mean())}
+    return facts | dict(means)
 
 
 def annotated(root: Path, image: Path) -> dict[str, float | None]:

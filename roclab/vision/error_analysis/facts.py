@@ -20,14 +20,18 @@ from roclab.core.statistics import add_holm, difference, proportion, wilson
 from roclab.vision.error_analysis.covariates import image_covariates
 from roclab.vision.error_analysis.gather import JointPredictions, gather
 from roclab.vision.error_analysis.gradcam import what_decided
+from roclab.vision.error_analysis.likeness import add_likeness, pair_name
 from roclab.vision.evaluate.metrics import calibration, classification_metrics
-from roclab.vision.evaluate.pairs import compare_pairs, verdicts
+from roclab.vision.evaluate.pairs import chance_of, compare_pairs, verdicts
 from roclab.vision.evaluate.run_reader import VisionRun
 
 TEXTS = Path(__file__).with_name("sentences.txt")
 SHOWN = 12  # images in a gallery
+LOOKED_AT = 4  # pairs of confused classes whose images are shown
+SHEET = 8  # images of the contact sheet
 FEW = 5  # claims of one kind that are written out
 PAIRS = 6
+ENOUGH = 10  # images: fewer say nothing about heat maps
 DRAWS = 9999  # of a permutation test: its smallest p-value is 1 in 10,000
 
 
@@ -49,10 +53,16 @@ def analyse(
     the runs cannot be analysed together.
     """
     joint = gather(runs, split, data_root)
-    pairs, shared, labels = _pairs(joint), _shared(joint), _label_errors(joint)
-    losses = joint.by_loss(joint.wrong_share > 0, SHOWN)
-    looked = what_decided(joint, shared, pairs, seed) if decided else {"arms": {}, "shown": []}
+    able = joint.above_chance()
+    told = joint.of_arms(able) if able else joint  # of networks that guess there is nothing to explain
+    pairs, shared, labels, confused = _pairs(joint), _shared(told), _label_errors(told), _confused(told)
+    losses, sheet = told.by_loss(told.wrong_share > 0, SHOWN), contact_sheet(told, seed)
+    telling = [(i, pair_name(row)) for row in confused[:LOOKED_AT] for i in row["images"]]
+    looked = what_decided(told, shared, pairs, telling, seed) if decided and able else {"arms": {}, "shown": []}
+    measured = image_covariates(told)
+    add_likeness(confused[:LOOKED_AT], told, measured["colours"], with_features=decided and bool(able))
     named = [*losses, *shared["by_all"], *(row["image"] for row in (*labels["images"], *looked["shown"]))]
+    named += [*sheet["images"], *(i for i, _ in telling)]
     named += [i for images in shared["only"].values() for i in images]
     named += [i for pair in pairs for side in ("only_a_wrong", "only_b_wrong") for i in pair[side]]
     found: dict[str, Any] = {
@@ -65,16 +75,20 @@ def analyse(
         "notes": joint.notes,
         "runs": [_run(joint, row) for row in range(len(joint.runs))],
         "arms": _arms(joint),
+        "chance": chance_of(joint.labels),
+        "told": able,
+        "told_runs": len(told.runs),
+        "sheet": sheet,
         "pairs": pairs,
-        "hardest": _hardest(joint, seed),
-        "confused": _confused(joint),
-        "species_groups": _species(joint),
+        "hardest": _hardest(told, seed),
+        "confused": confused,
+        "species_groups": _species(told),
         "losses": losses,
         "shared": shared,
-        "calibration": _calibration(joint, seed),
+        "calibration": _calibration(told, seed),
         "label_errors": labels,
         "decided": looked,
-        "covariates": image_covariates(joint),
+        "covariates": measured,
         "images": {str(i): _image(joint, i) for i in sorted(set(named))},
     }
     return found | {"sentences": [sentence.json() for sentence in sentences(found)]}
@@ -91,7 +105,7 @@ def sentences(facts: dict[str, Any]) -> list[Sentence]:
     shown = list(zip(facts["pairs"], verdicts(facts["pairs"], facts["split"]), strict=True))
     if len(shown) > PAIRS:  # of many pairs, those that are shown to differ
         shown = sorted((row for row in shown if row[1].claims), key=lambda row: row[0]["p"])
-    return sentences_from(TEXTS, facts, shown=shown, few=FEW, most=PAIRS, enumerate=enumerate)
+    return sentences_from(TEXTS, facts, shown=shown, few=FEW, most=PAIRS, enough=ENOUGH, enumerate=enumerate)
 
 
 def _run(joint: JointPredictions, row: int) -> dict[str, Any]:
@@ -200,7 +214,23 @@ def _confused(joint: JointPredictions) -> list[dict[str, Any]]:
             }
         )
     add_holm(rows, "p_single", "p", tests=classes * (classes - 1) // 2)
-    return sorted(rows, key=lambda row: (-row["count"], row["p_single"], row["a"], row["b"]))
+    rows = sorted(rows, key=lambda row: (-row["count"], row["p_single"], row["a"], row["b"]))
+    for row in rows[:LOOKED_AT]:
+        a, b = joint.classes.index(row["a"]), joint.classes.index(row["b"])
+        runs = sum(((joint.labels == x) & (joint.predicted == y)).sum(0) for x, y in ((a, b), (b, a)))
+        ranked = sorted(np.flatnonzero(runs), key=lambda i: (-runs[i], -joint.loss[i], i))
+        row["images"] = [int(i) for i in ranked[: SHOWN // 2]]
+    return rows
+
+
+def contact_sheet(joint: JointPredictions, seed: int) -> dict[str, Any]:
+    """A few images as the best arm sees them: one drawn from its mistakes, the others from what it gets right."""
+    arm = max(joint.arms, key=lambda name: (float((~joint.wrong[joint.arms[name]]).mean()), name))
+    right = joint.probs[joint.arms[arm]].mean(0).argmax(1) == joint.labels
+    draw = np.random.default_rng(seed)
+    wrong = draw.permutation(np.flatnonzero(~right))[:1]
+    images = draw.permutation([*draw.permutation(np.flatnonzero(right))[: SHEET - len(wrong)], *wrong])
+    return {"arm": arm, "images": [int(i) for i in images]}
 
 
 def _species(joint: JointPredictions) -> dict[str, Any] | None:

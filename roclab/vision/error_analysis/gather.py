@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from roclab.core.exceptions import DataError, RocLabError
 from roclab.core.files import file_sha256
 from roclab.vision.data.dataset import find_root
+from roclab.vision.evaluate.pairs import above_chance
 from roclab.vision.evaluate.run_reader import VisionRun, group_arms, side_by_side
 
 
@@ -59,6 +60,17 @@ class JointPredictions:
     @cached_property
     def wrong_by_arm(self) -> dict[str, np.ndarray]:  # (N,) bool each: most of the arm's runs are wrong
         return {name: self.wrong[rows].mean(0) > 0.5 for name, rows in self.arms.items()}
+
+    def of_arms(self, names: Sequence[str]) -> JointPredictions:
+        """The runs of these arms alone."""
+        rows = [row for name in names for row in self.arms[name]]
+        arms = {name: [rows.index(row) for row in self.arms[name]] for name in names}
+        return replace(self, probs=self.probs[rows], runs=[self.runs[row] for row in rows], arms=arms)
+
+    def above_chance(self) -> list[str]:
+        """The arms that are shown to be above chance. Of the errors of the others there is nothing to explain."""
+        right = ~self.wrong
+        return [name for name, rows in self.arms.items() if above_chance(right[rows].mean(0), self.labels)]
 
     def by_loss(self, which: np.ndarray, most: int) -> list[int]:
         """Of the images `which` (N,) bool, the `most` with the highest loss, that one first."""

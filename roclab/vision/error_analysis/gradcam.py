@@ -122,9 +122,14 @@ def hottest(heat: np.ndarray) -> np.ndarray:
 
 
 def what_decided(
-    joint: JointPredictions, shared: dict[str, Any], pairs: list[dict[str, Any]], seed: int
+    joint: JointPredictions,
+    shared: dict[str, Any],
+    pairs: list[dict[str, Any]],
+    telling: Sequence[tuple[int, str]],
+    seed: int,
 ) -> dict[str, Any]:
-    """Heat maps for telling images, and for each arm whether the hottest places decide.
+    """Heat maps for telling images, and for each arm whether the hottest places decide. `telling` has more images, each
+    with what it tells, which are explained for the best arm.
 
     The check: the hottest quarter of the places is covered, and the probability of the predicted class falls by so much
     (`drop_hot`); then a part of the same shape elsewhere (moved by half the map, twice), which gives `drop_elsewhere`.
@@ -137,6 +142,7 @@ def what_decided(
         if {pair["a"], pair["b"]} == set(arms[:2]):
             for side in "ab":
                 wanted += [(i, f"only {pair[side]} wrong", arms[:2]) for i in pair[f"only_{side}_wrong"][:EACH]]
+    wanted += [(i, kind, arms[:1]) for i, kind in telling]
     n = len(joint.labels)
     drawn = np.random.default_rng(seed).choice(n, min(RANDOM, n), replace=False)
     found: dict[str, Any] = {"arms": {}, "shown": []}

@@ -45,8 +45,10 @@ def save_figure(figure: Figure, path: Path) -> Path:
         text.set_parse_math(False)  # names are shown letter for letter
         text.set_text(_escaped(text.get_text(), missing))
         text.set_fontfamily([*text.get_fontfamily(), *fonts])
+    kind = path.suffix[1:]  # png, or what keeps lines and letters sharp at any size: svg, pdf
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format=kind, metadata=undated)
     return path
 
 

@@ -30,7 +30,6 @@ def compare_pairs(
 
     Arms without a common seed are left out, or compared by their means and their first runs if `unmatched`.
     """
-    n, chance = len(labels), np.bincount(labels).max() / len(labels)
     found: list[dict[str, Any]] = []
     for a, b in combinations(correct, 2):
         runs, others = correct[a], correct[b]
@@ -42,11 +41,22 @@ def compare_pairs(
         tests = [mcnemar(one, other) for one, other in tested]
         median = float(np.median([test["p"] for test in tests]))
         known = {"a": a, "b": b, "seeds": seeds, "mcnemar": tests, "median_p": median, **paired_bootstrap(*scores)}
-        chances = [name for name, score in zip((a, b), scores, strict=True) if wilson(score.sum(), n)[0] <= chance]
+        chances = [name for name, score in zip((a, b), scores, strict=True) if not above_chance(score, labels)]
         found.append(known | {"at_chance": chances, "over_seeds": _over_seeds(tests) if len(seeds) >= SEEDS else None})
     add_holm(found, "median_p", "p")
     add_holm((pair["over_seeds"] for pair in found if pair["over_seeds"]), tests=len(found))
     return found
+
+
+def above_chance(score: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether the mean of `score` (N,), right or wrong or a mean over runs, is shown to be above what naming the
+    commonest of the `labels` (N,) every time would reach: Wilson's interval lies above that share."""
+    return wilson(float(score.sum()), len(labels))[0] > chance_of(labels)
+
+
+def chance_of(labels: np.ndarray) -> float:
+    """The share of the commonest class."""
+    return float(np.bincount(labels).max() / len(labels))
 
 
 def _over_seeds(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -125,6 +135,10 @@ def comparison(arms: dict[str, list[VisionRun]], split: str) -> dict[str, Any]:
     members = [run for runs in arms.values() for run in runs]
     first, probs = side_by_side(members, split)
     right = probs.argmax(2) == first.labels
+    found["chance"] = chance_of(first.labels)
+    for name, runs in arms.items():
+        score = right[[members.index(run) for run in runs]].mean(0)
+        found["arms"][name]["above_chance"] = above_chance(score, first.labels)
     found["pairs"] = compare_pairs(
         {name: {run.config["seed"]: right[members.index(run)] for run in runs} for name, runs in arms.items()},
         first.labels,

@@ -217,7 +217,12 @@ class VisionRun(Run):
 
 def label_of(model: str, strategy: str) -> str:
     """Model and strategy in words."""
-    return f"{MODELS.get(model, model)}, {STRATEGIES.get(strategy, strategy)}"
+    return f"{model_name(model)}, {STRATEGIES.get(strategy, strategy)}"
+
+
+def model_name(model: str) -> str:
+    """An architecture as readers know it."""
+    return MODELS.get(model, model)
 
 
 def side_by_side(runs: Sequence[VisionRun], split: str) -> tuple[Predictions, np.ndarray]:
