@@ -15,8 +15,8 @@ import numpy as np
 from markupsafe import Markup
 
 from roclab.core.files import atomic_write, write_json
-from roclab.core.sentences import Sentence, sentences_of
 from roclab.core.progress import track
+from roclab.core.sentences import Sentence, sentences_of
 from roclab.report import figures, formats, words
 from roclab.report.facts import collect
 from roclab.report.folders import REPORT
@@ -97,7 +97,9 @@ def _figures(runs: Sequence[VisionRun], facts: dict[str, Any], folder: Path) -> 
             made.append(partial(draw_network, network, folder / f"network-{model}"))
     for page in _matrix_pages(facts):
         counts = {name: np.array(compared["confusion"][name]) for name in page["arms"]}
-        made.append(partial(figures.matrices, counts, data["classes"], page["order"], folder / page["name"], page["side"]))
+        made.append(
+            partial(figures.matrices, counts, data["classes"], page["order"], folder / page["name"], page["side"])
+        )
     if facts["curve"]:
         made.append(partial(figures.learning_curve, facts["curve"]["points"], split, folder / "curve"))
     return made
@@ -108,7 +110,9 @@ def _matrix_pages(facts: dict[str, Any]) -> list[dict[str, Any]]:
     names, classes = list(facts["comparison"]["confusion"]), facts["data"]["order"]
     parts = [names[i : i + figures.MATRICES] for i in range(0, len(names), figures.MATRICES)]
     side = 4.0 if len(classes) > 12 else 2.9
-    pages = [{"name": f"confusion-{i}", "arms": part, "order": classes, "side": side} for i, part in enumerate(parts, 1)]
+    pages = [
+        {"name": f"confusion-{i}", "arms": part, "order": classes, "side": side} for i, part in enumerate(parts, 1)
+    ]
     pairs = (facts["gallery"] or {"confused": []})["confused"]
     close = {row[side] for row in pairs for side in "ab"}
     if pairs and len(close) < len(classes):

@@ -89,7 +89,9 @@ def accuracy(arms: Mapping[str, dict[str, Any]], chance: float, split: str, path
     axes = figure.subplots()
     figures.accuracy(axes, arms)
     axes.axvline(100 * chance, color="0.5", ls="--", lw=1)
-    axes.annotate(" chance", (100 * chance, 0), xycoords=("data", "axes fraction"), va="bottom", fontsize=7, color="0.4")
+    axes.annotate(
+        " chance", (100 * chance, 0), xycoords=("data", "axes fraction"), va="bottom", fontsize=7, color="0.4"
+    )
     axes.set_xlabel(f"top-1 on {split} (%)")
     save(figure, path)
 

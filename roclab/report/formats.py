@@ -14,9 +14,11 @@ from roclab.report.kit import TEMPLATES
 
 # What the Markdown is read as. Text is taken as it stands: no clever quotes, citations, raw HTML or TeX.
 FORMAT = "markdown-smart-citations-raw_html-raw_tex-latex_macros-example_lists-emoji-native_divs-native_spans"
-HTML = ("--standalone", "--default-image-extension=svg", "--embed-resources", "--toc", "--toc-depth=1", "--section-divs", "--number-sections",
+HTML = ("--standalone", "--default-image-extension=svg",
+        "--embed-resources", "--toc", "--toc-depth=1", "--section-divs", "--number-sections",
         "--variable=document-css=false", f"--css={TEMPLATES / 'report.css'}")  # fmt: skip
-TEX = ("--standalone", "--default-image-extension=pdf", "--variable=geometry:a4paper,margin=2.4cm", "--variable=fontsize:10pt", "--variable=colorlinks",
+TEX = ("--standalone", "--default-image-extension=pdf",
+       "--variable=geometry:a4paper,margin=2.4cm", "--variable=fontsize:10pt", "--variable=colorlinks",
        "--number-sections", f"--include-in-header={TEMPLATES / 'preamble.tex'}")  # fmt: skip
 TYPST = ("--standalone", "--default-image-extension=svg", f"--template={TEMPLATES / 'report.typ'}")
 
@@ -32,7 +34,7 @@ def convert(folder: Path) -> list[str]:
 
     Returns warnings: characters that a format cannot show. Raises `RocLabError` if a format cannot be made.
     """
-    source = (folder / "report.md").read_text(encoding="utf-8")
+    source = (folder / "report.md").read_text(encoding="utf-8").replace(" %", "\u00a0%")  # on the number's line
     html = _pandoc(source, "html5", folder, *HTML)
     html = html.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
     atomic_write(folder / "report.html", html)

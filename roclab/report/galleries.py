@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 MOST = 6  # images of a gallery
+SIDE, GREY = 280, (245, 245, 245)  # px of a picture, and what fills its square up
 UNPROVEN = 2  # pairs of classes, where none is shown to be confused more than chance would have it
 ARMS = 2  # whose predictions stand below an image: the best
 DOUBTS = "labels in doubt"
@@ -62,11 +62,13 @@ def _picture(
 def _heats(found: Mapping[str, Any], folder: Path, row: Mapping[str, Any], heats: set[Any]) -> list[dict[str, Any]]:
     """The heat maps of a confused pair's images: the best arm's."""
     made = []
-    for number, (i, arm) in ((i, (i, arm)) for i in row["images"] for arm in found["arms"] if (i, arm) in heats):
-        about = found["images"][str(number)]
+    for i, arm in ((i, arm) for i in row["images"] for arm in found["arms"] if (i, arm) in heats):
+        about = found["images"][str(i)]
         name = f"{about['sha256'][:16]}-heat-{list(found['arms']).index(arm)}.jpg"
         if (folder / "thumbs" / name).exists():
-            made.append({"file": name, "arm": arm, "true": about["true"], "predicted": about["predictions"][arm]["class"]})
+            made.append(
+                {"file": name, "arm": arm, "true": about["true"], "predicted": about["predictions"][arm]["class"]}
+            )
     arms = list(dict.fromkeys(row["arm"] for row in made))[:1]
     return [row for row in made if row["arm"] in arms][: MOST // 2]
 
@@ -83,9 +85,14 @@ def _two(found: Mapping[str, Any], best: Sequence[str]) -> Mapping[str, Any] | N
 
 
 def copy_pictures(shown: Mapping[str, Any], errors: Path, folder: Path) -> None:
-    """Copy the pictures that the galleries show into `folder`."""
+    """Copy the pictures that the galleries show into `folder`, each on a square, so that rows of them are even."""
+    from PIL import Image, ImageOps
+
     rows = [*shown["sheet"]["pictures"], *shown["losses"], *shown[DOUBTS]]
-    rows += [row for part in (*shown["confused"], *shown["apart"]) for row in (*part["pictures"], *part.get("heats", ()))]
+    rows += [
+        row for part in (*shown["confused"], *shown["apart"]) for row in (*part["pictures"], *part.get("heats", ()))
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     for name in {row["file"] for row in rows}:
-        shutil.copyfile(errors / "thumbs" / name, folder / f"image-{name}")
+        with Image.open(errors / "thumbs" / name) as picture:
+            ImageOps.pad(picture.convert("RGB"), (SIDE, SIDE), color=GREY).save(folder / f"image-{name}", quality=85)

@@ -55,4 +55,6 @@ def _add(found: dict[str, Any], number: int, runs: Sequence[VisionRun], split: s
             sign = 1 if one.finetuned else -1
             ci95 = pair["ci95"] if one.finetuned else [-end for end in reversed(pair["ci95"])]
             about = {"model": model_name(one.config["model"]), "images": number, "at_chance": pair["at_chance"]}
-            found["gaps"].append(about | {"difference": sign * pair["difference"], "ci95": ci95, "shown": pair["shown"]})
+            found["gaps"].append(
+                about | {"difference": sign * pair["difference"], "ci95": ci95, "shown": pair["shown"]}
+            )

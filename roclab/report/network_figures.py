@@ -14,8 +14,8 @@ PALE = ("#dbe8f5", "#fbe3d6", "#dcefe2", "#ece0f2", "#f4ecd0", "#e6e6e6")
 
 def draw_network(network: Mapping[str, Any], path: Path) -> None:
     """The stages above; below, the block of which they are built."""
-    figure = new_figure(WIDTH, 3.9)
-    above, below = figure.subplots(2, 1, height_ratios=[1, 1.25])
+    figure = new_figure(WIDTH, 3.3)
+    above, below = figure.subplots(2, 1, height_ratios=[1, 1.2])
     for axes in (above, below):
         axes.set_axis_off()
         axes.set_xlim(0, 100)
@@ -28,9 +28,9 @@ def _row(axes: Any, boxes: Sequence[str], y: float = 8, height: float = 24) -> N
     """Boxes from left to right with arrows between them."""
     width = 100 / len(boxes)
     for i, text in enumerate(boxes):
-        _box(axes, i * width + 0.8, y, width - 3.2, height, text, PALE[i % len(PALE)])
+        _box(axes, i * width + 0.2, y, width - 2.2, height, text, PALE[i % len(PALE)])
         if i:
-            _arrow(axes, (i * width - 2.4, y + height / 2), (i * width + 0.8, y + height / 2))
+            _arrow(axes, (i * width - 2.2, y + height / 2), (i * width + 0.4, y + height / 2))
 
 
 def _box(axes: Any, x: float, y: float, width: float, height: float, text: str, colour: str = "#ffffff") -> None:
@@ -38,7 +38,7 @@ def _box(axes: Any, x: float, y: float, width: float, height: float, text: str, 
 
     shape = "round,pad=0,rounding_size=1"
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, fc=colour, ec="#444444", lw=0.8))
-    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=6.8, linespacing=1.3)
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=6.2, linespacing=1.35)
 
 
 def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str = "#444444") -> None:
@@ -51,7 +51,9 @@ def _resnet(network: Mapping[str, Any], above: Any, below: Any) -> None:
         for i, row in enumerate(network["stages"], start=1)
     ]
     size = network["image_size"]
-    _row(above, [f"image\n{size} × {size}\n× 3", "stem\n7 × 7 conv, / 2\n3 × 3 max\npool, / 2", *stages, _head(network)])
+    _row(
+        above, [f"image\n{size} × {size}\n× 3", "stem\n7 × 7 conv, / 2\n3 × 3 max\npool, / 2", *stages, _head(network)]
+    )
     inner, outer = network["stages"][0]["inner"], network["stages"][0]["channels"]
     steps = (f"1 × 1 conv\n{outer} → {inner}", f"3 × 3 conv\n{inner} → {inner}", f"1 × 1 conv\n{inner} → {outer}")
     for i, text in enumerate(steps):
@@ -69,7 +71,8 @@ def _resnet(network: Mapping[str, Any], above: Any, below: Any) -> None:
 
 def _swin(network: Mapping[str, Any], above: Any, below: Any) -> None:
     stages = [
-        f"stage {i}\n{row['blocks']} blocks\n{row['channels']} channels\n{row['heads']} heads\n{row['side']} × {row['side']}"
+        f"stage {i}\n{row['blocks']} blocks\n{row['channels']} channels\n{row['heads']} heads\n"
+        f"{row['side']} × {row['side']}"
         for i, row in enumerate(network["stages"], start=1)
     ]
     size, patch = network["image_size"], max(1, network["image_size"] // max(1, network["stages"][0]["side"]))
@@ -88,7 +91,11 @@ def _windows(axes: Any, left: float, window: int, shift: int, text: str) -> None
     cells, width, height, bottom = 2 * window, 30.0, 28.0, 10.0
     for i in range(cells):
         for j in range(cells):
-            part = ((i + shift) // window + (j + shift) // window * 3) % len(PALE) if shift else i // window + j // window * 2
+            part = (
+                ((i + shift) // window + (j + shift) // window * 3) % len(PALE)
+                if shift
+                else i // window + j // window * 2
+            )
             x, y = left + width * j / cells, bottom + height * (cells - 1 - i) / cells
             axes.add_patch(Rectangle((x, y), width / cells, height / cells, fc=PALE[part], ec="#bbbbbb", lw=0.3))
     for edge in (0, window - shift if shift else window, 2 * window - shift if shift else 2 * window, cells):

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from roclab.core.exceptions import RocLabError
 from roclab.report.build import report
+from roclab.report.error_page import write_page
 from roclab.report.formats import FORMAT
 from roclab.report.kit import TEMPLATES, command_lines, escape
 from roclab.report.privacy import absolute_paths
-from roclab.report.settings import Settings
+from roclab.report.settings import OBSERVATIONS, Settings
 from roclab.report.words import refs
+from roclab.vision.error_analysis.facts import analyse
 from roclab.vision.evaluate.run_reader import VisionRun
 from tests.processes import roclab
 from tests.report.conftest import NAME, train_and_evaluate
@@ -44,7 +46,9 @@ def test_every_format_is_there_and_holds_the_name(written):
     assert html.escape(NAME, quote=False) in page
     tex = (out / "report.tex").read_text(encoding="utf-8")
     assert r"Jörg\_Müller \& Söhne \#1 \{50\%\}" in tex
-    assert {p.name for p in (out / "figures").iterdir()} >= {"loss.png", "accuracy.png", "f1.png", "confusion-1.png"}
+    assert {p.name for p in (out / "figures").iterdir()} >= {
+        f"{name}.{ending}" for name in ("loss", "accuracy", "f1", "confusion-1") for ending in ("svg", "pdf")
+    }
 
 
 def test_the_numbers_are_those_of_the_run_folders(written, trained):
@@ -232,9 +236,10 @@ def test_a_full_disk_is_named_and_leaves_nothing(trained, tmp_path, monkeypatch)
 
 def test_a_report_replaces_the_older_ones_files(trained, tmp_path):
     report([trained], tmp_path / "report", ME)
-    assert (tmp_path / "report" / "figures" / "confusion-2.png").exists()
+    (tmp_path / "report" / "figures" / "older.svg").write_text("of an older version", encoding="utf-8")
+    edit(tmp_path / "report" / "facts.json", files=["report.md", "figures/older.svg"])
     report([trained / "finetune-0"], tmp_path / "report", ME)
-    assert not (tmp_path / "report" / "figures" / "confusion-2.png").exists()
+    assert not (tmp_path / "report" / "figures" / "older.svg").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
 
 
@@ -250,15 +255,11 @@ def test_an_error_analysis_of_other_runs_is_refused(trained, tmp_path):
 
 
 def test_sentences_and_figures_of_a_tool_stand_together_by_topic(trained, tmp_path):
-
-    from roclab.report.error_page import write_page
-    from roclab.vision.error_analysis.facts import analyse
-
     runs = [VisionRun.open(trained / name) for name in ("features-0", "finetune-0")]
     write_page(analyse(runs, "test", decided=False), tmp_path / "errors")
     report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    section = text.split("# Error analysis\n")[1].split("\n# ")[0]
+    section = text.split("# Appendix: the error analysis in full\n")[1].split("\n# ")[0]
     topics = {part.split("\n")[0]: part for part in section.split("## ")[1:]}
     assert "figures/errors-calibration.png" in topics["Calibration"]
     assert "figures/errors-hardest.png" in topics["Classes and confusions"]
@@ -312,7 +313,7 @@ def test_a_run_that_kept_its_starting_head_is_called_that_throughout(runs, tmp_p
         line for line in text.splitlines() if line.startswith("| test\\_resnet |")
     )
     assert "finished, kept its starting head |" in text
-    assert "no epoch of fine-tuning was better on validation than the head it began with (seed 0)" in text
+    assert "no epoch of fine-tuning was better on validation than the head it began with" in text
     assert [arm["best_val"] for arm in facts["comparison"]["arms"].values()] == [[0.625, 0.625], [0.625]]
 
 
@@ -345,6 +346,45 @@ def test_two_that_are_level_are_both_called_highest(runs, tmp_path):
 def test_other_tools_words_are_shown_not_obeyed(trained, lab, tmp_path):
     report([trained], tmp_path / "report", ME, lab=lab)
     assert r"The ID is \*five\* tokens" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_authors_own_words_stand_in_their_chapter_and_what_is_missing_is_said(trained, tmp_path):
+    file = tmp_path / "me.toml"
+    file.write_text('[observations]\ntraining = "It *fell* quickly."\nroclm = " "\n', encoding="utf-8")
+    facts = report([trained], tmp_path / "report", Settings.read(file))
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    chapter = text.split("# Training curves and convergence")[1].split("\n# ")[0]
+    assert r"> **In the author’s own words.** It \*fell\* quickly." in chapter
+    assert facts["observations_missing"] == [key for key in OBSERVATIONS if key != "training"]
+    assert any("no words of the author's own on accuracy, classes" in warning for warning in facts["warnings"])
+    file.write_text('[observations]\ntrainig = "x"\n', encoding="utf-8")
+    with pytest.raises(RocLabError, match=r"\[observations\] has unknown keys: trainig \(known: training, "):
+        Settings.read(file)
+    file.write_text('observations = "x"\n', encoding="utf-8")
+    with pytest.raises(RocLabError, match="must have a text for each key"):
+        Settings.read(file)
+
+
+def test_the_cover_shows_images_and_what_is_predicted(trained, tmp_path):
+    runs = [VisionRun.open(trained / name) for name in ("features-0", "finetune-0")]
+    write_page(analyse(runs, "test", decided=False), tmp_path / "errors")
+    facts = report([trained], tmp_path / "report", ME, errors=tmp_path / "errors")
+    shown = facts["gallery"]["sheet"]["pictures"]
+    cover = (tmp_path / "report" / "report.md").read_text(encoding="utf-8").split("\n# Summary")[0]
+    assert len(shown) > 3
+    assert all(f"figures/image-{picture['file']}" in cover for picture in shown)
+    assert all((tmp_path / "report" / "figures" / f"image-{picture['file']}").exists() for picture in shown)
+    assert "AI tools used:" in cover
+
+
+def test_a_curve_over_images_a_class(trained, images, tmp_path):
+    few = [train_and_evaluate(images, tmp_path / "few" / s, strategy=s, refit=False) for s in ("features",)]
+    edit(few[0] / "config.json", per_class=2)
+    facts = report([trained], tmp_path / "report", ME, curve=tmp_path / "few")
+    assert [point["images"] for point in facts["curve"]["points"]] == [2]
+    assert "figures/curve" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    with pytest.raises(RocLabError, match=r"--curve .*none"):
+        report([trained], tmp_path / "again", ME, curve=tmp_path / "none")
 
 
 def test_settings_name_an_unknown_key_and_take_a_number_as_id(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 from roclab.core.statistics import difference, holm
 from roclab.vision.error_analysis import facts
 from roclab.vision.error_analysis.covariates import logistic_slope
-from roclab.vision.error_analysis.facts import harder_than_the_rest
+from roclab.vision.error_analysis.facts import contact_sheet, harder_than_the_rest
 from roclab.vision.error_analysis.gradcam import covering_tells
+from roclab.vision.error_analysis.likeness import closer_than
 from roclab.vision.evaluate.metrics import calibration, expected_calibration_error
 from tests.vision.finished import joint_predictions, random_probs
 
@@ -122,3 +123,35 @@ def test_what_was_planted_is_found():
     doubted = facts._label_errors(seen)
     assert doubted["found"] >= 10
     assert {row["suggested"] for row in doubted["images"][:5]} == {"class 5"}
+
+
+def test_a_contact_sheet_holds_one_mistake():
+    labels = np.arange(40) % 4
+    probs = np.full((1, 40, 4), 0.1)
+    probs[0, np.arange(40), labels] = 0.7
+    probs[0, :3] = [0.1, 0.1, 0.1, 0.7]  # images 0 to 2 are of other classes
+    joint = joint_predictions(labels, probs, {"A": [0]})
+    sheet = contact_sheet(joint, seed=0)
+    assert len(set(sheet["images"])) == 8
+    assert sum(i < 3 for i in sheet["images"]) == 1
+
+
+def test_arms_at_chance_explain_nothing():
+    """Their errors stay out of every question but that of accuracy."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    good = np.full((200, 4), 0.1)
+    good[np.arange(200), np.where(rng.random(200) < 0.8, labels, rng.integers(0, 4, 200))] = 0.7
+    joint = joint_predictions(labels, np.stack([good, rng.dirichlet(np.ones(4), 200)]), {"good": [0], "guess": [1]})
+    assert joint.above_chance() == ["good"]
+    told = joint.of_arms(["good"])
+    assert told.arms == {"good": [0]}
+    assert np.array_equal(told.probs[0], good)
+
+
+def test_pairs_of_classes_are_close_by_their_means():
+    classes = list("abcdefg")
+    means = np.array([[0.0], [0.1], [5.0], [9.0], [14.0], [20.0], [27.0]])
+    assert closer_than(classes, means, "a", "b") == 1.0  # all other pairs lie further apart
+    assert closer_than(classes, means, "a", "g") == 0.0
+    assert closer_than(classes[:3], means[:3], "a", "b") is None  # three pairs say nothing
