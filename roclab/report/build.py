@@ -109,7 +109,7 @@ def _matrix_pages(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """The figures with confusion matrices: all classes, a page for four arms, and the classes of the confused pairs."""
     names, classes = list(facts["comparison"]["confusion"]), facts["data"]["order"]
     parts = [names[i : i + figures.MATRICES] for i in range(0, len(names), figures.MATRICES)]
-    side = 4.0 if len(classes) > 12 else 2.9
+    side = 3.6 if len(classes) > 12 else 2.9
     pages = [
         {"name": f"confusion-{i}", "arms": part, "order": classes, "side": side} for i, part in enumerate(parts, 1)
     ]

@@ -61,7 +61,7 @@ def test_the_numbers_are_those_of_the_run_folders(written, trained):
         assert run in text
     assert [run["ref"] for run in facts["runs"]] == ["R1", "R2", "R3"]
     assert facts["runs"][0]["files"]["results-test.json"]
-    assert "people consulted: nobody" in text.lower()
+    assert "**People consulted:** nobody." in text.split("# Summary")[0]
 
 
 def test_what_was_not_given_is_said(written):
@@ -83,7 +83,8 @@ def test_better_is_said_only_where_it_is_shown(written):
     text = (out / "report.md").read_text(encoding="utf-8")
     for pair, said in zip(facts["comparison"]["pairs"], facts["comparison"]["sentences"], strict=True):
         assert said["text"].count(" is better than ") == pair["shown"]
-    assert text.count(" is better than ") <= 2 * sum(pair["shown"] for pair in facts["comparison"]["pairs"])
+    # on the cover, in the summary, under accuracy, and where the question is discussed
+    assert text.count(" is better than ") <= 4 * sum(pair["shown"] for pair in facts["comparison"]["pairs"])
 
 
 def test_the_same_runs_give_the_same_report(written, trained, tmp_path):
