@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.progress import track
 from roclab.core.sentences import sentences_from, sentences_of
 from roclab.core.statistics import wilson
 from roclab.report import runs as reading
@@ -115,7 +116,9 @@ def _networks(runs: Sequence[VisionRun]) -> dict[str, dict[str, Any]]:
     for run in runs:
         sizes[run.config["model"]] = max(run.config["image_size"], sizes.get(run.config["model"], 0))
     classes = len(runs[0].manifest["classes"])
-    return {model: describe_network(model, classes, size) for model, size in sizes.items()}
+    return {
+        model: describe_network(model, classes, size) for model, size in track(sizes.items(), "networks", len(sizes))
+    }
 
 
 def _per_class(runs: Sequence[VisionRun], split: str) -> dict[str, dict[str, float | int | None]]:

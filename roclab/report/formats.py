@@ -10,6 +10,7 @@ from typing import Any
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write
+from roclab.core.progress import track
 from roclab.report.kit import TEMPLATES
 
 # What the Markdown is read as. Text is taken as it stands: no clever quotes, citations, raw HTML or TeX.
@@ -35,13 +36,22 @@ def convert(folder: Path) -> list[str]:
     Returns warnings: characters that a format cannot show. Raises `RocLabError` if a format cannot be made.
     """
     source = (folder / "report.md").read_text(encoding="utf-8").replace(" %", "\u00a0%")  # on the number's line
+    for make in track((_write_html, _write_tex, _write_pdf), "pages"):
+        make(source, folder)
+    return _letters_without_glyph(source)
+
+
+def _write_html(source: str, folder: Path) -> None:
     html = _pandoc(source, "html5", folder, *HTML)
     html = html.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
     atomic_write(folder / "report.html", html)
-    tex = "% Compile with lualatex, which takes letters of every script that its font has.\n% !TeX program = lualatex\n"
-    atomic_write(folder / "report.tex", tex + _pandoc(source, "latex", folder, *TEX))
-    _write_pdf(_pandoc(source, "typst", folder, *TYPST), folder)
-    return _letters_without_glyph(source)
+
+
+def _write_tex(source: str, folder: Path) -> None:
+    about = (
+        "% Compile with lualatex, which takes letters of every script that its font has.\n% !TeX program = lualatex\n"
+    )
+    atomic_write(folder / "report.tex", about + _pandoc(source, "latex", folder, *TEX))
 
 
 def _pandoc(source: str, to: str, folder: Path, *options: str) -> str:
@@ -56,14 +66,14 @@ def _pandoc(source: str, to: str, folder: Path, *options: str) -> str:
         raise RocLabError(f"pandoc could not make {to} of the report: {reason}") from None
 
 
-def _write_pdf(typ: str, folder: Path) -> None:
+def _write_pdf(source: str, folder: Path) -> None:
     import typst
 
-    source: Any = typ.encode()  # typst's own type wants the root to be of the same type
+    typ: Any = _pandoc(source, "typst", folder, *TYPST).encode()  # its own type wants the root to be of the same type
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fonts of the list that are not installed
-            atomic_write(folder / "report.pdf", typst.compile(source, root=str(folder), timestamp=0))
+            atomic_write(folder / "report.pdf", typst.compile(typ, root=str(folder), timestamp=0))
     except typst.TypstError as error:
         raise RocLabError(f"Typst could not make the PDF: {error.message}") from None
 

@@ -50,7 +50,7 @@ def _picture(
     found: Mapping[str, Any], folder: Path, about: Mapping[str, Any], arms: Sequence[str] | None
 ) -> dict[str, Any]:
     name = f"{about['sha256'][:16]}.jpg"
-    predictions = {arm: row for arm, row in about["predictions"].items() if arms is None or arm in arms}
+    predictions = {arm: row for arm, row in about.get("predictions", {}).items() if arms is None or arm in arms}
     return {
         "file": name if (folder / "thumbs" / name).exists() else None,
         "true": about["true"],

@@ -51,9 +51,7 @@ def _resnet(network: Mapping[str, Any], above: Any, below: Any) -> None:
         for i, row in enumerate(network["stages"], start=1)
     ]
     size = network["image_size"]
-    _row(
-        above, [f"image\n{size} × {size}\n× 3", "stem\n7 × 7 conv, / 2\n3 × 3 max\npool, / 2", *stages, _head(network)]
-    )
+    _row(above, [f"image\n{size} × {size}\n× 3", network["stem"], *stages, _head(network)])
     inner, outer = network["stages"][0]["inner"], network["stages"][0]["channels"]
     steps = (f"1 × 1 conv\n{outer} → {inner}", f"3 × 3 conv\n{inner} → {inner}", f"1 × 1 conv\n{inner} → {outer}")
     for i, text in enumerate(steps):
@@ -75,8 +73,8 @@ def _swin(network: Mapping[str, Any], above: Any, below: Any) -> None:
         f"{row['side']} × {row['side']}"
         for i, row in enumerate(network["stages"], start=1)
     ]
-    size, patch = network["image_size"], max(1, network["image_size"] // max(1, network["stages"][0]["side"]))
-    _row(above, [f"image\n{size} × {size}\n× 3", f"patches of\n{patch} × {patch} px", *stages, _head(network)])
+    size = network["image_size"]
+    _row(above, [f"image\n{size} × {size}\n× 3", network["stem"], *stages, _head(network)])
     window, shift = network["stages"][0]["window"], network["stages"][0]["shift"]
     _windows(below, 6, window, 0, f"a block: attention within\nwindows of {window} × {window} patches")
     _windows(below, 54, window, shift, f"the next block: the windows\nshifted by {shift} patches")

@@ -32,6 +32,7 @@ def describe_network(model: str, classes: int, image_size: int) -> dict[str, Any
         "features": network.head.in_features,
         "flops": counter.get_total_flops(),
         "kind": _kind(module),
+        "stem": _stem(module) if parts else None,
         "stages": [_stage(network, part) | {"side": sides[i]} for i, part in enumerate(parts)],
     }
 
@@ -39,7 +40,26 @@ def describe_network(model: str, classes: int, image_size: int) -> dict[str, Any
 def _kind(module: Any) -> str | None:
     if hasattr(module, "layer1") and hasattr(module.layer1[0], "conv3"):
         return "resnet"
-    return "swin" if hasattr(module, "features") and hasattr(module.features[1][0], "attn") else None
+    return "swin" if type(module).__name__ == "SwinTransformer" and hasattr(module, "features") else None
+
+
+def _stem(module: Any) -> str:
+    """What stands before the stages, in words."""
+    if _kind(module) == "swin":
+        side = module.features[0][0].kernel_size[0]
+        return f"patches of\n{side} × {side} px"
+    sizes = [
+        (getattr(part, "kernel_size", None), getattr(part, "stride", None)) for part in (module.conv1, module.maxpool)
+    ]
+    words = [
+        f"{k} × {k} {what}, / {s}"
+        for (kernel, stride), what in zip(sizes, ("conv", "pool"), strict=True)
+        if kernel and stride
+        for k, s in [
+            (kernel[0] if isinstance(kernel, tuple) else kernel, stride[0] if isinstance(stride, tuple) else stride)
+        ]
+    ]
+    return "\n".join(["stem", *words])
 
 
 def _parts(module: Any) -> list[Any]:

@@ -91,7 +91,7 @@ def files(folder: Path) -> list[str]:
 def plain_names(names: Iterable[str]) -> list[str]:
     """Without TensorBoard's times and machines, and without the hashes of photos that one machine or another shows."""
     names = (re.sub(r"(tfevents)\..*", r"\1.*", name) for name in names)
-    names = (re.sub(r"thumbs/[0-9a-f]+", "thumbs/*", name) for name in names)
+    names = (re.sub(r"(thumbs/|figures/image-)[0-9a-f]+", r"\1*", name) for name in names)
     return sorted({re.sub(r"-heat-\d+", "-heat-*", name) for name in names})
 
 
