@@ -30,6 +30,7 @@ NOT_RUN = {
     "runs/pets": "needs runs on Oxford-IIIT Pet; tests/report makes reports of small runs",
     "--runs matrix": "needs runs on Oxford-IIIT Pet; tests/report makes reports of small runs",
     "matrix/": "needs runs on Oxford-IIIT Pet; tests/vision analyses errors of small runs",
+    "curve/": "needs Oxford-IIIT Pet; tests/report draws a curve of small runs",
     "runs/resnet50": "needs runs on Oxford-IIIT Pet; tests/vision analyses errors of small runs",
     "runs/lite0": "needs runs on Oxford-IIIT Pet; tests/vision analyses errors of small runs",
     "--out runs/cells": "takes half an hour",
