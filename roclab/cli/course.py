@@ -34,9 +34,7 @@ def report(
     explain: bool = typer.Option(
         True, "--explain/--no-explain", help="Without --errors: analyse the errors here, without heat maps."
     ),
-    curve: Path | None = typer.Option(
-        None, help="Folder of runs with other numbers of training images a class (--per-class)."
-    ),
+    curve: Path | None = typer.Option(None, help="Folder of runs with other numbers of images a class (--per-class)."),
     lab: Path | None = typer.Option(None, help="Folder of `roclab tokenizer lab`."),
     study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
     verify: bool = typer.Option(True, "--verify/--no-verify", help="Check RocLM's implementation for the report."),

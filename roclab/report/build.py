@@ -49,7 +49,7 @@ def report(
     facts.json. Returns the facts, with what the author should know under "warnings".
 
     `errors`, `lab` and `study` are folders of those commands; `verify` is what `roclab.course.verify.verify` returned;
-    `curve` is a folder of runs with other numbers of training images a class.
+    `curve` is a folder of runs with other numbers of images a class.
     Raises `RocLabError` if runs are missing or do not belong together, or if `out` holds something else.
     """
     from matplotlib import rc_context

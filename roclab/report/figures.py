@@ -140,7 +140,7 @@ def matrices(
 
 
 def learning_curve(points: Sequence[Mapping[str, Any]], split: str, path: Path) -> None:
-    """Accuracy with its interval against training images a class: frozen dashed, fine-tuned solid."""
+    """Accuracy with its interval against images a class: frozen dashed, fine-tuned solid."""
     figure = new_figure(WIDTH, 3.4)
     axes = figure.subplots()
     models = list(dict.fromkeys(point["model"] for point in points))
@@ -151,7 +151,7 @@ def learning_curve(points: Sequence[Mapping[str, Any]], split: str, path: Path) 
         ends = 100 * np.array([point["ci95"] for point in row]).T
         spread = np.abs(ends - y)
         axes.errorbar(x, y, yerr=spread, fmt=f"o{line}", color=colour, ms=4, lw=1.4, capsize=2, label=label)
-    axes.set(xscale="log", xlabel="training images a class", ylabel=f"top-1 on {split} (%)")
+    axes.set(xscale="log", xlabel="images a class to train and validate on", ylabel=f"top-1 on {split} (%)")
     ticks = sorted({point["images"] for point in points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)

@@ -1,4 +1,4 @@
-"""Accuracy against the number of training images a class, from runs that were given `--per-class`."""
+"""Accuracy against the number of images a class to train and validate on, from runs that were given `--per-class`."""
 
 from __future__ import annotations
 
@@ -35,10 +35,8 @@ def learning_curve(folder: Path, like: VisionRun, split: str) -> dict[str, Any]:
 
 
 def images_a_class(run: VisionRun) -> int:
-    """Training images a class: as asked for, or the mean of all."""
-    if asked := run.config.get("per_class"):
-        return int(asked)
-    return round(len(run.images("train")) / len(run.manifest["classes"]))
+    """Images a class that the run was trained and validated on, a mean over the classes."""
+    return round(len(run.images("train", "val")) / len(run.manifest["classes"]))
 
 
 def _add(found: dict[str, Any], number: int, runs: Sequence[VisionRun], split: str) -> None:
