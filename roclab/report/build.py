@@ -17,7 +17,7 @@ from markupsafe import Markup
 from roclab.core.files import atomic_write, write_json
 from roclab.core.progress import track
 from roclab.core.sentences import Sentence, sentences_of
-from roclab.report import figures, formats, words
+from roclab.report import figures, formats, roclm_figures, words
 from roclab.report.facts import collect
 from roclab.report.folders import REPORT
 from roclab.report.galleries import copy_pictures
@@ -44,12 +44,13 @@ def report(
     study: Path | None = None,
     verify: dict[str, Any] | None = None,
     curve: Path | None = None,
+    roclm: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the report of the runs in `paths` into the folder `out`: report.md, .html, .tex, .pdf, figures/ and
     facts.json. Returns the facts, with what the author should know under "warnings".
 
-    `errors`, `lab` and `study` are folders of those commands; `verify` is what `roclab.course.verify.verify` returned;
-    `curve` is a folder of runs with other numbers of images a class.
+    `errors`, `lab` and `study` are folders of those commands; `verify` is what `roclab.course.verify.verify` returned,
+    `roclm` what `roclab.report.roclm.examine` did; `curve` is a folder of runs with other numbers of images a class.
     Raises `RocLabError` if runs are missing or do not belong together, or if `out` holds something else.
     """
     from matplotlib import rc_context
@@ -58,10 +59,12 @@ def report(
     REPORT.check(out)
     runs = read_runs(paths)
     folders = {name: path for name, path in (("errors", errors), ("lab", lab), ("study", study)) if path}
-    facts = collect(runs, settings, split, folders, verify, curve)
+    facts = collect(runs, settings, split, folders, verify, curve, roclm)
     with REPORT.new(out) as (work, record):
         with rc_context(figures.STYLE):
             _draw(runs, facts, work / "figures")
+            if facts["roclm"]:
+                roclm_figures.draw(facts["roclm"], work / "figures")
         for key, folder in folders.items():
             for name in facts[key]["figures"]:
                 shutil.copyfile(folder / "figures" / name, work / "figures" / f"{key}-{name}")

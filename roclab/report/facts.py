@@ -16,8 +16,8 @@ from roclab.core.exceptions import RocLabError
 from roclab.core.progress import track
 from roclab.core.sentences import sentences_from, sentences_of
 from roclab.core.statistics import wilson
+from roclab.report import conversations, source_code, words
 from roclab.report import runs as reading
-from roclab.report import words
 from roclab.report.folders import ERRORS, LAB, STUDY, FolderKind
 from roclab.report.galleries import galleries
 from roclab.report.kit import TEMPLATES
@@ -42,11 +42,12 @@ def collect(
     folders: Mapping[str, Path],
     verify: dict[str, Any] | None,
     curve: Path | None = None,
+    roclm: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The facts of a report as plain data, free of absolute paths; what facts.json holds.
 
-    `folders` are those of "errors", "lab" and "study"; `curve` is a folder of runs with other numbers of images a
-    class; `verify` is what `roclab.course.verify.verify` returned. Raises
+    `folders` are those of "errors", "lab" and "study"; `verify` is what `roclab.course.verify.verify` returned, `roclm`
+    what `roclab.report.roclm.examine` did; `curve` is a folder of runs with other numbers of images a class. Raises
     `RocLabError` if the runs do not fit together or a folder is not what it should be.
     """
     split = reading.pick_split(runs, split)
@@ -64,12 +65,17 @@ def collect(
         "curve": learning_curve(curve, runs[0], split) if curve else None,
         "gallery": None,
         "verify": verify,
+        "roclm": roclm,
+        "code": source_code.parts(),
         **{key: _tool(kind, folder) if (folder := folders.get(key)) else None for key, kind in TOOLS.items()},
     }
     if facts["errors"]:
         _check_about_these_runs(facts, folders["errors"])
         best = sorted(arms, key=lambda name: -facts["comparison"]["arms"][name]["top1_mean"])
         facts["gallery"] = galleries(ERRORS.read(folders["errors"])[0], folders["errors"], best)
+    if facts["study"]:
+        study = STUDY.read(folders["study"])[0]
+        facts["study"]["conversations"] = conversations.choose(folders["study"] / "transcripts.jsonl", study)
     differences = sentences_of(facts["comparison"])
     said = sentences_from(TEMPLATES / "sentences.txt", facts, words=words, differences=differences)
     facts["observations_missing"] = [key for key in OBSERVATIONS if key not in (settings.observations or {})]

@@ -15,7 +15,7 @@ from roclab.report.kit import TEMPLATES
 
 # What the Markdown is read as. Text is taken as it stands: no clever quotes, citations, raw HTML or TeX.
 FORMAT = "markdown-smart-citations-raw_html-raw_tex-latex_macros-example_lists-emoji-native_divs-native_spans"
-HTML = ("--standalone", "--default-image-extension=svg",
+HTML = ("--standalone", "--default-image-extension=svg", "--mathml",
         "--embed-resources", "--toc", "--toc-depth=1", "--section-divs", "--number-sections",
         "--variable=document-css=false", f"--css={TEMPLATES / 'report.css'}")  # fmt: skip
 TEX = ("--standalone", "--default-image-extension=pdf",

@@ -48,13 +48,15 @@ def write_huggingface(
         "pad_token_id": config.pad_token_id,
     }
     with atomic_folder(folder) as made:
-        write_json(made / "config.json", _config(config, chosen) | special)
+        write_json(made / "config.json", transformers_config(config, chosen) | special)
         write_json(made / "generation_config.json", special)
         _write_tensors(made, tensors, chosen, shard_bytes)
         _write_tokenizer(made, tokenizer)
 
 
-def _config(config: RocLMConfig, dtype: torch.dtype) -> dict[str, Any]:
+def transformers_config(config: RocLMConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """What transformers' config.json says of this shape. Raises RocLabError for one that no supported architecture
+    has."""
     kind = architecture_of(config)
     o_bias = config.attention_bias if config.o_proj_bias is None else config.o_proj_bias
     if kind != "qwen2" and o_bias != config.attention_bias:
