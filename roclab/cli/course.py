@@ -200,9 +200,12 @@ def lab(
 
     Example: roclab tokenizer lab --student-id 31842067 --out lab
     """
+    from roclab.core.sentences import sentences_of
     from roclab.course.tokenizer_lab.lab import write_lab
+    from roclab.course.tokenizer_lab.sentences import paragraphs
 
     content = write_lab(student_id, out, qwen3)
-    said = "\n".join(sentence["text"] for sentence in content["sentences"])
+    parts = paragraphs(sentences_of(content))
+    said = "\n\n".join(": ".join(filter(None, (part.tokenizer, part.topic, part.text))) for part in parts)
     made = "   ".join(str(out / name) for name in ("Tokenizer_Lab.ipynb", "Tokenizer_Lab.html", "lab.md"))
     show(content, as_json, f"{said}\n\n{made}")

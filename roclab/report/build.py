@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -170,25 +169,26 @@ def _parts(tool: str, made: dict[str, Any]) -> list[dict[str, Any]]:
     """The sentences and figures of another tool's folder, by topic: a title, what is said of it, its figures. What has
     no topic comes first. The error analysis' sentences on accuracy are left out: they are in a section of their own."""
     said = sentences_of(made["found"])
-    if tool == "lab":  # by tokenizer
+    topics = [sentence.topic for sentence in said]
+    if tool == "lab":  # by tokenizer; its topics are paragraphs there
         raw = [value if isinstance(value, dict) else {} for value in made["found"].get("sentences", [])]
         topics = [value.get("tokenizer") or ("Together" if value.get("topic") else "") for value in raw]
-        said = [replace(sentence, topic=topic) for sentence, topic in zip(said, topics, strict=True)]
-    said = [sentence for sentence in said if sentence.topic != "Accuracy"]
-    drawn = {name: _topic_of(tool, Path(name).stem, said) for name in made["figures"]}
-    titles = dict.fromkeys([*(sentence.topic for sentence in said), *drawn.values()])
+    pairs = [(s, topic) for s, topic in zip(said, topics, strict=True) if topic != "Accuracy"]
+    drawn = {name: _topic_of(tool, Path(name).stem, pairs) for name in made["figures"]}
+    titles = dict.fromkeys([*(topic for _, topic in pairs), *drawn.values()])
     return [
         {
             "title": title,
-            "sentences": [sentence for sentence in said if sentence.topic == title],
+            "sentences": [sentence for sentence, topic in pairs if topic == title],
             "figures": [name for name, topic in drawn.items() if topic == title],
         }
         for title in sorted(titles, key=bool)
     ]
 
 
-def _topic_of(tool: str, figure: str, said: list[Sentence]) -> str:
+def _topic_of(tool: str, figure: str, said: Sequence[tuple[Sentence, str]]) -> str:
     """Figures of the error analysis have the names of facts, those of the lab end in a tokenizer's."""
     if tool == "errors":
-        return next((s.topic for s in said if s.key.split("/")[1:2] == [figure]), "")
-    return next((s.topic for s in said if s.topic and figure.endswith(f"-{s.topic}")), "Together" * (tool == "lab"))
+        return next((topic for s, topic in said if s.key.split("/")[1:2] == [figure]), "")
+    named = (topic for _, topic in said if topic and figure.endswith(f"-{topic}"))
+    return next(named, "Together" * (tool == "lab"))

@@ -45,7 +45,7 @@ def _environment(folder: Path, markdown: bool) -> Environment:
     if markdown:
         made.filters |= {name: _marked(made.filters[name]) for name in NUMBERS}
     made.filters["file_name"] = lambda path: Path(path).name
-    made.globals |= {"code": code, "literal": literal, "spoken": spoken, "table": table}
+    made.globals |= {"code": code, "literal": literal, "quoted": quoted, "table": table}
     return made
 
 
@@ -107,11 +107,11 @@ def code(text: str) -> Markup:
     return Markup(f"{fence}\n{text}\n{fence}")
 
 
-def spoken(text: str) -> Markup:
-    """Text as somebody said it: a line block, which keeps its lines and the blanks before them and wraps."""
+def quoted(text: str) -> Markup:
+    """Text as somebody said it, set in: a line block, which keeps its lines and the blanks before them, and wraps."""
     lines = [line.expandtabs(4).rstrip() for line in text.splitlines()]
     blanks = [len(line) - len(line.lstrip(" ")) for line in lines]
-    return Markup("\n".join(f"| {' ' * n}{escape(line)}" for n, line in zip(blanks, lines, strict=True)))
+    return Markup("\n".join(f"> | {' ' * n}{escape(line)}" for n, line in zip(blanks, lines, strict=True)))
 
 
 def literal(text: str) -> Markup:

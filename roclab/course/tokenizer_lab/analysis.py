@@ -12,15 +12,17 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
 from roclab.course.tokenizer_lab.bpe_trace import Trace, Tracer
-from roclab.lm.text.tokenizer import BYTE_OF, Tokenizer
+from roclab.lm.text.tokenizer import BYTE_OF, Tokenizer, bytes_to_unicode
 from roclab.lm.weights.checkpoint import open_checkpoint
 from roclab.lm.weights.sources import SHORT_NAMES, tokenizer_from_hub
 
+SPACE = bytes_to_unicode()[ord(" ")]  # as a byte-level vocabulary writes it
 SMOLLM, QWEN = "SmolLM2", "Qwen3"
 LONGEST_ID = 64  # characters; a coverage picture holds half the square of it
 VARIANTS = {  # label → text before and after the ID
@@ -107,6 +109,8 @@ def analyse(student_id: str, tracer: Tracer) -> dict[str, Any]:
         "merge_rules": len(tracer.ranks),
         "pre_tokenizer": [stage._asdict() | {"digits": list(stage.digits)} for stage in tracer.stages],
         "multi_digit_tokens": sum(token.isascii() and token.isdigit() and len(token) > 1 for token in spellings),
+        "digit_merges": sum((left + right).isascii() and (left + right).isdigit() for left, right in tracer.ranks),
+        "space_tokens": sum(token[0] == SPACE and len(token) > 1 for token in spellings),
         "token_lengths": dict(sorted(Counter(map(len, spellings)).items())),
         "normalized": trace.normalized,
         "control_names_in_id": [name for name in tokenizer.control if name in student_id],
@@ -138,14 +142,16 @@ def _readable(tokens: Iterable[str]) -> list[str]:
 
 
 def _variant(tracer: Tracer, alone: Trace, parts: tuple[str, str, str]) -> dict[str, Any]:
-    """A variant's tokens, those wholly inside the ID, and those that reach over one of its edges."""
+    """A variant's tokens, those before the ID, those that reach over one of its edges, and what happens at each."""
     before, student_id, after = parts
     trace = tracer.trace(before + student_id + after)
     start = len(tracer.spelling(before))
     end = start + len(tracer.spelling(tracer.trace(student_id).normalized))
-    at, inside, across = 0, [], []
+    at, in_front, inside, across = 0, [], [], []
     for token in trace.tokens:  # a token's characters are bytes
-        if at >= start and at + len(token) <= end:
+        if at + len(token) <= start:
+            in_front.append(token)
+        elif at >= start and at + len(token) <= end:
             inside.append(token)
         elif at < end and at + len(token) > start:
             across.append(token)
@@ -156,9 +162,30 @@ def _variant(tracer: Tracer, alone: Trace, parts: tuple[str, str, str]) -> dict[
         "ids": list(trace.ids),
         # where bytes are lost, no token's place in the text is known
         "across": None if trace.lost else _readable(across),
+        "in_front": None if trace.lost else _readable(in_front),
+        "edges": [] if trace.lost else [_edge(trace, edge) for edge, text in ((start, before), (end, after)) if text],
         "unchanged": None if trace.lost else inside == list(alone.tokens) and not across,
         "merges": sum(len(piece.merges) for piece in trace.pieces),
     }
+
+
+def _edge(trace: Trace, place: int) -> dict[str, Any]:
+    """What happens between the bytes on both sides of `place`: a cut with its cause, or the merge that joins them
+    ("makes")."""
+    ends = list(accumulate(map(len, trace.tokens)))
+    if place in ends:
+        cut = trace.boundaries[ends.index(place)]
+        return cut._asdict() | {"left": readable(cut.left), "right": readable(cut.right)}
+    begin = 0
+    for piece in trace.pieces:
+        for merge in piece.merges:
+            if begin + merge.at + len(merge.left) == place:
+                return {
+                    "left": readable(merge.left), "right": readable(merge.right), "rank": merge.rank,
+                    "makes": readable(merge.left + merge.right),
+                }  # fmt: skip
+        begin += sum(map(len, piece.symbols))
+    return {"makes": "", "rank": None}  # a whole word of the vocabulary, taken without merging
 
 
 def _coverage(tracer: Tracer, text: str) -> dict[str, Any]:

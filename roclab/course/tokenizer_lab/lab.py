@@ -15,7 +15,7 @@ from roclab.core.files import atomic_write
 from roclab.course.tokenizer_lab import figures, notebook
 from roclab.course.tokenizer_lab.analysis import analyse, check_student_id, open_tokenizers
 from roclab.course.tokenizer_lab.bpe_trace import Tracer
-from roclab.course.tokenizer_lab.sentences import bars, readable_text, sentences
+from roclab.course.tokenizer_lab.sentences import bars, paragraphs, readable_text, sentences, tokenizer_of
 from roclab.report import kit
 from roclab.report.folders import LAB
 
@@ -37,16 +37,17 @@ def write_lab(student_id: str, out: str | os.PathLike, qwen3: str | None = None)
         logger.info(reason)
     tracers = {name: Tracer(tokenizer) for name, tokenizer in tokenizers.items()}
     facts = {name: analyse(student_id, tracer) for name, tracer in tracers.items()}
-    said = [
-        sentence.json() | {"tokenizer": next(iter(sentence.key.split("/")[2:]), None)}  # /tokenizers/NAME/…
-        for sentence in sentences(student_id, facts)
-    ]
+    analysis = sentences(student_id, facts)
+    said = [sentence.json() | {"tokenizer": tokenizer_of(sentence) or None} for sentence in analysis]
     with LAB.new(out) as (folder, lab):
         lab |= {"student_id": student_id, "tokenizers": facts, "missing": missing, "sentences": said}
         lab["captions"] = _draw(folder, student_id, tracers, facts)
         lab["figures"] = [f"figures/{file}" for file in lab["captions"]]
         variants = {name: _rows(fact["variants"].values()) for name, fact in facts.items()}
-        atomic_write(folder / "lab.md", kit.render(notebook.HERE / "templates" / "lab.md", lab=lab, variants=variants))
+        page = kit.render(
+            notebook.HERE / "templates" / "lab.md", lab=lab, variants=variants, analysis=paragraphs(analysis)
+        )
+        atomic_write(folder / "lab.md", page)
         pages = notebook.build(student_id)
         # The kernel opens what we opened. A path of this machine does not enter the notebook, which may be handed in.
         shared = Path(os.environ.get("ROCLAB_SHARED_DATA", "../shared/data")).resolve()
@@ -78,16 +79,17 @@ def _draw(
         trace, variants = tracers[name].trace, fact["variants"]
         rows = [(label, variant["tokens"], variant["ids"]) for label, variant in variants.items()]
         sentence = variants["in a sentence"]["text"]
-        known = fact["coverage"]
-        for file, title, draw in (
+        pictures = [
             ("variants", "the ID and its variants", partial(figures.token_strips, rows=rows)),
-            ("merges", "how the bytes of the ID grow together", partial(figures.merge_tree, trace=trace(student_id))),
             ("merges-sentence", "the ID in a sentence", partial(figures.merge_tree, trace=trace(sentence))),
-            (
-                "coverage", "which substrings of the ID are one token",
-                partial(figures.coverage_triangle, text=fact["normalized"], coverage=known),
-            ),
-        ):  # fmt: skip
+        ]
+        if fact["merges"]:  # of an ID of digits there is nothing to draw, and the analysis says so
+            tree = partial(figures.merge_tree, trace=trace(student_id))
+            pictures.append(("merges", "how the bytes of the ID grow together", tree))
+        if len(fact["coverage"]["longest"]) > 1:
+            triangle = partial(figures.coverage_triangle, text=fact["normalized"], coverage=fact["coverage"])
+            pictures.append(("coverage", "which substrings of the ID are one token", triangle))
+        for file, title, draw in pictures:
             captions[f"{file}-{name}.png"] = f"{name}: {title}"
             atomic_write(folder / "figures" / f"{file}-{name}.png", draw(f"{name}: {title}"))
     return captions
