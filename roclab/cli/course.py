@@ -37,7 +37,12 @@ def report(
     curve: Path | None = typer.Option(None, help="Folder of runs with other numbers of images a class (--per-class)."),
     lab: Path | None = typer.Option(None, help="Folder of `roclab tokenizer lab`."),
     study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
-    verify: bool = typer.Option(True, "--verify/--no-verify", help="Check RocLM's implementation for the report."),
+    model: str | None = typer.Option(
+        None, help="Model of the RocLM chapter; smollm2-135m where it is installed, else only a shape is drawn."
+    ),
+    verify: bool = typer.Option(
+        True, "--verify/--no-verify", help="Check RocLM's implementation and measure its model for the report."
+    ),
     settings: Path | None = typer.Option(
         None, help="TOML: author, student_id, title, course, date, consulted, ai_tools, [observations]."
     ),
@@ -52,10 +57,13 @@ def report(
 
     paths = [*runs, *(more or [])]
     known = Settings.read(settings).with_given(stated)
+    if model and not verify:
+        raise RocLabError("--model names the model to measure, and --no-verify leaves that out: choose one of them")
+    checked, roclm = (_verified(), _examined(model)) if verify else (None, None)
     with tempfile.TemporaryDirectory() as folder:
         if errors is None and explain:
             errors = _explained(paths, split, Path(folder) / "errors")
-        facts = build(paths, out, known, split, errors, lab, study, _verified() if verify else None, curve)
+        facts = build(paths, out, known, split, errors, lab, study, checked, curve, roclm)
     for warning in facts["warnings"]:
         logger.warning(warning)
     show(facts, as_json, "\n".join(str(out / f"report.{suffix}") for suffix in ("pdf", "html", "tex", "md")))
@@ -86,6 +94,19 @@ def _verified() -> dict[str, Any]:
 
     with Console(stderr=True).status("checking RocLM"):
         return dict(verify(PACKAGE / "lm" / "model.py")) | {"file": "roclm_model.py"}
+
+
+def _examined(name: str | None) -> dict[str, Any]:
+    """RocLM looked into with this model, or with one that is here: nothing is fetched that nobody named."""
+    from roclab.core.fetch import find_package
+    from roclab.course.tokenizer_lab.analysis import find_qwen3, open_tokenizer
+    from roclab.lm.weights.sources import SHORT_NAMES, Package
+    from roclab.report.roclm import examine
+
+    usual, qwen3 = SHORT_NAMES["smollm2-135m"], find_qwen3()
+    if name is None and isinstance(usual, Package) and find_package(usual.module):
+        name = "smollm2-135m"
+    return examine(name, open_tokenizer(qwen3) if qwen3 else None)
 
 
 def handin(

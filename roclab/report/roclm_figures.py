@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def _column(axes: Axes, x: float, width: float, boxes: list[tuple[float, str, st
         axes.add_patch(FancyBboxPatch(box, across, height, shape, fc=colour, ec=LINE, lw=0.8, zorder=2))
         axes.text(x, y, text, ha="center", va="center", fontsize=6.5, zorder=3, linespacing=1.25)
         edges.append((y - height / 2, y + height / 2))
-    for (_, top), (bottom, _) in zip(edges, edges[1:], strict=False):
+    for (_, top), (bottom, _) in pairwise(edges):
         axes.annotate("", (x, bottom), (x, top), arrowprops={"arrowstyle": "-|>", "color": LINE, "lw": 0.9})
 
 

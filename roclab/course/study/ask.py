@@ -11,7 +11,9 @@ that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -60,8 +62,9 @@ def run_study(
         if done:
             run.log(f"{len(done)} of {len(talks)} answers are there already")
         remaining = [talk for key, talk in talks.items() if key not in done]
-        answers = _answers(runner, tokenizer, remaining, study.batch_size)
-        for transcript in track(answers, "answers", len(talks), done=len(done)):
+        pace = Pace([turn for key in talks if key not in done for turn in _limits(study, key)])
+        answers = _answers(runner, tokenizer, remaining, study.batch_size, pace)
+        for transcript in track(answers, "answers", len(talks), done=len(done), left=pace.left):
             append_json_line(path, transcript)
             done[_key(transcript)] = transcript
         transcripts = [done[key] for key in talks]
@@ -75,13 +78,39 @@ def run_study(
         return summary
 
 
+class Pace:
+    """How long a study still takes, told from its tokens: answers that run at the same time end in bursts, the short
+    ones first. `limits`: how many tokens each turn may have."""
+
+    def __init__(self, limits: Sequence[int]):
+        self._most, self._turns = sum(limits) / max(len(limits), 1), len(limits)
+        self._began = time.monotonic()
+        self.tokens = self.ended = 0  # so far: new tokens, turns
+
+    def left(self) -> float | None:
+        """Seconds, None before the first token. A turn's mean length with an end as likely at every token, and the
+        limit as its last, is (1 − e^(−p·limit)) / p, where p is ends a token so far."""
+        if not self.tokens:
+            return None
+        ends = self.ended / self.tokens
+        mean = (1 - math.exp(-ends * self._most)) / ends if ends else self._most
+        return (self._turns - self.ended) * mean * (time.monotonic() - self._began) / self.tokens
+
+
+def _limits(study: Study, key: Key) -> list[int]:
+    """How many tokens each turn of a conversation may have."""
+    question, _, mode = key
+    turns = next(asked["turns"] for asked in study.asked if asked["id"] == question)
+    return [study.tokens(mode == "on")] * len(turns)
+
+
 def _talks(
     tokenizer: Tokenizer, study: Study, modes: Sequence[bool | None], began: datetime
 ) -> Iterator[tuple[Key, Talk]]:
     """All conversations; those about one question one after the other, so that they share what is computed of it.
     `began`: the day of the study, which a template may tell the model."""
     for mode in modes:
-        tokens = study.max_new_tokens + (study.thinking_tokens if mode else 0)
+        tokens = study.tokens(bool(mode))
         for place, question in enumerate(study.asked):
             for number, run in enumerate(study.runs):
                 params = SamplingParams(max_new_tokens=tokens, seed=number * 100_000_000 + place)
@@ -121,7 +150,9 @@ def _talk(
     }  # fmt: skip
 
 
-def _answers(runner: Runner, tokenizer: Tokenizer, talks: Sequence[Talk], batch_size: int) -> Iterator[dict[str, Any]]:
+def _answers(
+    runner: Runner, tokenizer: Tokenizer, talks: Sequence[Talk], batch_size: int, pace: Pace
+) -> Iterator[dict[str, Any]]:
     """The transcript of each conversation as it ends; `batch_size` are held at once, turn by turn."""
     for first in range(0, len(talks), batch_size):
         asked = [(talk, *next(talk)) for talk in talks[first : first + batch_size]]
@@ -131,6 +162,8 @@ def _answers(runner: Runner, tokenizer: Tokenizer, talks: Sequence[Talk], batch_
                 runner, tokenizer, [prompt for _, prompt, _ in asked], [params for *_, params in asked]
             ):
                 results[event.row].add(event)
+                pace.tokens += 1
+                pace.ended += bool(event.finish_reason)
                 if event.finish_reason:
                     talk = asked[event.row][0]
                     try:

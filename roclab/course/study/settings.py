@@ -42,6 +42,10 @@ class Study:
         """ "greedy", then "seed-0", "seed-1", …"""
         return ["greedy", *(f"seed-{i}" for i in range(0 if self.quick else self.seeds))]
 
+    def tokens(self, thinking: bool) -> int:
+        """How many an answer may have, its thought included."""
+        return self.max_new_tokens + (self.thinking_tokens if thinking else 0)
+
     @cached_property
     def asked(self) -> list[dict[str, Any]]:
         """The questions; with `quick` the first of each kind."""

@@ -53,13 +53,18 @@ def open_tokenizers(qwen3: str | None = None) -> tuple[dict[str, Tokenizer], dic
     ROCLAB_QWEN3, else from the folder qwen3-tokenizer of ROCLAB_SHARED_DATA, else from the Hub's copy on this machine.
     And for what is missing, why: name → reason. Raises RocLabError if what was named cannot be opened."""
     found = {SMOLLM: open_tokenizer("smollm2-135m")}
-    shared = Path(os.environ.get("ROCLAB_SHARED_DATA", "../shared/data")) / "qwen3-tokenizer"
-    named = qwen3 or os.environ.get("ROCLAB_QWEN3") or (str(shared) if shared.exists() else _hub_copy())
+    named = qwen3 or find_qwen3()
     if named is None:
         return found, {
             QWEN: "Qwen3's tokenizer was not there: name its folder or Hub id with --qwen3 or in ROCLAB_QWEN3"
         }
     return found | {QWEN: open_tokenizer(named)}, {}
+
+
+def find_qwen3() -> str | None:
+    """Where Qwen3's tokenizer is: what ROCLAB_QWEN3 names, or a folder on this machine."""
+    shared = Path(os.environ.get("ROCLAB_SHARED_DATA", "../shared/data")) / "qwen3-tokenizer"
+    return os.environ.get("ROCLAB_QWEN3") or (str(shared) if shared.exists() else _hub_copy())
 
 
 def _hub_copy() -> str | None:
