@@ -152,10 +152,13 @@ def study(
 
     Example: roclab lm study --model smollm2-135m --out study
     """
-    from roclab.core.files import file_sha256
-    from roclab.course.study.ask import run_study
-    from roclab.course.study.report import table
-    from roclab.lm.weights.checkpoint import open_checkpoint
+    from rich.console import Console
+
+    with Console(stderr=True).status("loading torch"):  # it takes seconds: a person should see that something happens
+        from roclab.core.files import file_sha256
+        from roclab.course.study.ask import run_study
+        from roclab.course.study.report import table
+        from roclab.lm.weights.checkpoint import open_checkpoint
 
     settings.asked  # noqa: B018  (read now: a mistake in the file is reported before the model is opened)
     checkpoint = open_checkpoint(model)

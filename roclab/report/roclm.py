@@ -37,6 +37,7 @@ from roclab.report.conversations import thinking_prompts
 
 Facts = dict[str, Any]
 TEXT = "The old man looked at the sea, and the sea was calm."
+SHOWN = 24  # tokens of it in a picture
 BEGINNINGS = (0, 100, 1000)  # positions at which a stretch of text begins
 DISTANCES = 48
 SECONDS, TOKENS = 5.0, 48  # of measured generation, whichever ends first
@@ -127,7 +128,7 @@ def _attention_of(checkpoint: Checkpoint | None) -> Facts:
         model = create_roclm_model(RANDOM).eval()
         return attention(model, list(range(12))) | {"tokens": [f"t{i}" for i in range(12)], "random": True}
     tokenizer = checkpoint.load_tokenizer()
-    ids = tokenizer.encode(TEXT)
+    ids = tokenizer.encode(TEXT)[: min(SHOWN, checkpoint.config.max_position_embeddings)]
     shown = [tokenizer.decode([i], control=True) for i in ids]
     return attention(checkpoint.load_model(), ids) | {"tokens": shown, "random": False}
 
@@ -165,7 +166,7 @@ def agreement(checkpoint: Checkpoint) -> Facts | None:
     model, described = checkpoint.load_model(), transformers_config(checkpoint.config, torch.float32)
     peer = AutoModelForCausalLM.from_config(AutoConfig.for_model(**described)).eval()
     peer.load_state_dict(model.state_dict(), strict=True)
-    ids = torch.tensor([checkpoint.load_tokenizer().encode(TEXT)])
+    ids = torch.tensor([checkpoint.load_tokenizer().encode(TEXT)[: checkpoint.config.max_position_embeddings]])
     expected, rows = peer(ids).logits, {}
     for implementation in ("eager", "sdpa"):
         model.config.attn_implementation = implementation
@@ -181,8 +182,9 @@ def agreement(checkpoint: Checkpoint) -> Facts | None:
 def speed(checkpoint: Checkpoint, engine: str) -> Facts:
     """Tokens a second of reading a prompt and of writing on, one request, greedy; a few seconds at most."""
     runner, tokenizer = load(checkpoint, engine)
-    prompt, timings, began = tokenizer.encode(TEXT * 8), Timings(), time.perf_counter()
-    params = SamplingParams(max_new_tokens=TOKENS, ignore_eos=True)
+    half = checkpoint.config.max_position_embeddings // 2
+    prompt, timings, began = tokenizer.encode(TEXT * 8)[:half], Timings(), time.perf_counter()
+    params = SamplingParams(max_new_tokens=min(TOKENS, half), ignore_eos=True)
     for _ in stream(runner, tokenizer, [prompt], params, timings):
         if time.perf_counter() - began > SECONDS and timings.decode_tokens:
             break

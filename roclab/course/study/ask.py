@@ -33,6 +33,7 @@ from roclab.lm.settings import SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
 
 TRANSCRIPTS = "transcripts.jsonl"
+ENOUGH = 256  # tokens that say how fast a model is
 MODES = {None: "auto", True: "on", False: "off"}
 
 
@@ -88,9 +89,9 @@ class Pace:
         self.tokens = self.ended = 0  # so far: new tokens, turns
 
     def left(self) -> float | None:
-        """Seconds, None before the first token. A turn's mean length with an end as likely at every token, and the
+        """Seconds, None before there is enough to tell from. A turn's mean length with an end as likely at every token, and the
         limit as its last, is (1 − e^(−p·limit)) / p, where p is ends a token so far."""
-        if not self.tokens:
+        if self.tokens < ENOUGH and not self.ended:
             return None
         ends = self.ended / self.tokens
         mean = (1 - math.exp(-ends * self._most)) / ends if ends else self._most
