@@ -19,7 +19,7 @@ from roclab.course.tokenizer_lab.analysis import (
     readable,
 )
 from roclab.course.tokenizer_lab.bpe_trace import Tracer
-from roclab.course.tokenizer_lab.sentences import sentences
+from roclab.course.tokenizer_lab.sentences import as_markdown, paragraphs, sentences
 
 from ..lm.build import assert_one_line, roclab, write_tokenizer
 
@@ -64,7 +64,7 @@ def test_facts_sentences_and_pictures_of_odd_ids(tracers, student_id):
     for sentence in said:
         assert Sentence.read(json.loads(json.dumps(sentence.json()))) == sentence
         lookup({"tokenizers": facts}, sentence.key)
-    topics = {"split", "merges", "variants", "coverage"}
+    topics = {"The split", "Merges", "Spaces", "Prefixes", "Letter case"}
     assert all(topics <= {s.topic for s in said if s.key.startswith(f"/tokenizers/{name}/")} for name in tracers)
 
 
@@ -74,19 +74,47 @@ def texts(tracers, student_id: str, name: str = SMOLLM) -> str:
 
 def test_digits_are_cut_by_the_pre_tokenizer(tracers):
     text = texts(tracers, "3184")
-    assert "the ID, 4 characters (4 bytes), becomes 4 tokens: 3 · 1 · 8 · 4." in text
-    assert "3 of 3 cuts (3 · 1, 1 · 8 and 8 · 4) are made before any merging, by step 1" in text
+    assert "SmolLM2 makes 4 tokens of the ID, 4 characters (4 bytes): 3 · 1 · 8 · 4." in text
+    assert "All 3 cuts (3 · 1, 1 · 8 and 8 · 4) are made before any merging, by step 1" in text
     assert "sets every digit apart" in text
-    assert "the vocabulary has no token of two or more digits" in text
-    assert "no merge happens inside the ID" in text
-    assert "with “id:” before it: id · : · 3 · 1 · 8 · 4; 2 more tokens, and the ID's own stay the same." in text
+    assert "So a number costs as many tokens as it has digits" in text
+    assert "none of the 48,900 rules joins two digits, and the vocabulary has no token of two or more digits" in text
+    assert "No merge happens inside the ID" in text
+    assert (
+        "with “id:” and a space before it and in a sentence, step 1 of its pre-tokenizer (Digits) cuts in front" in text
+    )
+    assert "the ID’s own tokens stay the same" in text
+    assert "what stands before the ID is id · : with “id:” and ID · : with “ID:”" in text
+    assert "The ID itself has no letter of which there are a small and a capital one" in text
 
 
 def test_letters_are_merged_and_a_space_reaches_in(tracers):
     text = texts(tracers, "student")
-    assert "is one token: student" in text
-    assert "with a space before it: ␣student; ␣student reaches over the ID's edge" in text
+    assert "SmolLM2 makes 1 token of the ID, 7 characters (7 bytes): student (id " in text
+    assert "With a space before it the ID becomes ␣student: the rule ␣ + " in text
+    assert "So ␣student reaches over the ID’s edge" in text
     assert "(rank " in text
+    assert "In upper case the ID has" in text
+
+
+def test_what_happens_at_the_id_s_edge_is_a_cut_or_a_merge(tracers):
+    """Of letters and digits mixed: a space joins by a rule, a digit at the end is cut off."""
+    variants = analyse("JSmith42", tracers[SMOLLM])["variants"]
+    joined, cut = variants["with a space before it"]["edges"][0], variants["with a space behind it"]["edges"][0]
+    assert (joined["left"], joined["right"], joined["makes"]) == ("␣", "J", "␣J")
+    assert tracers[SMOLLM].ranks["Ġ", "J"] == joined["rank"]
+    assert (cut["left"], cut["right"], cut["cause"]) == ("2", "␣", "pre-tokenizer")
+    assert len(variants["in a sentence"]["edges"]) == 2
+
+
+def test_the_analysis_is_paragraphs_and_an_id_acts_as_no_markup(tracers):
+    said = sentences("*1*", {name: analyse("*1*", tracer) for name, tracer in tracers.items()})
+    parts = paragraphs(said)
+    assert len({(part.tokenizer, part.topic) for part in parts}) == len(parts)
+    text = as_markdown(said)
+    assert text.count("### ") == 3
+    assert r"\* · 1 · \*" in text
+    assert "**Spaces.** With a space before it the ID" in text
 
 
 def test_a_control_token_s_name_is_text_and_said_to_be(tracers):
@@ -187,7 +215,7 @@ def test_the_notebook_was_executed_and_says_what_lab_json_says(lab):
     outputs = [output for cell in code for output in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
     assert not [o for o in outputs if o.get("name") == "stderr"]
-    printed = "".join(output.get("text", "") for output in outputs)
+    printed = "".join(output.get("data", {}).get("text/markdown", "") for output in outputs).replace("\\", "")
     for sentence in json.loads((out / "lab.json").read_text(encoding="utf-8"))["sentences"]:
         assert sentence["text"] in printed
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 9
