@@ -165,3 +165,20 @@ def test_in_a_hand_in_the_package_lies_beside_its_folder(smollm_path, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert str(code / "roclab") in done.stdout
+
+
+def test_a_transcript_holds_all_three_and_names_the_model(thinker, tokenizer, tmp_path, capsys):
+    roc_demo.write_transcript(tmp_path / "demo.txt", "tiny", thinker, tokenizer, PARAMS, prompt=QUESTION)
+    text = (tmp_path / "demo.txt").read_text(encoding="utf-8")
+    assert "model tiny, engine torch" in text
+    assert all(f"── Demo {number}" in text for number in (1, 2, 3))
+    assert f"thinking_content: {THOUGHT}" in text
+    assert all(f"You: {line}" in text for line in roc_demo.READER)
+    assert "Thinking is on." in text
+    assert capsys.readouterr().out == ""
+
+
+def test_a_transcript_of_a_model_without_thinking_says_so(smollm_path, tmp_path):
+    done = run("--demo", "2", "--max-new-tokens", "4", "--transcript", str(tmp_path / "demo.txt"))
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "demo.txt"))
+    assert roc_demo.NO_THINKING in (tmp_path / "demo.txt").read_text(encoding="utf-8")

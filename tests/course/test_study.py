@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from roclab.core.exceptions import RocLabError
+from roclab.course.study.ask import Pace
 from roclab.course.study.ask import run_study as run_named_study
 from roclab.course.study.report import summarize, table, write_report
 from roclab.course.study.settings import Study, load_questions
@@ -272,3 +273,14 @@ def test_the_command(smollm_path, tmp_path):
     assert_one_line(roclab(*arguments, "-t", "0.5", "--seeds", "1"), "other settings")
     assert_one_line(roclab("lm", "study", "--questions", "nowhere.json", "--out", str(tmp_path / "t")), "missing")
     assert "Example: roclab lm study" in " ".join(roclab("lm", "study", "--help").stdout.replace("│", " ").split())
+
+
+def test_the_time_left_is_told_from_tokens_and_never_more_than_the_limits_allow():
+    pace = Pace([100] * 10)
+    assert pace.left() is None  # nothing to tell from
+    pace.tokens, pace._began = 300, pace._began - 30  # ten tokens a second, no turn has ended
+    assert pace.left() == pytest.approx(100, rel=0.05)
+    pace.tokens, pace.ended = 200, 10
+    assert pace.left() == 0
+    pace.tokens, pace.ended = 100, 5  # twenty tokens a turn: half of the turns are to come
+    assert 0 < pace.left() < 5 * 100 * 30 / 100

@@ -218,7 +218,8 @@ def test_the_notebook_was_executed_and_says_what_lab_json_says(lab):
     printed = "".join(output.get("data", {}).get("text/markdown", "") for output in outputs).replace("\\", "")
     for sentence in json.loads((out / "lab.json").read_text(encoding="utf-8"))["sentences"]:
         assert sentence["text"] in printed
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 9
+    # lengths, two strips, two sentences; the tree and the triangle of SmolLM2 alone: the stand-in merges nothing here
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 7
 
 
 def test_the_lab_can_be_handed_in(lab):

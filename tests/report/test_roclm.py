@@ -193,9 +193,9 @@ def study(folder: Path, transcripts: list) -> tuple[Path, dict]:
 
 def test_good_ones_of_the_best_kinds_bad_ones_of_the_worst(tmp_path):
     found = choose(*study(tmp_path, [
-        transcript("code-1", True), transcript("code-2", True), transcript("sums-1", False, reasons=["32; 42 is right"]),
-        transcript("facts-1", True, "x " * LONGEST), transcript("facts-2", False), transcript("essay-1", None),
-        transcript("sums-2", True, run="seed-0"),
+        transcript("code-1", True), transcript("code-2", True),
+        transcript("sums-1", False, reasons=["32; 42 is right"]), transcript("facts-1", True, "x " * LONGEST),
+        transcript("facts-2", False), transcript("essay-1", None), transcript("sums-2", True, run="seed-0"),
     ]))  # fmt: skip
     assert [talk["question"] for talk in found["good"]] == ["code-1", "facts-1"]  # one of a kind, greedy ones only
     assert [talk["question"] for talk in found["bad"]] == ["sums-1", "facts-2"]

@@ -89,8 +89,8 @@ class Pace:
         self.tokens = self.ended = 0  # so far: new tokens, turns
 
     def left(self) -> float | None:
-        """Seconds, None before there is enough to tell from. A turn's mean length with an end as likely at every token, and the
-        limit as its last, is (1 − e^(−p·limit)) / p, where p is ends a token so far."""
+        """Seconds, None before there is enough to tell from. If an end is as likely at every token and the limit ends a
+        turn in any case, its mean length is (1 − e^(−p·limit)) / p, where p is ends a token so far."""
         if self.tokens < ENOUGH and not self.ended:
             return None
         ends = self.ended / self.tokens
