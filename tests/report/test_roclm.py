@@ -241,3 +241,22 @@ def test_said_words_keep_their_lines_and_are_no_markup():
     assert "<h1" not in page
     assert "<table" not in page
     assert page.count("<br") == 4
+
+
+def test_the_chapters_survive_every_format(trained, tmp_path, without_model):
+    from roclab.report.build import report
+    from roclab.report.settings import Settings
+
+    out = tmp_path / "report"
+    checks = {"checks": [check("RMSNorm: the formula"), check("RoPE: positions", False, 0.5, hint="rotates | v")]}
+    thinker = {"origin": "a_b", "prompts": {"on": "<|x|>", "off": "```"}, "lengths": {"on": 1, "off": 2}, "end": 7,
+               "split": [["<think>", 6, "thinking"], ["|", 1, "thinking"], ["</think>", 7, "content"]]}  # fmt: skip
+    report([trained], out, Settings(), verify=checks, roclm=without_model | {"thinking": thinker})
+    assert {p.name for p in (out / "figures").iterdir()} >= {"architecture.png", "rope.png", "mask.png"}
+    assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert "<math" in (out / "report.html").read_text(encoding="utf-8")
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "# RocLMRMSNorm.forward, lines" in text
+    assert r"**failed**: rotates \| v" in text
+    assert "no model has spoken here" in text
+    assert "No study of the demo was given" in text

@@ -91,7 +91,7 @@ class Pace:
     def left(self) -> float | None:
         """Seconds, None before there is enough to tell from. If an end is as likely at every token and the limit ends a
         turn in any case, its mean length is (1 − e^(−p·limit)) / p, where p is ends a token so far."""
-        if self.tokens < ENOUGH and not self.ended:
+        if self.tokens < ENOUGH and self.ended < self._turns:
             return None
         ends = self.ended / self.tokens
         mean = (1 - math.exp(-ends * self._most)) / ends if ends else self._most
