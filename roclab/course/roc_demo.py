@@ -65,14 +65,14 @@ def chat_completion(
 
 
 def interactive_chat(
-    model: Runner, tokenizer: Tokenizer, params: SamplingParams, read: Callable[[str], str] = input
+    model: Runner, tokenizer: Tokenizer, params: SamplingParams, read: Callable[[str], str] | None = None
 ) -> None:
-    """Talk until `quit` or the end of the input, which `read` takes after a prompt. ctrl-c cuts a reply short."""
+    """Talk until `quit` or the end of the input, which `read` takes after a prompt (`input` if not given). ctrl-c cuts a reply short."""
     conversation = Conversation(model, tokenizer, params)
     print("Commands: thinking on, thinking off, quit.")
     while True:
         try:
-            text = read("You: ").strip()
+            text = (read or input)("You: ").strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return
@@ -112,7 +112,7 @@ def _answer(conversation: Conversation, text: str) -> None:
 
 def run_demos(
     demos: str, prompt: str | None, model: Runner, tokenizer: Tokenizer, params: SamplingParams,
-    read: Callable[[str], str] = input,
+    read: Callable[[str], str] | None = None,
 ) -> None:  # fmt: skip
     """Show the demos of these numbers, such as "12"; `prompt` instead of their own. `read` is the chat's."""
     if "1" in demos:
