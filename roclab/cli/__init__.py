@@ -3,11 +3,8 @@ so that `roclab --help` answers at once."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import sys
-from importlib import metadata
 from typing import Any
 
 import typer
@@ -21,6 +18,7 @@ from roclab.cli import course, lm, vision
 from roclab.core.devices import cpu_quota, usable_cores
 from roclab.core.exceptions import RocLabError
 from roclab.core.log import show_messages
+from roclab.core.provenance import packages_by_extra
 from roclab.core.sentences import one_line
 
 app = typer.Typer(
@@ -36,6 +34,7 @@ app.add_typer(course.tokenizer, name="tokenizer")
 app.command("pull")(lm.pull)
 app.command("report")(course.report)
 app.command("handin")(course.handin)
+app.command("project")(course.project)
 
 
 def _version(wanted: bool) -> None:
@@ -102,11 +101,7 @@ def _extra_with(module: str) -> str | None:
     """The extra of ours that installs a library, from what pip knows of us. Of several, the one that the command is
     named after (vision, report, lab), then the smallest: report holds all of vision."""
     package = OTHER_NAMES.get(module.split(".")[0], module.split(".")[0])
-    packages: dict[str, list[str]] = {}
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        for needed in metadata.requires("roclab") or []:
-            if found := re.match(r"([\w.-]+).*extra == ['\"](?!dev)(\w+)['\"]", needed):
-                packages.setdefault(found[2], []).append(found[1].lower())
+    packages = {extra: names for extra, names in packages_by_extra().items() if extra not in ("", "dev")}
     having = [extra for extra, names in packages.items() if package in names]
     return min(having, key=lambda extra: (extra not in sys.argv, len(packages[extra])), default=None)
 

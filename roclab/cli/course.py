@@ -17,10 +17,13 @@ from roclab.course.study.settings import Study
 from roclab.course.verify.limits import Limits
 from roclab.lm.settings import LoadOptions
 from roclab.report.settings import Settings
+from roclab.vision.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
 RUNS = typer.Option(..., "--runs", help="Run folders, or folders of runs; more may follow: --runs A B C.")
+OF_ALL_RUNS = ("data", "data_root", "mirror", "skip_bad", "image_size", "epochs", "seed", "amp", "device")
+QWEN3 = typer.Option(None, "--qwen3", help="A folder with Qwen3's tokenizer.json, or a Hub id such as Qwen/Qwen3-0.6B.")
 MORE = typer.Argument(None, metavar="[RUN]...", help="More run folders.")
 
 
@@ -53,13 +56,14 @@ def report(
 
     Example: roclab report --runs runs/pets --errors errors --lab lab --settings me.toml --out report
     """
+    from roclab.course.verify.checker import verify_ours
     from roclab.report.build import report as build
 
     paths = [*runs, *(more or [])]
     known = Settings.read(settings).with_given(stated)
     if model and not verify:
         raise RocLabError("--model names the model to measure, and --no-verify leaves that out: choose one of them")
-    checked, roclm = (_verified(), _examined(model)) if verify else (None, None)
+    checked, roclm = _looked_into(model) if verify else (None, None)
     with tempfile.TemporaryDirectory() as folder:
         if errors is None and explain:
             errors = _explained(paths, split, Path(folder) / "errors")
@@ -67,6 +71,18 @@ def report(
     for warning in facts["warnings"]:
         logger.warning(warning)
     show(facts, as_json, "\n".join(str(out / f"report.{suffix}") for suffix in ("pdf", "html", "tex", "md")))
+
+
+def _looked_into(model: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the checker says of RocLM, and what it computes."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("checking RocLM"):
+        from roclab.course.ours import examine_ours
+        from roclab.course.verify.checker import verify_ours
+
+        checked = verify_ours()
+    return checked, examine_ours(model)
 
 
 def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | None:
@@ -83,30 +99,6 @@ def _explained(paths: list[Path], split: str | None, folder: Path) -> Path | Non
         logger.warning("no error analysis: %s", error)
         return None
     return folder
-
-
-def _verified() -> dict[str, Any]:
-    """What the checker says of our own model."""
-    from rich.console import Console
-
-    from roclab.course.handin.checklist import PACKAGE
-    from roclab.course.verify.checker import verify
-
-    with Console(stderr=True).status("checking RocLM"):
-        return dict(verify(PACKAGE / "lm" / "model.py")) | {"file": "roclm_model.py"}
-
-
-def _examined(name: str | None) -> dict[str, Any]:
-    """RocLM looked into with this model, or with one that is here: nothing is fetched that nobody named."""
-    from roclab.core.fetch import find_package
-    from roclab.course.tokenizer_lab.analysis import find_qwen3, open_tokenizer
-    from roclab.lm.weights.sources import SHORT_NAMES, Package
-    from roclab.report.roclm import examine
-
-    usual, qwen3 = SHORT_NAMES["smollm2-135m"], find_qwen3()
-    if name is None and isinstance(usual, Package) and find_package(usual.module):
-        name = "smollm2-135m"
-    return examine(name, open_tokenizer(qwen3) if qwen3 else None)
 
 
 def handin(
@@ -138,6 +130,48 @@ def handin(
     show(done, as_json, render("handin.txt", done=done))
 
 
+@options_from(TrainConfig, "base", only=OF_ALL_RUNS, defaults={"data": "pets"})
+@options_from(Settings, "stated", only=("title", "consulted", "ai_tools"))
+def project(
+    base: TrainConfig,
+    stated: Settings = Settings(),
+    student_id: str = typer.Option(..., help="Your student ID."),
+    name: str = typer.Option(..., help="Your name."),
+    out: Path = typer.Option(Path("project"), help="Folder of everything; an interrupted project in it goes on."),
+    budget: str | None = typer.Option(None, help="Time for all of it, such as 2h: chooses epochs, image size, extras."),
+    weights: str = typer.Option("default", help="Of all networks, or MODEL=WEIGHTS,MODEL=WEIGHTS."),
+    model: str = lm.MODEL,
+    qwen3: str | None = QWEN3,
+    settings: Path | None = typer.Option(None, help="TOML with what only you know, as for roclab report."),
+    only_plan: bool = typer.Option(False, "--plan", help="Print the plan and stop."),
+    as_json: bool = typer.Option(False, "--json", help="Print project.json's content at the end."),
+) -> None:
+    """Make the whole hand-in: both networks under both strategies, analyses, RocLM's part, the report, the zip.
+
+    Example: roclab project --student-id 31415 --name "Ada Lovelace" --data elpv --budget 30m --out project
+    """
+    from dataclasses import replace
+
+    from roclab.core.progress import duration
+    from roclab.course.project.plan import Asked
+    from roclab.course.project.project import TEMPLATE, is_done, plan_of
+    from roclab.course.project.project import project as make
+    from roclab.report.kit import render
+
+    me = replace(Settings.read(settings).with_given(stated), author=name, student_id=student_id)
+
+    def show_plan(record: dict[str, Any], steps: Any) -> None:
+        plan, done = plan_of(record), [is_done(step, steps, record, out) for step in steps]
+        numbered = zip(range(1, len(steps) + 1), steps, done, strict=True)
+        rows = [{"number": n, "done": d, "seconds": plan.seconds[s.name]} | vars(s) for n, s, d in numbered]
+        total = sum(row["seconds"] for row in rows if not row["done"])
+        values = {"rows": rows, "total": total, "choice": plan.choice, "notes": plan.notes, "duration": duration}
+        typer.echo(render(TEMPLATE, **values).rstrip("\n"), err=as_json)
+
+    record = make(Asked(me, base, weights, model, qwen3, budget), out, show_plan, only_plan)
+    show(record, as_json, "" if only_plan else f"{out / 'handin.zip'}   {out / 'requirements.md'}")
+
+
 @lm.app.command()
 @options_from(LoadOptions, "options", only=("tokenizer", "dtype", "device", "engine"))
 @options_from(Study, "settings")
@@ -155,21 +189,10 @@ def study(
     from rich.console import Console
 
     with Console(stderr=True).status("loading torch"):  # it takes seconds: a person should see that something happens
-        from roclab.core.files import file_sha256
-        from roclab.course.study.ask import run_study
+        from roclab.course.study.ask import open_and_ask
         from roclab.course.study.report import table
-        from roclab.lm.weights.checkpoint import open_checkpoint
 
-    settings.asked  # noqa: B018  (read now: a mistake in the file is reported before the model is opened)
-    checkpoint = open_checkpoint(model)
-    # All runs with float activations, as the greedy one needs them (`for_temperature`).
-    runner, tokenizer, _ = lm.open_model(checkpoint, options.for_temperature(0))
-    if not tokenizer.chat_template:
-        raise RocLabError(f"{model}: this model has no chat template, so it cannot be asked")
-    path = checkpoint.path
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    hashes = {file.name: file_sha256(file) for file in files}
-    summary = run_study(model, runner, tokenizer, settings, out, weights=hashes)
+    summary = open_and_ask(model, options, settings, out)
     said = "\n".join(sentence["text"] for sentence in summary["sentences"])
     show(summary, as_json, f"{table(summary)}\n\n{said}\n\n{out / 'study.md'}   {out / 'transcripts.md'}")
 
@@ -215,9 +238,7 @@ def options() -> None:
 def lab(
     student_id: str = typer.Option(..., "--student-id", help="The ID to take apart."),
     out: Path = typer.Option(..., "--out", help="The lab's folder; an older lab in it is replaced."),
-    qwen3: str = typer.Option(
-        None, "--qwen3", help="A folder with Qwen3's tokenizer.json, or a Hub id such as Qwen/Qwen3-0.6B."
-    ),
+    qwen3: str | None = QWEN3,
     as_json: bool = typer.Option(False, "--json", help="Print lab.json's content."),
 ) -> None:
     """Execute Tokenizer_Lab.ipynb for a student ID: notebook, page, text, facts and figures in a folder.

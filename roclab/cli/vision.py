@@ -113,15 +113,11 @@ def compare(
     from roclab.core.files import atomic_write
     from roclab.report.kit import plain, render
     from roclab.vision.compare import compare as compare_runs
+    from roclab.vision.compare import own_weights
 
     names = [name.strip() for name in models.split(",") if name.strip()]
-    own: dict[str, str] = {}
-    for part in weights.split(",") if "=" in weights else []:
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (equals and value and name in names):
-            raise RocLabError(f"--weights {part}: write MODEL=WEIGHTS for each, with a MODEL of --models ({models})")
-        own[name] = value
-    base = replace(base, weights="default" if own else weights)
+    shared, own = own_weights(weights, names)
+    base = replace(base, weights=shared)
     wanted = range(first_seed, first_seed + seeds)
     found = compare_runs(base, names, [s.strip() for s in strategies.split(",") if s.strip()], wanted, out, own, engine)
     page = render("comparison.md", found=found)

@@ -61,6 +61,15 @@ def _why_pip_failed(said: str, requirement: str, by_hand: str) -> tuple[str, str
     return (errors or lines)[-1], f"by hand: {by_hand}"
 
 
+def answers(url: str, seconds: float = 10) -> bool:
+    """Whether a file could be fetched from there now; nothing of it is."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
 def fetch_archives(folder: Path, resources: tuple[tuple[str, str], ...], mirror: str | None = None) -> Path:
     """Fetch the (address, MD5) archives and unpack them, together, as `folder`; it appears when all is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)

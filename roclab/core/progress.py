@@ -34,9 +34,9 @@ def duration(seconds: float) -> str:
 @contextmanager
 def stage(name: str, after: float) -> Iterator[None]:
     """While it lasts, the loops are part of a longer work of which `after` seconds follow: bars are headed by `name`,
-    and `heading` says how far the whole is. Loops log no lines of their own."""
+    and `heading` says how far the whole is. Loops log no lines of their own. A stage may be part of another one."""
     global _stage
-    outer, _stage = _stage, (name, after)
+    outer, _stage = _stage, (f"{_stage[0]}, {name}" if _stage else name, after + (_stage[1] if _stage else 0))
     try:
         yield
     finally:

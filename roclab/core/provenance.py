@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -28,6 +29,19 @@ PACKAGES = (
     "safetensors",
     "tokenizers",
 )
+
+
+def packages_by_extra() -> dict[str, list[str]]:
+    """Extra of RocLab ("" for what it always needs) -> the packages that pip installs for it; empty where RocLab was not
+    installed by pip, as in a hand-in."""
+    found: dict[str, list[str]] = {}
+    with suppress(metadata.PackageNotFoundError):
+        for needed in metadata.requires("roclab") or []:
+            name = re.match(r"[\w.-]+", needed)
+            extra = re.search(r"extra == ['\"](\w+)['\"]", needed)
+            if name and name[0] != "roclab" and "python_version" not in needed:
+                found.setdefault(extra[1] if extra else "", []).append(name[0].lower())
+    return found
 
 
 def seed_everything(seed: int) -> None:

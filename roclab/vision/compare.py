@@ -82,6 +82,20 @@ def compare(
     return found
 
 
+def own_weights(weights: str, models: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The weights of all models, and those of single ones, in "default", "FILE" or "resnet50=FILE,swin_t=none".
+
+    Raises `RocLabError` for a model that is none of `models`."""
+    own: dict[str, str] = {}
+    for part in weights.split(",") if "=" in weights else []:
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (equals and value and name in models):
+            known = ",".join(models)
+            raise RocLabError(f"--weights {part}: write MODEL=WEIGHTS for each, with a MODEL of --models ({known})")
+        own[name] = value
+    return "default" if own else weights, own
+
+
 def _config(base: TrainConfig, model: str, strategy: str, seed: int, weights: str) -> TrainConfig:
     # no refit: fine-tuning is not trained on validation images, so a frozen backbone's head may not be either
     epochs = base.epochs if strategy == "finetune" else None

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.files import append_json_line, read_json, read_json_lines, write_json_lines
+from roclab.core.files import append_json_line, file_sha256, read_json, read_json_lines, write_json_lines
 from roclab.core.progress import track
 from roclab.core.runs import Run
 from roclab.course.study.report import summarize, write_report
@@ -29,8 +29,10 @@ from roclab.course.study.scoring import score
 from roclab.course.study.settings import Study
 from roclab.lm.engine.runner import Runner
 from roclab.lm.generate import Completion, stream
-from roclab.lm.settings import SamplingParams
+from roclab.lm.loading import load
+from roclab.lm.settings import LoadOptions, SamplingParams
 from roclab.lm.text.tokenizer import Tokenizer
+from roclab.lm.weights.checkpoint import open_checkpoint
 
 TRANSCRIPTS = "transcripts.jsonl"
 ENOUGH = 256  # tokens that say how fast a model is
@@ -103,6 +105,21 @@ def _limits(study: Study, key: Key) -> list[int]:
     question, _, mode = key
     turns = next(asked["turns"] for asked in study.asked if asked["id"] == question)
     return [study.tokens(mode == "on")] * len(turns)
+
+
+def open_and_ask(model: str, options: LoadOptions, study: Study, out: str | os.PathLike) -> dict[str, Any]:
+    """`run_study` of a model by its name; the hashes of its weights are recorded. Raises RocLabError if it cannot be
+    opened or has no chat template."""
+    study.asked  # noqa: B018  (read now: a mistake in the file is reported before the model is opened)
+    checkpoint = open_checkpoint(model)
+    # All runs with float activations, as the greedy one needs them (`for_temperature`).
+    runner, tokenizer = load(checkpoint, **vars(options.for_temperature(0)))
+    if not tokenizer.chat_template:
+        raise RocLabError(f"{model}: this model has no chat template, so it cannot be asked")
+    path = checkpoint.path
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    hashes = {file.name: file_sha256(file) for file in files}
+    return run_study(model, runner, tokenizer, study, out, weights=hashes)
 
 
 def _talks(

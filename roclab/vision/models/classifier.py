@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from roclab.core.devices import device_or_auto, pick_device
 from roclab.core.exceptions import CheckpointError, RocLabError
-from roclab.core.fetch import package_folder
+from roclab.core.fetch import answers, package_folder
 from roclab.core.runs import Run
 from roclab.core.training.checkpointing import load_tensors, save_tensors
 from roclab.vision.data.transforms import Preprocessing
@@ -163,11 +163,29 @@ def check_name(name: str) -> None:
         )
 
 
+def can_be_had(name: str, weights: str) -> bool:
+    """Whether torchvision's weights of this name are on the disk or at their address now; nothing is fetched. Weights
+    from elsewhere count as there: `build_model` says what is wrong with them."""
+    if name not in STAGES:
+        return True
+    import torchvision
+
+    preset = torchvision.models.get_model_weights(name).__members__.get(_preset_name(weights))
+    if preset is None:
+        return True
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / preset.value.url.rsplit("/", 1)[1]
+    return kept.is_file() or answers(preset.value.url)
+
+
+def _preset_name(weights: str) -> str:
+    return {"default": "DEFAULT", "v1": "IMAGENET1K_V1", "v2": "IMAGENET1K_V2"}.get(weights.lower(), weights.upper())
+
+
 def _torchvision_model(name: str, weights: str, num_classes: int | None, _size: int | None) -> Built:
     import torchvision
 
     named = torchvision.models.get_model_weights(name)
-    alias = {"default": "DEFAULT", "v1": "IMAGENET1K_V1", "v2": "IMAGENET1K_V2"}.get(weights.lower(), weights.upper())
+    alias = _preset_name(weights)
     preset = named["IMAGENET1K_V1"]  # files and random weights are given this one's preprocessing
     state, source = None, weights
     if alias in named.__members__:

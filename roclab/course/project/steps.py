@@ -1,0 +1,149 @@
+"""The steps of a whole hand-in, as data: each names what it makes, from what, and the function that makes it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from roclab.core.files import atomic_write, file_sha256, read_json, write_json
+from roclab.course import roc_demo
+from roclab.course.handin.pack import handin
+from roclab.course.project.plan import Asked, Choice, run_config
+from roclab.course.study.ask import open_and_ask
+from roclab.course.study.settings import Study
+from roclab.course.tokenizer_lab.lab import write_lab
+from roclab.course.verify.checker import OURS, verify_ours
+from roclab.lm.loading import load
+from roclab.lm.settings import LoadOptions, SamplingParams
+from roclab.report.build import report
+from roclab.report.error_page import write_page
+from roclab.report.runs import read_runs
+from roclab.vision.compare import compare
+from roclab.vision.config import STRATEGIES, TrainConfig
+from roclab.vision.error_analysis.facts import analyse
+from roclab.vision.evaluate.evaluate import evaluate
+from roclab.vision.evaluate.run_reader import VisionRun
+from roclab.vision.train.train import finish
+
+SPOKEN = (
+    "Hello! Who are you?",
+    "thinking on",
+    "What is the capital of France?",
+    "thinking off",
+    "And of Italy?",
+    "quit",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """`outputs` are files in the project's folder, the last one written last. They are made from `settings` and from
+    the outputs of the steps `after` which it comes."""
+
+    name: str
+    what: str
+    outputs: tuple[str, ...]
+    make: Callable[[], Any]
+    settings: dict[str, Any]
+    after: tuple[str, ...] = ()
+
+
+def steps_of(asked: Asked, choice: Choice, out: Path) -> list[Step]:
+    """All steps of the project in the folder `out`, in their order; nothing is run."""
+    base, me = asked.base, asked.me
+    shared = replace(base, image_size=choice.image_size, epochs=choice.epochs)
+    runs, networks = out / "runs", choice.networks
+    words = f"{len(networks) * 2} runs: {', '.join(networks)}, frozen and fine-tuned; test evaluation"
+    size = {"image_size": choice.image_size, "epochs": choice.epochs}
+    said, talks = Study(quick=choice.quick), {"model": asked.model}
+    few = {"model": choice.curve_model, "per_class": choice.per_class} | size
+    curve = ("curve",) if choice.per_class else ()
+    found = [
+        Step("comparison", words, ("runs/comparison.json",), lambda: _compare(shared, networks, runs),
+             {"networks": networks, "data": base.data, "seed": base.seed} | size),
+        Step("curve", f"few-images curve: {', '.join(map(str, choice.per_class))} images a class, {choice.curve_model}",
+             ("curve/curve.json",), lambda: _curve(base, choice, out / "curve"), few, ("comparison",)),
+        Step("errors", "error analysis with heat maps", ("errors/errors.json",),
+             lambda: write_page(analyse(_finished(runs)), out / "errors"), {}, ("comparison",)),
+        Step("verify", "RocLM's implementation, checked", ("verify.json",),
+             lambda: write_json(out / "verify.json", verify_ours()), {"model.py": file_sha256(OURS)}),
+        Step("demo", f"the three demos with {asked.model}", ("demo.txt",),
+             lambda: atomic_write(out / "demo.txt", _demo(asked.model)), talks),
+        Step("study", f"{len(said.asked)} questions to {asked.model}", ("study/study.json",),
+             lambda: open_and_ask(asked.model, LoadOptions(), said, out / "study"), talks | {"quick": choice.quick}),
+        Step("lab", f"tokenizer lab for {me.student_id}", ("lab/lab.json",),
+             lambda: write_lab(str(me.student_id), out / "lab", asked.qwen3),
+             {"student_id": me.student_id, "qwen3": asked.qwen3}),
+        Step("report", "the write-up: PDF, HTML, LaTeX", ("report/facts.json",), lambda: _report(asked, choice, out),
+             asdict(me), ("comparison", *curve, "errors", "verify", "study", "lab")),
+        Step("handin", "the zip, unzipped and run", ("handin.zip", "requirements.md"), lambda: _handin(asked, out),
+             asdict(me), ("report", "demo")),
+    ]  # fmt: skip
+    return [step for step in found if step.name != "curve" or curve]
+
+
+def _compare(base: TrainConfig, networks: dict[str, str], out: Path) -> None:
+    compare(base, list(networks), STRATEGIES, [base.seed], out, networks)
+
+
+def _curve(base: TrainConfig, choice: Choice, out: Path) -> None:
+    """A run for each number of images and strategy. That on all images is the comparison's own."""
+    names = []
+    for number in choice.per_class:
+        for strategy in STRATEGIES:
+            config = replace(run_config(base, choice, choice.curve_model, strategy), **{"per_class": number})
+            path = out / f"{choice.curve_model}-{strategy}-{number}"
+            if not (path / "training.json").exists():
+                finish(path, config)
+            run = VisionRun.open(path)
+            if not run.has_results("test"):
+                evaluate(run, "test")
+            names.append(path.name)
+    write_json(out / "curve.json", {"runs": names})
+
+
+def _finished(runs: Path) -> list[VisionRun]:
+    return [run for run in read_runs([runs]) if run.finished]
+
+
+def _demo(model: str) -> str:
+    """What the three demos print, the third with `SPOKEN` typed into it."""
+    runner, tokenizer = load(model, **vars(LoadOptions().for_temperature(0)))
+    printed, typed = io.StringIO(), sys.stdin
+    try:
+        with redirect_stdout(printed):
+            sys.stdin = _Typed("\n".join(SPOKEN) + "\n")
+            roc_demo.run_demos("123", None, runner, tokenizer, SamplingParams(max_new_tokens=120))
+    finally:
+        sys.stdin = typed
+    return f"python roc_demo.py --model {model}\n\n{printed.getvalue()}"
+
+
+class _Typed(io.StringIO):
+    """Standard input whose lines are seen as on a terminal."""
+
+    def readline(self, size: int | None = -1, /) -> str:
+        line = super().readline(-1 if size is None else size)
+        sys.stdout.write(line)
+        return line
+
+
+def _report(asked: Asked, choice: Choice, out: Path) -> None:
+    # the seam to a report that takes the curve's folder
+    curve = {"curve": out / "curve"} if choice.per_class and "curve" in signature(report).parameters else {}
+    tools = {name: out / name for name in ("errors", "lab", "study")}
+    report([out / "runs"], out / "report", asked.me, verify=read_json(out / "verify.json"), **tools, **curve)
+
+
+def _handin(asked: Asked, out: Path) -> None:
+    me = asked.me
+    handin(
+        str(me.student_id), str(me.author), [out / "runs"], out / "report", out / "lab", out / "handin.zip",
+        out / "study", incomplete=True,
+    )  # fmt: skip
