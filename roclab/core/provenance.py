@@ -32,8 +32,8 @@ PACKAGES = (
 
 
 def packages_by_extra() -> dict[str, list[str]]:
-    """Extra of RocLab ("" for what it always needs) -> the packages that pip installs for it; empty where RocLab was not
-    installed by pip, as in a hand-in."""
+    """Extra of RocLab ("" for what it always needs) -> the packages that pip installs for it; empty where RocLab was
+    not installed by pip, as in a hand-in."""
     found: dict[str, list[str]] = {}
     with suppress(metadata.PackageNotFoundError):
         for needed in metadata.requires("roclab") or []:

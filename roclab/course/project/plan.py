@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -34,7 +35,6 @@ NEEDED, USEFUL = ("vision", "report", "lab"), ("openvino",)  # extras
 MEASURED = 128  # px; other sizes follow by area
 OWN_SIZE, MOST = 224, 12  # px and epochs where time does not matter: the weights' own size, fine-tuning's default
 PER_CLASS = (5, 10, 20, 50)  # images of each class on the curve; all of them are the comparison's own runs
-CURVE = "per_class" in {f for f in TrainConfig.__dataclass_fields__}  # this version can train on few images a class
 EXTRAS_SHARE = 0.3  # of the time, for the curve and a whole study; above it they become smaller
 ANSWER = 90  # tokens that an answer of the study has on average
 # Seconds of steps that hardly depend on the choices, measured on two busy cores (docs/log.md).
@@ -100,13 +100,11 @@ def make_plan(asked: Asked) -> Plan:
             "study": len(Study(quick=choice.quick).asked) * len(Study(quick=choice.quick).runs) * ANSWER / speed,
         }
 
-    fewest = min(sum(i.split == "train" and i.label == k for i in dataset.images) for k in range(len(dataset.classes)))
-    points = [n for n in PER_CLASS if n < fewest] if CURVE else []
+    fewest = min(Counter(image.label for image in dataset.images).values())
+    points = [number for number in PER_CLASS if number < fewest]
     whole = Choice(networks, asked.base.image_size or OWN_SIZE, asked.base.epochs or MOST, points, curve_model)
     choice = fit(whole, limit, seconds, asked.base.image_size is None, asked.base.epochs is None)
     notes += shortened(whole, choice)
-    if not CURVE:
-        notes.append("this version cannot train on a number of images a class: there is no few-images curve")
     return Plan(choice, seconds(choice), notes)
 
 
@@ -202,7 +200,7 @@ def curve_seconds(base: TrainConfig, cost: Costs, choice: Choice, classes: int) 
     total = 0.0
     for number in choice.per_class:
         few = copy.copy(cost)
-        few.counts = cost.counts | {"train": number * classes}
+        few.counts = cost.counts | {"train": 0.8 * number * classes, "val": 0.2 * number * classes}
         config = run_config(base, choice, choice.curve_model, "finetune")
         total += few.parts(config)[1] + 5
         total += 2 * cost.counts["test"] * (cost.forward * (choice.image_size / cost.size) ** 2 + cost.read)
@@ -233,8 +231,7 @@ def fit(
         return whole
     sizes = [whole.image_size, *(range((whole.image_size - 1) // 32 * 32, SMALLEST - 1, -32) if any_size else ())]
     epochs = range(whole.epochs, (FEWEST if any_epochs else whole.epochs) - 1, -1) or [whole.epochs]
-    small = dict(per_class=whole.per_class, quick=True), dict(per_class=[], quick=True)
-    extras: list[dict[str, Any]] = [{}, *small]
+    extras: list[dict[str, Any]] = [{}, {"quick": True}, {"quick": True, "per_class": []}]
     smallest, last = float("inf"), whole
     for size, number, extra in product(sizes, epochs, extras):
         last = replace(whole, image_size=size, epochs=number, **extra)

@@ -98,7 +98,7 @@ def _hashes(step: Step, out: Path) -> dict[str, str | None]:
 
 
 def project(asked: Asked, out: Path, show: Callable[[Record, Sequence[Step]], None], only_plan: bool = False) -> Record:
-    """Plan the hand-in, `show` the plan, and unless it is `only_plan` make everything in `out`, or what is not there."""
+    """Plan the hand-in, `show` the plan, and unless it is `only_plan` make everything in `out` that is not there."""
     record = open_project(asked, out)
     steps = steps_of(asked, plan_of(record).choice, out)
     show(record, steps)

@@ -97,7 +97,7 @@ def _curve(base: TrainConfig, choice: Choice, out: Path) -> None:
     names = []
     for number in choice.per_class:
         for strategy in STRATEGIES:
-            config = replace(run_config(base, choice, choice.curve_model, strategy), **{"per_class": number})
+            config = replace(run_config(base, choice, choice.curve_model, strategy), per_class=number)
             path = out / f"{choice.curve_model}-{strategy}-{number}"
             if not (path / "training.json").exists():
                 finish(path, config)
