@@ -56,7 +56,6 @@ def report(
 
     Example: roclab report --runs runs/pets --errors errors --lab lab --settings me.toml --out report
     """
-    from roclab.course.verify.checker import verify_ours
     from roclab.report.build import report as build
 
     paths = [*runs, *(more or [])]
@@ -110,7 +109,10 @@ def handin(
     lab: Path | None = typer.Option(None, help="Folder of `roclab tokenizer lab`; missing without it."),
     study: Path | None = typer.Option(None, help="Folder of `roclab lm study`."),
     out: Path = typer.Option(Path("handin.zip"), help="The zip."),
-    with_checkpoints: bool = typer.Option(False, "--with-checkpoints", help="Pack the trained models too (large)."),
+    demo: Path | None = typer.Option(None, help="File with what the demos printed."),
+    with_checkpoints: bool = typer.Option(
+        False, "--with-checkpoints", help="Pack whole networks too (large); the heads of frozen ones always are."
+    ),
     incomplete: bool = typer.Option(
         False, "--incomplete", help="Pack although something is missing, and say so inside."
     ),
@@ -123,7 +125,8 @@ def handin(
     from roclab.course.handin.pack import handin as pack
     from roclab.report.kit import render
 
-    done = pack(student_id, name, [*runs, *(more or [])], report, lab, out, study, with_checkpoints, incomplete)
+    paths = [*runs, *(more or [])]
+    done = pack(student_id, name, paths, report, lab, out, study, demo, with_checkpoints, incomplete)
     if not as_json:
         for item in done["missing"]:
             logger.info("missing: %s (%s)", item["what"], item["remedy"])

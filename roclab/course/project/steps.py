@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -13,7 +14,7 @@ from typing import Any
 
 from roclab.core.files import atomic_write, file_sha256, read_json, write_json
 from roclab.course import roc_demo
-from roclab.course.handin.pack import handin
+from roclab.course.handin.pack import handin, requirements_page
 from roclab.course.project.plan import Asked, Choice, run_config
 from roclab.course.study.ask import open_and_ask
 from roclab.course.study.settings import Study
@@ -23,6 +24,7 @@ from roclab.lm.loading import load
 from roclab.lm.settings import LoadOptions, SamplingParams
 from roclab.report.build import report
 from roclab.report.error_page import write_page
+from roclab.report.kit import render
 from roclab.report.runs import read_runs
 from roclab.vision.compare import compare
 from roclab.vision.config import STRATEGIES, TrainConfig
@@ -31,6 +33,7 @@ from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.train.train import finish
 
+logger = logging.getLogger(__name__)
 SPOKEN = (
     "Hello! Who are you?",
     "thinking on",
@@ -142,8 +145,11 @@ def _report(asked: Asked, choice: Choice, out: Path) -> None:
 
 
 def _handin(asked: Asked, out: Path) -> None:
-    me = asked.me
-    handin(
-        str(me.student_id), str(me.author), [out / "runs"], out / "report", out / "lab", out / "handin.zip",
-        out / "study", incomplete=True,
+    done = handin(
+        str(asked.me.student_id), str(asked.me.author), [out / "runs"], out / "report", out / "lab",
+        out / "handin.zip", out / "study", out / "demo.txt", incomplete=True,
     )  # fmt: skip
+    for item in done["missing"]:
+        logger.warning("missing: %s (%s)", item["what"], item["remedy"])
+    logger.info(render("handin.txt", done=done).rstrip("\n"))
+    atomic_write(out / "requirements.md", requirements_page(done["requirements"]))

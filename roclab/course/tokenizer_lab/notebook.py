@@ -44,16 +44,16 @@ def build(student_id: str) -> Any:
 
 
 def execute(notebook: Any, folder: Path, environment: Mapping[str, str]) -> None:
-    """Run every cell in a kernel of this Python, `folder` as its working directory, with `environment` added to ours.
-    Raises RocLabError that names the cell which failed and how."""
+    """Run every cell in a kernel of this Python, `folder` as its working directory, with `environment` added to ours;
+    without a PYTHONPATH in it the kernel imports the roclab that is running. Raises RocLabError that names the cell
+    which failed and how."""
     import nbclient
     import zmq
     from jupyter_client.kernelspec import KernelSpecManager
     from nbclient.exceptions import CellControlSignal, DeadKernelError
 
-    package = str(HERE.resolve().parents[2])  # the kernel shall import the roclab that is running
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "MPLBACKEND": "agg", **environment, "PYTHONPATH": os.pathsep.join(paths)}
+    paths = [str(HERE.resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": os.pathsep.join(paths), **environment}
     client = nbclient.NotebookClient(
         notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
         record_timing=False,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from roclab.core.devices import device_or_auto, pick_device
 from roclab.core.exceptions import CheckpointError, RocLabError
 from roclab.core.fetch import answers, package_folder
+from roclab.core.provenance import seed_everything
 from roclab.core.runs import Run
 from roclab.core.training.checkpointing import load_tensors, save_tensors
 from roclab.vision.data.transforms import Preprocessing
@@ -46,6 +47,7 @@ LITE = {  # the hash in the file's name, and the sizes (px) to resize to and to 
     "efficientnet_lite2": ("9656183e", 292, 260),
 }
 
+HEAD = "head.safetensors"  # a frozen run's head alone, as a hand-in has it: the backbone is the named weights'
 BEFORE_REFIT = "head-before-refit.safetensors"  # the head that has not seen the validation images
 
 
@@ -290,19 +292,34 @@ def save_model(
     save_tensors(path, state or model.module.state_dict(), about)
 
 
+def save_head(run: Run, path: Path) -> None:
+    """Save the head of a finished frozen run, with what `load_model` needs to put it on the backbone again."""
+    model, classes, image_size = load_model(run)
+    save_model(path, model, classes, image_size, model.head.state_dict())
+
+
 def load_model(run: Run, split: str = "test", device: str | None = None) -> tuple[Classifier, list[str], int]:
     """The trained model of a run, its class names and the image size (px) it works at. Without a `device` it is on the
     one it was trained on, if that is here.
 
-    For the "val" images its head is the one before it was trained again on train + val.
+    A frozen run may have its head alone (`save_head`): the backbone is then built from the weights that its config
+    names, and must be the one the head was trained on. For the "val" images the head is the one before it was trained
+    again on train + val.
     """
     path = run.checkpoints / "best.safetensors"
+    whole = path.exists() or not (run.checkpoints / HEAD).exists()
+    path = path if whole else run.checkpoints / HEAD
     state, about = load_tensors(path)
     if "classes" not in about:
         raise CheckpointError(f"{path} does not say what model it holds: it was not written by `roclab vision train`")
-    model = build_model(about["model"], "none", len(about["classes"]), about["image_size"])
+    if not whole:
+        seed_everything(run.config["seed"])  # random weights were drawn from it
+    weights = "none" if whole else run.config.get("weights", "default")
+    model = build_model(about["model"], weights, len(about["classes"]), about["image_size"])
+    if not whole and model.weights_id.rsplit(":")[-1] != about["weights_id"].rsplit(":")[-1]:
+        raise CheckpointError(f"{path} is the head of the backbone {about['weights_id']}; {weights} is another one")
     try:
-        model.module.load_state_dict(state)
+        (model.module if whole else model.head).load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {about['model']}: {str(error).splitlines()[-1].strip()}") from None
     if split == "val" and (before := run.checkpoints / BEFORE_REFIT).exists():
