@@ -4,6 +4,7 @@
     python roc_demo.py --demo 3                 # only the chat: `thinking on`, `thinking off`, `quit`
     python roc_demo.py --model qwen3-0.6b       # a model that thinks; any path or Hub id that RocLab opens
     python roc_demo.py --transcript demo.txt    # all three into a file, the chat with a reader whose lines are written
+    python roc_demo.py --model WEIGHTS --tokenizer TOKENIZER    # the course's folders, one beside the other
 
 The model is RocLM as roclm_model.py defines it; opening weights, sampling and chat templates come from the package
 roclab, installed or beside this file's folder.
@@ -157,6 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Three demos of RocLM.")
     parser.add_argument("--model", default="smollm2-135m", help="a short name, a path, or owner/name on a Hub")
+    parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer.json, if it is not the model's")
     parser.add_argument("--demo", default="all", choices=["1", "2", "3", "all"], help="1 text, 2 completion, 3 chat")
     parser.add_argument("--prompt", help="the text to continue or the question, instead of the demo's own")
     parser.add_argument("--max-new-tokens", type=int, default=120)
@@ -170,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_messages()
     try:
         params = SamplingParams(temperature=given.temperature, seed=given.seed, max_new_tokens=given.max_new_tokens)
-        options = LoadOptions().for_temperature(given.temperature)
+        options = LoadOptions(tokenizer=given.tokenizer).for_temperature(given.temperature)
         runner, tokenizer = load(given.model, **vars(options))
         demos = given.demo.replace("all", "123")
         if given.transcript is None:

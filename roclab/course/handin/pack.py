@@ -35,7 +35,7 @@ from roclab.vision.models.classifier import BEFORE_REFIT, HEAD, save_head
 TEMPLATES = Path(__file__).parent / "templates"
 RUN_FILES = ("*.json", "*.jsonl", "predictions.csv", "log.txt", "figures/*", "tensorboard/*")
 NOT_CODE = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".ipynb_checkpoints")
-EXTRAS = ("", "vision", "report", "lab", "openvino")  # whose packages the code in the zip may import
+EXTRAS = ("", "vision", "report", "lab")  # whose packages the code in the zip may import
 BESIDES = ("nbconvert", 'tomli>=2; python_version < "3.11"')  # to execute the notebook in a shell; for older Pythons
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same content gives the same bytes
 BEST = "checkpoints/best.safetensors"
@@ -73,13 +73,13 @@ def handin(
         found = [*_content(runs, report, lab, study, with_checkpoints), *_made(runs, Path(folder))]
         found += [("evaluation/demo.txt", demo, False)] if demo else []
         content = {place: (path, is_code) for place, path, is_code in found if path.is_file()}
-        rows = requirements(content, runs, items, _facts(report))
         texts = {
-            "README.md": _readme(student_id, name, runs, content, missing, rows),
             "Code/part1/README.md": render(TEMPLATES / "part1_README.md"),
             "Code/part1/experiment.json": json.dumps(experiment(runs), indent=1, ensure_ascii=False) + "\n",
             "Code/requirements.txt": _requirements(),
         }
+        rows = requirements([*content, *texts], runs, items, _facts(report))
+        texts["README.md"] = _readme(student_id, name, runs, content, missing, rows)
         rewritten, shown = _write(out, content, texts, Relative({**run_paths(runs).names, **known}), incomplete)
     return {
         "out": str(out),

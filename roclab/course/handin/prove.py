@@ -39,7 +39,11 @@ print("ROCLAB", getattr(sys.modules.get("roclab"), "__file__", None))
 raise SystemExit(code)
 """
 
-WHERE = 'import sys; print(getattr(sys.modules.get("roclab"), "__file__", None))'
+WHERE = """
+import os, sys
+found = getattr(sys.modules.get("roclab"), "__file__", None)
+print(found and os.path.realpath(found))
+"""
 DEMO = SHORT_NAMES["smollm2-135m"]
 
 
@@ -84,7 +88,8 @@ def _programs(code: Path) -> Iterator[tuple[str, tuple[str, ...], bool]]:
         images = _noise(code / "noise")
         small = ("--weights", "none", "--image-size", "32", "--epochs", "1", "--seeds", "1")
         yield "part1/main.py", ("--data", str(images), *small, "--out", str(code / "again")), False
-    yield "part1/main.py", ("--help",), False
+    else:
+        yield "part1/main.py", ("train", "--help"), False
     spoken = isinstance(DEMO, Package) and find_package(DEMO.module)
     yield "part2/roc_demo.py", ("--max-new-tokens", "8") if spoken else ("--help",), False
 
@@ -131,7 +136,9 @@ def run_script(code: Path, script: str, arguments: tuple[str, ...], alone: bool)
     keep = ("PATH", "SYSTEMROOT", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
     environment = {key: os.environ[key] for key in keep if key in os.environ} | {"HOME": str(code)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=code, env=environment, timeout=600)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=code, env=environment, timeout=600
+        )
     except subprocess.TimeoutExpired:
         return f"python {script} did not end within ten minutes"
     lines = done.stdout.strip().splitlines()

@@ -1,5 +1,5 @@
 """The course's layout: custom_model_state_dict.pth with model_config.json beside it, and the tokenizer's files where
-they are given. No pickle is executed."""
+they are given, in the folder or in one beside it. No pickle is executed."""
 
 from __future__ import annotations
 
@@ -47,4 +47,10 @@ def read_course(path: Path) -> Contents:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: not a state dict (a dict of tensors was expected)")
     tensors = {name: tensor_in_memory(value) for name, value in state.items()}
-    return Contents(config, dict(tensors), lambda: Tokenizer.from_directory(path.parent))
+    return Contents(config, dict(tensors), lambda: Tokenizer.from_directory(_tokenizer_folder(path.parent)))
+
+
+def _tokenizer_folder(weights: Path) -> Path:
+    """The folder of the weights, or the only one beside it that has a tokenizer where it has none itself."""
+    beside = [file.parent for file in weights.resolve().parent.glob("*/tokenizer.json")]
+    return weights if (weights / "tokenizer.json").exists() or len(beside) != 1 else beside[0]
