@@ -6,18 +6,26 @@ import hashlib
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from roclab.core.exceptions import RocLabError
-from roclab.course.handin.checklist import notebook_trouble
-from roclab.course.handin.pack import handin
-from roclab.course.handin.prove import run_script
+from roclab.core.exceptions import CheckpointError, RocLabError
+from roclab.core.files import file_sha256
+from roclab.core.runs import Run
+from roclab.course.handin.checklist import Item, notebook_trouble
+from roclab.course.handin.logs import scalars
+from roclab.course.handin.pack import experiment, handin
+from roclab.course.handin.prove import run_notebook, run_script
+from roclab.course.handin.requirements import requirements
 from roclab.report.build import report
 from roclab.report.privacy import Relative, absolute_paths, find_private
 from roclab.report.settings import Settings
+from roclab.vision.evaluate.run_reader import VisionRun
+from roclab.vision.models.classifier import HEAD, load_model, save_head
 from tests.processes import roclab
 from tests.report.conftest import NAME
 
@@ -35,7 +43,8 @@ def test_a_hand_in_stands_alone(runs, lab, made, tmp_path):
     packed = tmp_path / "handin.zip"
     done = handin("31415", NAME, [runs], made, lab, packed, incomplete=True)
     assert any("part2/roclm_model.py runs" in line for line in done["proven"])
-    assert any("part1/main.py --help runs" in line for line in done["proven"])
+    assert any(line.startswith("python part1/main.py --data Code/noise") for line in done["proven"])
+    assert any("was executed again where it lies" in line for line in done["proven"])
     with zipfile.ZipFile(packed) as archive:
         names = set(archive.namelist())
         config = json.loads(archive.read("Code/part1/results/features-0/config.json"))
@@ -44,13 +53,19 @@ def test_a_hand_in_stands_alone(runs, lab, made, tmp_path):
     assert names >= {
         "latex/report.pdf", "latex/report.tex", "evaluation/facts.json", "Code/part1/main.py",
         "Code/part1/results/features-0/metrics.jsonl", "Code/part2/roclm_model.py", "Code/roclab/cli/__init__.py",
+        "Code/part1/results/tensorboard.png", "Code/part1/README.md", "Code/requirements.txt",
     }  # fmt: skip
-    assert not any(name.endswith((".safetensors", ".pyc")) for name in names if "part1/results" in name)
+    heads = [f"Code/part1/results/features-{seed}/checkpoints/head.safetensors" for seed in (0, 1)]
+    assert [name for name in sorted(names) if name.endswith((".safetensors", ".pyc"))] == [
+        *heads, "Code/roclab/course/verify/stored.safetensors",
+    ]  # fmt: skip
     assert not config["data"].startswith("/")
     assert "/home/ada" not in notebook
     assert "x.json" in notebook
     assert "Code/part2/Tokenizer_Lab.ipynb" in done["made_relative"]
-    assert "Checkpoints are not included" in readme
+    assert (
+        f"| finetune\\-0 | 0 | {file_sha256(runs / 'finetune-0' / 'checkpoints' / 'best.safetensors')} | no |" in readme
+    )
     assert "Swin-T" in readme  # what is missing is said inside
     first = hashlib.sha256(packed.read_bytes()).hexdigest()
     handin("31415", NAME, [runs], made, lab, packed, incomplete=True)
@@ -94,7 +109,8 @@ def test_a_notebook_that_was_not_executed_is_missing_but_no_hindrance(runs, lab,
     notebook = json.loads((lab / "Tokenizer_Lab.ipynb").read_text(encoding="utf-8"))
     notebook["cells"][0]["execution_count"] = None
     (lab / "Tokenizer_Lab.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    done = handin("31415", NAME, [runs], made, lab, tmp_path / "handin.zip", incomplete=True)
+    # without its runs, so that the proof has no experiment to run
+    done = handin("31415", NAME, [tmp_path / "none"], made, lab, tmp_path / "handin.zip", incomplete=True)
     assert "Tokenizer_Lab.ipynb, executed" in [row["what"] for row in done["missing"]]
     assert not any("Tokenizer_Lab" in line for line in done["proven"])
 
@@ -176,3 +192,74 @@ def test_private_things_are_found_in_pictures_and_notebooks_and_pdfs():
     clean = io.BytesIO()
     Image.new("RGB", (4, 4)).save(clean, "PNG")
     assert not find_private("b.png", clean.getvalue())
+
+
+def test_a_frozen_run_s_head_is_enough_with_its_backbone(runs, tmp_path):
+    run = Run.open(runs / "features-0")
+    whole = load_model(run)[0]
+    save_head(run, run.checkpoints / HEAD)
+    (run.checkpoints / "best.safetensors").unlink()
+    alone = load_model(run)[0]
+    assert alone.module.state_dict().keys() == whole.module.state_dict().keys()
+    assert all(torch.equal(value, whole.module.state_dict()[name]) for name, value in alone.module.state_dict().items())
+    assert alone.preprocessing == whole.preprocessing
+    other = Run(run.path, run.config | {"seed": 5})  # other random weights
+    with pytest.raises(CheckpointError, match=r"head\.safetensors is the head of the backbone .*; none is another one"):
+        load_model(other)
+
+
+def test_the_experiment_is_said_as_compare_s_options(runs):
+    opened = [VisionRun.open(path) for path in sorted(runs.iterdir())]
+    opened[0].config |= {"weights": "/home/ada/mine.safetensors", "model": "resnet50"}
+    words = experiment(opened)
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    assert said["--models"] == "resnet50,test_resnet"
+    assert said["--weights"] == "resnet50=mine.safetensors,test_resnet=none"
+    assert (said["--strategies"], said["--epochs"]) == ("features,finetune", "2")
+    assert (said["--first-seed"], said["--seeds"]) == ("0", "2")
+    assert said["--data"] == Path(opened[0].config["data"]).name
+    assert experiment([]) == []
+
+
+def test_the_logs_picture_is_drawn_from_what_tensorboard_holds(runs):
+    run = VisionRun.open(runs / "finetune-0")
+    steps, values = scalars(run)["val_loss"]
+    assert steps == [row["step"] for row in run.metrics()]
+    assert values == pytest.approx([row["val_loss"] for row in run.metrics()], rel=1e-5)
+
+
+def test_a_requirement_is_met_or_says_what_it_lacks(runs):
+    opened = [VisionRun.open(path) for path in sorted(runs.iterdir())]
+    checks = [{"component": part, "passed": part != "mask"} for part in ("RMSNorm", "mask", "mask", "decoder", "head")]
+    items = [Item("people consulted, filled in", True), Item("AI tools used, filled in", False, "say it")]
+    rows = requirements(["latex/report.pdf"], opened, items, {"verify": {"checks": checks}, "errors": {"n": 1}})
+    lacks = {row.sentence[:24]: " ".join(row.lacks) for row in rows}
+    assert lacks["Please include at the to"] == ""
+    assert lacks["If you utilized AI tools"] == "AI tools used, filled in: say it"
+    assert lacks["Instead of LayerNorm, Ro"] == lacks["Complementing these metr"] == ""
+    assert lacks["Autoregressive generatio"] == "2 of 2 checks of mask failed"
+    assert lacks["The feed-forward block u"].startswith("SwiGLU was not checked")
+    assert "no finished run of Swin-T, frozen and of Swin-T, fine-tuned" in lacks["Both models are trained "]
+    assert "the images have 3 classes, not 37" in lacks["ResNet-50 is a 50-layer "]
+    assert lacks['"latex": This is the ass'] == ""
+    assert "no evaluation/facts.json" in lacks['"evaluation" This folder']
+    assert all(row.where and row.section for row in rows)
+    empty = requirements([], [], [], {})
+    assert sum(not row.lacks for row in empty) == 0  # nothing is met by nothing
+
+
+def test_a_notebook_that_finds_another_roclab_is_caught(tmp_path):
+    path = tmp_path / "part2" / "n.ipynb"
+    path.parent.mkdir()
+
+    def write(source: str) -> None:
+        cell = {"cell_type": "code", "source": source, "outputs": [], "execution_count": 1, "metadata": {}, "id": "a"}
+        path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+
+    write("import sys; sys.path.insert(0, '..'); import roclab")
+    assert run_notebook(path, tmp_path).startswith("it imports roclab from ")
+    (tmp_path / "roclab").mkdir()
+    (tmp_path / "roclab" / "__init__.py").touch()
+    assert run_notebook(path, tmp_path) is None
+    write("1 / 0")
+    assert "cell 1 fails" in run_notebook(path, tmp_path)

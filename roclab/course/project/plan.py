@@ -37,8 +37,9 @@ OWN_SIZE, MOST = 224, 12  # px and epochs where time does not matter: the weight
 PER_CLASS = (5, 10, 20, 50)  # images of each class on the curve; all of them are the comparison's own runs
 EXTRAS_SHARE = 0.3  # of the time, for the curve and a whole study; above it they become smaller
 ANSWER = 90  # tokens that an answer of the study has on average
-# Seconds of steps that hardly depend on the choices, measured on two busy cores (docs/log.md).
-FIXED = {"verify": 15.0, "demo": 30.0, "lab": 30.0, "report": 40.0, "handin": 90.0}
+# Seconds of steps that hardly depend on the choices, as two busy cores took.
+FIXED = {"verify": 15.0, "demo": 15.0, "lab": 40.0, "report": 40.0, "handin": 120.0}
+A_RUN = 8.0  # opening, evaluating and drawing of a run, beside its images
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,11 @@ def make_plan(asked: Asked) -> Plan:
     points = [number for number in PER_CLASS if number < fewest]
     whole = Choice(networks, asked.base.image_size or OWN_SIZE, asked.base.epochs or MOST, points, curve_model)
     choice = fit(whole, limit, seconds, asked.base.image_size is None, asked.base.epochs is None)
+    counts = ", ".join(f"{number} {split}" for split, number in dataset.counts().items())
+    notes = [f"{dataset.name}: images of {len(dataset.classes)} classes, {counts}", *dataset.notes, *notes]
     notes += shortened(whole, choice)
+    if not points:
+        notes.append(f"there is no few-images curve: a class has {fewest} images to train and validate on")
     return Plan(choice, seconds(choice), notes)
 
 
@@ -189,7 +194,7 @@ def compared(base: TrainConfig, costs: Mapping[str, Costs], choice: Choice) -> f
     total = 0.0
     for name, cost in costs.items():
         parts = [cost.parts(run_config(base, choice, name, strategy)) for strategy in STRATEGIES]
-        total += max(extraction for extraction, _ in parts) + sum(rest for _, rest in parts)
+        total += max(extraction for extraction, _ in parts) + sum(rest + A_RUN for _, rest in parts)
         image = cost.forward * (choice.image_size / cost.size) ** 2 + cost.read
         total += len(STRATEGIES) * cost.counts["test"] * image
     return total
@@ -202,7 +207,7 @@ def curve_seconds(base: TrainConfig, cost: Costs, choice: Choice, classes: int) 
         few = copy.copy(cost)
         few.counts = cost.counts | {"train": 0.8 * number * classes, "val": 0.2 * number * classes}
         config = run_config(base, choice, choice.curve_model, "finetune")
-        total += few.parts(config)[1] + 5
+        total += few.parts(config)[1] + 2 * A_RUN
         total += 2 * cost.counts["test"] * (cost.forward * (choice.image_size / cost.size) ** 2 + cost.read)
     return total
 
