@@ -172,7 +172,8 @@ def project(
         typer.echo(render(TEMPLATE, **values).rstrip("\n"), err=as_json)
 
     record = make(Asked(me, base, weights, model, qwen3, budget), out, show_plan, only_plan)
-    show(record, as_json, "" if only_plan else f"{out / 'handin.zip'}   {out / 'requirements.md'}")
+    if as_json or not only_plan:
+        show(record, as_json, f"{out / 'handin.zip'}   {out / 'requirements.md'}")
 
 
 @lm.app.command()

@@ -184,6 +184,8 @@ def test_within_a_stage_loops_are_quiet_and_a_heading_counts_what_follows(monkey
     with stage("run 2 of 4", after=3600):
         assert heading(60) == "run 2 of 4, 1 h 01 min left: "
         assert list(track("ab", "batches")) == ["a", "b"]
+        with stage("epoch 1 of 2", after=60):
+            assert heading(0) == "run 2 of 4, epoch 1 of 2, 1 h 01 min left: "
     assert (heading(60), caplog.messages) == ("", [])
     assert list(track("ab", "batches")) == ["a", "b"]
     assert len(caplog.messages) == 2

@@ -20,11 +20,13 @@ pytest.importorskip("nbformat")
 
 from roclab.core.exceptions import RocLabError
 from roclab.course.project import plan
-from roclab.course.project.plan import Asked, Choice, as_json, fit, pick_networks
+from roclab.course.project.plan import A_RUN, Asked, Choice, Machine, as_json, fit, pick_networks
 from roclab.course.project.project import RECORD, Step, carry_out, open_project
 from roclab.course.project.steps import steps_of
 from roclab.report.settings import Settings
 from roclab.vision.config import TrainConfig
+from roclab.vision.models.classifier import can_be_had
+from roclab.vision.train.budget import Costs
 from tests.processes import ENVIRONMENT, roclab
 from tests.vision import small
 
@@ -67,6 +69,34 @@ def test_what_was_given_is_not_changed_by_the_budget():
 def test_a_budget_that_is_too_small_says_what_would_fit():
     with pytest.raises(RocLabError, match=r"--budget 40 s is too short .* \(3 epochs at 96 px\) takes about 8\d s"):
         fit(WHOLE, 40, seconds, True, True)
+
+
+def test_the_seconds_of_a_plan_follow_from_what_was_measured():
+    cost = Costs.__new__(Costs)  # a tenth of a second an image forward, three tenths with the backward pass, at 128 px
+    cost.counts, cost.size, cost.read = {"train": 100, "val": 20, "test": 50}, 128, 0.0
+    cost.forward, cost.backward = 0.1, 0.3
+    costs = {"deit": cost, "swin_t": cost}  # networks that are trained at one size
+    machine = Machine(TrainConfig(), costs, "swin_t", classes=2, tokens_per_second=90)
+    choice = Choice(dict.fromkeys(costs, "none"), 128, 3, [5], "swin_t")
+    found = machine.seconds(choice)
+    assert found["study"] == 64 * 4  # answers of 90 tokens
+    # for each network features 12 s, the head 5 s, fine-tuning 3 x 33 s and 4 x 2 s, the test images twice, two runs
+    assert found["comparison"] == pytest.approx(2 * (12 + 5 + 107 + 10 + 2 * A_RUN))
+    assert found["curve"] == pytest.approx(3 * 8 * 0.33 + 4 * 2 * 0.1 + 10 + 2 * A_RUN)
+    small = machine.seconds(replace(choice, image_size=64, quick=True, per_class=[]))
+    assert small["comparison"] == pytest.approx(2 * ((12 + 107 + 10) / 4 + 5 + 2 * A_RUN))
+    assert (small["curve"], small["study"]) == (0, 16)
+
+
+def test_whether_weights_can_be_had_is_known_without_fetching_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody there
+    assert not can_be_had("resnet50", "v1")
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth").touch()
+    assert can_be_had("resnet50", "v1")
+    assert can_be_had("resnet50", "none")
+    assert can_be_had("efficientnet_lite0", "default")
 
 
 def test_random_weights_are_said_and_a_pretrained_network_is_taken_beside_them():

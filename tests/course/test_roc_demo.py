@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -182,3 +183,26 @@ def test_a_transcript_of_a_model_without_thinking_says_so(smollm_path, tmp_path)
     done = run("--demo", "2", "--max-new-tokens", "4", "--transcript", str(tmp_path / "demo.txt"))
     assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "demo.txt"))
     assert roc_demo.NO_THINKING in (tmp_path / "demo.txt").read_text(encoding="utf-8")
+
+
+def test_the_course_s_folders_one_beside_the_other(tokenizer, tmp_path):
+    values = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "head_dim": 16, "num_hidden_layers": 1}
+    values |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model = create_roclm_model(values)
+    weights, beside = tmp_path / "weights", tmp_path / "tokenizer"
+    for folder in (weights, beside):
+        folder.mkdir()
+    torch.save(model.state_dict(), weights / "custom_model_state_dict.pth")
+    (weights / "model_config.json").write_text(json.dumps(values))
+    (beside / "tokenizer.json").write_text(json.dumps(tokenizer_definition()))
+    (beside / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+    words = ("--demo", "1", "--prompt", "abc", "--max-new-tokens", "3", "--model", str(weights))
+    found = run(*words)
+    assert found.returncode == 0, found.stderr
+    named = run(*words, "--tokenizer", str(beside))
+    assert named.stdout == found.stdout
+    assert "abc" in found.stdout
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "tokenizer.json").write_text("{}")  # two beside it: which one is meant must be said
+    assert run(*words).returncode == 2
+    assert run(*words, "--tokenizer", str(beside)).stdout == found.stdout

@@ -28,6 +28,8 @@ from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.classifier import HEAD, load_model, save_head
 from tests.processes import roclab
 from tests.report.conftest import NAME
+from tests.test_install import call, install
+from tests.vision.small import make_images
 
 KEY = "hf_" + "a1B2" * 9  # looks like a token, is none
 
@@ -263,3 +265,24 @@ def test_a_notebook_that_finds_another_roclab_is_caught(tmp_path):
     assert run_notebook(path, tmp_path) is None
     write("1 / 0")
     assert "cell 1 fails" in run_notebook(path, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_programs_run_with_what_requirements_names_and_nothing_else(runs, lab, made, tmp_path):
+    handin("31415", NAME, [runs], made, lab, tmp_path / "handin.zip", incomplete=True)
+    with zipfile.ZipFile(tmp_path / "handin.zip") as archive:
+        archive.extractall(tmp_path / "unzipped")
+    code = tmp_path / "unzipped" / "Code"
+    programs = install(tmp_path / "environment", "-r", str(code / "requirements.txt"))
+    make_images(tmp_path / "images", each=6)
+    small = ("--data", tmp_path / "images", "--weights", "none", "--image-size", "32", "--epochs", "1")
+    for command in (
+        ("python", "part2/roclm_model.py"),
+        ("python", "part1/main.py", *small),
+        ("python", "part1/main.py", "predict", "part1/results/features-0", tmp_path / "images"),
+        ("python", "part2/roc_demo.py", "--help"),
+        ("jupyter-nbconvert", "--to", "notebook", "--execute", "part2/Tokenizer_Lab.ipynb"),
+    ):
+        done = call(programs / command[0], *command[1:], cwd=code)
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    assert (code / "part1" / "results" / "again" / "comparison.json").exists()

@@ -18,14 +18,13 @@ from roclab.core.progress import duration
 from roclab.core.provenance import packages_by_extra
 from roclab.course.handin.checklist import HANDOUT_MODELS
 from roclab.course.study.settings import Study
-from roclab.lm.engine.runner import Runner
-from roclab.lm.generate import Timings, complete
+from roclab.course.tokenizer_lab.analysis import check_student_id, open_tokenizers
+from roclab.lm.generate import complete
 from roclab.lm.loading import load
 from roclab.lm.settings import LoadOptions, SamplingParams
-from roclab.lm.text.tokenizer import Tokenizer
 from roclab.report.settings import Settings
 from roclab.vision.compare import own_weights
-from roclab.vision.config import STRATEGIES, TrainConfig, with_defaults
+from roclab.vision.config import MOVABLE, STRATEGIES, TrainConfig, with_defaults
 from roclab.vision.data.dataset import Dataset, load_data
 from roclab.vision.evaluate.run_reader import MODELS
 from roclab.vision.models.classifier import LITE0, build_model, can_be_had
@@ -81,36 +80,23 @@ def make_plan(asked: Asked) -> Plan:
     images, the language model; or if the budget is too small, with what fits."""
     limit = parse_duration(asked.budget) if asked.budget else None
     require_packages()
-    dataset = images_of(asked.base)
+    check_student_id(str(asked.me.student_id))
+    _, no_tokenizer = open_tokenizers(asked.qwen3)
+    base, dataset = asked.base, images_of(asked.base)
     networks, notes = pick_networks(asked.weights)
-    costs = {name: _costs(asked.base, name, weights, dataset) for name, weights in networks.items()}
-    curve_model = cheapest(costs, networks)
-    runner, tokenizer = load(asked.model, **vars(LoadOptions().for_temperature(0)))
-    speed = tokens_per_second(runner, tokenizer)
-    if not tokenizer.has_thinking:
-        notes.append(
-            f"{asked.model} has no thinking mode: conversations with and without thinking are not compared "
-            "(with a network: --model qwen3-0.6b)"
-        )
-
-    def seconds(choice: Choice) -> dict[str, float]:
-        return FIXED | {
-            "comparison": compared(asked.base, costs, choice),
-            "curve": curve_seconds(asked.base, costs[curve_model], choice, len(dataset.classes)),
-            "errors": 20 + 0.02 * dataset.counts()["test"] + 30 * sum(c.forward for c in costs.values()),
-            "study": len(Study(quick=choice.quick).asked) * len(Study(quick=choice.quick).runs) * ANSWER / speed,
-        }
-
+    speed, silent = talk(asked.model)
+    costs = {name: _costs(base, name, weights, dataset) for name, weights in networks.items()}
+    machine = Machine(base, costs, cheapest(costs, networks), len(dataset.classes), speed)
     fewest = min(Counter(image.label for image in dataset.images).values())
     points = [number for number in PER_CLASS if number < fewest]
-    whole = Choice(networks, asked.base.image_size or OWN_SIZE, asked.base.epochs or MOST, points, curve_model)
-    choice = fit(whole, limit, seconds, asked.base.image_size is None, asked.base.epochs is None)
+    whole = Choice(networks, base.image_size or OWN_SIZE, base.epochs or MOST, points, machine.curve_model)
+    choice = fit(whole, limit, machine.seconds, base.image_size is None, base.epochs is None)
     counts = ", ".join(f"{number} {split}" for split, number in dataset.counts().items())
     notes = [f"{dataset.name}: images of {len(dataset.classes)} classes, {counts}", *dataset.notes, *notes]
-    notes += shortened(whole, choice)
+    notes += [*no_tokenizer.values(), *silent, *shortened(whole, choice)]
     if not points:
         notes.append(f"there is no few-images curve: a class has {fewest} images to train and validate on")
-    return Plan(choice, seconds(choice), notes)
+    return Plan(choice, machine.seconds(choice), notes)
 
 
 # ---- what can be had here
@@ -166,6 +152,48 @@ def pick_networks(weights: str) -> tuple[dict[str, str], list[str]]:
 # ---- how long it takes
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What was measured here: the costs of each network, and the language model's tokens a second."""
+
+    base: TrainConfig
+    costs: Mapping[str, Costs]
+    curve_model: str
+    classes: int
+    tokens_per_second: float
+
+    def seconds(self, choice: Choice) -> dict[str, float]:
+        """Of each step."""
+        study, test = Study(quick=choice.quick), self.costs[self.curve_model].counts["test"]
+        answers = len(study.asked) * len(study.runs)
+        return FIXED | {
+            "comparison": sum(self._compared(name, choice) for name in self.costs),
+            "curve": sum(self._few(number, choice) for number in choice.per_class),
+            "errors": 20 + 0.02 * test + 30 * sum(cost.forward for cost in self.costs.values()),
+            "study": answers * ANSWER / self.tokens_per_second,
+        }
+
+    def _compared(self, name: str, choice: Choice) -> float:
+        """A network under both strategies, trained and evaluated; its features are extracted once."""
+        parts = [self.costs[name].parts(run_config(self.base, choice, name, strategy)) for strategy in STRATEGIES]
+        training = max(extraction for extraction, _ in parts) + sum(rest + A_RUN for _, rest in parts)
+        return training + self._evaluated(name, choice)
+
+    def _few(self, number: int, choice: Choice) -> float:
+        """Both strategies with so many images a class; their features are the comparison's."""
+        cost, images = copy.copy(self.costs[self.curve_model]), number * self.classes
+        share = self.base.val_fraction
+        cost.counts = cost.counts | {"train": round((1 - share) * images), "val": round(share * images)}
+        _, training = cost.parts(run_config(self.base, choice, self.curve_model, "finetune"))
+        return training + 2 * A_RUN + self._evaluated(self.curve_model, choice)
+
+    def _evaluated(self, name: str, choice: Choice) -> float:
+        """The test images, once for each strategy."""
+        cost = self.costs[name]
+        image = cost.forward * (choice.image_size / cost.size) ** 2 + cost.read
+        return len(STRATEGIES) * cost.counts["test"] * image
+
+
 def _costs(base: TrainConfig, name: str, weights: str, dataset: Dataset) -> Costs:
     # speed does not depend on the weights; a file is read, so that a wrong one is named now
     known = "none" if weights in ("default", "v1", "v2") else weights
@@ -179,37 +207,16 @@ def cheapest(costs: Mapping[str, Costs], networks: Mapping[str, str]) -> str:
     return min(costs, key=lambda name: (networks[name] == "none", costs[name].forward + costs[name].backward))
 
 
-def tokens_per_second(runner: Runner, tokenizer: Tokenizer, requests: int = 8, tokens: int = 24) -> float:
-    """The language model's speed with several requests at once, prefill counted."""
-    prompts = [
-        tokenizer.encode(f"{number}. Once upon a time, in a small village by the sea,") for number in range(requests)
-    ]
+def talk(model: str, requests: int = 8, tokens: int = 24) -> tuple[float, list[str]]:
+    """The language model's tokens a second with several requests at once, prefill counted; and a note if it has no
+    thinking mode."""
+    runner, tokenizer = load(model, **vars(LoadOptions().for_temperature(0)))
+    prompts = [tokenizer.encode(f"{i}. Once upon a time, in a small village by the sea,") for i in range(requests)]
     begin = time.perf_counter()
-    done = complete(runner, tokenizer, prompts, SamplingParams(max_new_tokens=tokens, ignore_eos=True), Timings())
-    return sum(len(one.token_ids) for one in done) / (time.perf_counter() - begin)
-
-
-def compared(base: TrainConfig, costs: Mapping[str, Costs], choice: Choice) -> float:
-    """Seconds of training and evaluating every network under both strategies; its features are extracted once."""
-    total = 0.0
-    for name, cost in costs.items():
-        parts = [cost.parts(run_config(base, choice, name, strategy)) for strategy in STRATEGIES]
-        total += max(extraction for extraction, _ in parts) + sum(rest + A_RUN for _, rest in parts)
-        image = cost.forward * (choice.image_size / cost.size) ** 2 + cost.read
-        total += len(STRATEGIES) * cost.counts["test"] * image
-    return total
-
-
-def curve_seconds(base: TrainConfig, cost: Costs, choice: Choice, classes: int) -> float:
-    """Seconds of the curve's runs: their features are the comparison's."""
-    total = 0.0
-    for number in choice.per_class:
-        few = copy.copy(cost)
-        few.counts = cost.counts | {"train": 0.8 * number * classes, "val": 0.2 * number * classes}
-        config = run_config(base, choice, choice.curve_model, "finetune")
-        total += few.parts(config)[1] + 2 * A_RUN
-        total += 2 * cost.counts["test"] * (cost.forward * (choice.image_size / cost.size) ** 2 + cost.read)
-    return total
+    done = complete(runner, tokenizer, prompts, SamplingParams(max_new_tokens=tokens, ignore_eos=True))
+    speed = sum(len(one.token_ids) for one in done) / (time.perf_counter() - begin)
+    silent = f"{model} has no thinking mode: conversations with and without thinking are not compared"
+    return speed, [] if tokenizer.has_thinking else [f"{silent} (with a network: --model qwen3-0.6b)"]
 
 
 def run_config(base: TrainConfig, choice: Choice, model: str, strategy: str) -> TrainConfig:
@@ -269,7 +276,7 @@ def shortened(whole: Choice, choice: Choice) -> list[str]:
 
 def as_json(asked: Asked) -> dict[str, Any]:
     """What must be the same when a project goes on: everything that decides its content but the author's own words."""
-    base = {name: value for name, value in asdict(asked.base).items() if name not in ("data_root", "mirror", "workers")}
+    base = {name: value for name, value in asdict(asked.base).items() if name not in MOVABLE}
     return {
         "student_id": asked.me.student_id, "name": asked.me.author, "model": asked.model, "qwen3": asked.qwen3,
         "project_budget": asked.budget, "project_weights": asked.weights, **base,
