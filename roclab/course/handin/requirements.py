@@ -92,4 +92,5 @@ class _Lacks:
 
     def item(self, beginning: str) -> str | None:
         found = [item for item in self.items if item.what.startswith(beginning)]
-        return next((f"{item.what}: {item.remedy}" for item in found if not item.found), None) if found else beginning
+        # the remedy stays in the console: it names folders of the author's machine
+        return next((f"missing: {item.what}" for item in found if not item.found), None) if found else beginning
