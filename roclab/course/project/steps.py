@@ -131,7 +131,7 @@ def _demo(model: str) -> str:
 class _Typed(io.StringIO):
     """Standard input whose lines are seen as on a terminal."""
 
-    def readline(self, size: int | None = -1, /) -> str:
+    def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]  (as typeshed has it itself)
         line = super().readline(-1 if size is None else size)
         sys.stdout.write(line)
         return line
