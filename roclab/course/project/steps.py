@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from roclab.core.files import atomic_write, file_sha256, read_json, write_json
 from roclab.course import roc_demo
 from roclab.course.handin.pack import handin, requirements_page
+from roclab.course.ours import examine_ours
 from roclab.course.project.plan import Asked, Choice, run_config
 from roclab.course.study.ask import open_and_ask
 from roclab.course.study.settings import Study
@@ -34,14 +31,6 @@ from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.train.train import finish
 
 logger = logging.getLogger(__name__)
-SPOKEN = (
-    "Hello! Who are you?",
-    "thinking on",
-    "What is the capital of France?",
-    "thinking off",
-    "And of Italy?",
-    "quit",
-)
 
 
 @dataclass(frozen=True)
@@ -74,10 +63,10 @@ def steps_of(asked: Asked, choice: Choice, out: Path) -> list[Step]:
              ("curve/curve.json",), lambda: _curve(base, choice, out / "curve"), few, ("comparison",)),
         Step("errors", "error analysis with heat maps", ("errors/errors.json",),
              lambda: write_page(analyse(_finished(runs)), out / "errors"), {}, ("comparison",)),
-        Step("verify", "RocLM's implementation, checked", ("verify.json",),
-             lambda: write_json(out / "verify.json", verify_ours()), {"model.py": file_sha256(OURS)}),
+        Step("verify", "RocLM's implementation, checked and looked into", ("verify.json", "roclm.json"),
+             lambda: _look_into_roclm(asked.model, out), talks | {"model.py": file_sha256(OURS)}),
         Step("demo", f"the three demos with {asked.model}", ("demo.txt",),
-             lambda: atomic_write(out / "demo.txt", _demo(asked.model)), talks),
+             lambda: _demo(asked.model, out / "demo.txt"), talks),
         Step("study", f"{len(said.asked)} questions to {asked.model}", ("study/study.json",),
              lambda: open_and_ask(asked.model, LoadOptions(), said, out / "study"), talks | {"quick": choice.quick}),
         Step("lab", f"tokenizer lab for {me.student_id}", ("lab/lab.json",),
@@ -115,33 +104,20 @@ def _finished(runs: Path) -> list[VisionRun]:
     return [run for run in read_runs([runs]) if run.finished]
 
 
-def _demo(model: str) -> str:
-    """What the three demos print, the third with `SPOKEN` typed into it."""
+def _look_into_roclm(model: str, out: Path) -> None:
+    write_json(out / "verify.json", verify_ours())
+    write_json(out / "roclm.json", examine_ours(model))
+
+
+def _demo(model: str, file: Path) -> None:
     runner, tokenizer = load(model, **vars(LoadOptions().for_temperature(0)))
-    printed, typed = io.StringIO(), sys.stdin
-    try:
-        with redirect_stdout(printed):
-            sys.stdin = _Typed("\n".join(SPOKEN) + "\n")
-            roc_demo.run_demos("123", None, runner, tokenizer, SamplingParams(max_new_tokens=120))
-    finally:
-        sys.stdin = typed
-    return f"python roc_demo.py --model {model}\n\n{printed.getvalue()}"
-
-
-class _Typed(io.StringIO):
-    """Standard input whose lines are seen as on a terminal."""
-
-    def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]  (as typeshed has it itself)
-        line = super().readline(-1 if size is None else size)
-        sys.stdout.write(line)
-        return line
+    roc_demo.write_transcript(file, Path(model).name, runner, tokenizer, SamplingParams(max_new_tokens=120))
 
 
 def _report(asked: Asked, choice: Choice, out: Path) -> None:
-    # the seam to a report that takes the curve's folder
-    curve = {"curve": out / "curve"} if choice.per_class and "curve" in signature(report).parameters else {}
-    tools = {name: out / name for name in ("errors", "lab", "study")}
-    report([out / "runs"], out / "report", asked.me, verify=read_json(out / "verify.json"), **tools, **curve)
+    tools = {name: out / name for name in ("errors", "lab", "study", *(("curve",) if choice.per_class else ()))}
+    roclm = {name: read_json(out / f"{name}.json") for name in ("verify", "roclm")}
+    report([out / "runs"], out / "report", asked.me, **tools, **roclm)
 
 
 def _handin(asked: Asked, out: Path) -> None:
