@@ -68,7 +68,8 @@ def chat_completion(
 def interactive_chat(
     model: Runner, tokenizer: Tokenizer, params: SamplingParams, read: Callable[[str], str] | None = None
 ) -> None:
-    """Talk until `quit` or the end of the input, which `read` takes after a prompt (`input` if not given). ctrl-c cuts a reply short."""
+    """Talk until `quit` or the end of the input, which `read` takes after a prompt (`input` if not given). ctrl-c cuts
+    a reply short."""
     conversation = Conversation(model, tokenizer, params)
     print("Commands: thinking on, thinking off, quit.")
     while True:
