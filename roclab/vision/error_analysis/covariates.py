@@ -65,7 +65,7 @@ def _colours(joint: JointPredictions, values: list[dict[str, float | None]]) -> 
     for label, name in enumerate(joint.classes):
         inside = [row for i in np.flatnonzero(joint.labels == label) if (row := values[i]).get("red") is not None]
         if inside:
-            found[name] = [float(np.mean([row[channel] for row in inside])) for channel in CHANNELS]  # type: ignore[arg-type]
+            found[name] = [float(np.mean([row[channel] for row in inside])) for channel in CHANNELS]
     return found
 
 
