@@ -12,6 +12,7 @@ import torch
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.progress import duration
+from roclab.core.training.optimizer import autocast
 from roclab.vision.config import TrainConfig
 from roclab.vision.data.dataset import Dataset
 from roclab.vision.data.images import open_image
@@ -32,15 +33,16 @@ def parse_duration(text: str) -> float:
     return sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
 
 
-def measure(model: Classifier, image_size: int, training: bool, seconds: float = 1.5) -> float:
-    """Seconds an image takes: forward, or with `training` forward and backward. The model is left as it was."""
+def measure(model: Classifier, image_size: int, training: bool, seconds: float = 1.5, amp: str = "off") -> float:
+    """Seconds an image takes: forward, or with `training` forward and backward, in the numbers of `amp`. The model is
+    left as it was."""
     device = model.device
     batch = 16 if device.type == "cuda" else 4  # four fill a CPU, and a measurement should not need the run's memory
     module = copy.deepcopy(model.module).to(memory_format=torch.channels_last)
     module.train(training)
     images = torch.zeros(batch, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
     fastest, begin = math.inf, time.perf_counter()
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training), autocast(device, amp):
         while fastest == math.inf or time.perf_counter() - begin < seconds:
             start = time.perf_counter()
             out = module(images)
@@ -71,7 +73,7 @@ class Costs:
         self.read = image_seconds(dataset, config.image_size)
         self.forward = measure(model, config.image_size, training=False, seconds=seconds)
         finetunes = config.strategy == "finetune"
-        self.backward = measure(model, config.image_size, training=True, seconds=seconds) if finetunes else 0.0
+        self.backward = measure(model, config.image_size, True, seconds, config.amp) if finetunes else 0.0
 
     def seconds(self, config: TrainConfig) -> float:
         return sum(self.parts(config))
