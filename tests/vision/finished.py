@@ -13,15 +13,20 @@ from roclab.vision.evaluate.evaluate import write_predictions
 from roclab.vision.evaluate.run_reader import VisionRun
 
 
-def finished_run(path: Path, images: Path, seed: int = 0, accuracy: float = 0.8, **config: object) -> VisionRun:
-    """A run over a folder of images whose val and test calls are right with this probability, drawn from its seed."""
+def finished_run(
+    path: Path, images: Path, seed: int = 0, accuracy: float = 0.8, drawn: int | None = None, **config: object
+) -> VisionRun:
+    """A run over a folder of images whose val and test calls are right with this probability, drawn from `drawn`, or
+    from its seed."""
     dataset = load_data(str(images), seed=seed)
     write_json(path / "split.json", dataset.manifest())
     about = {"model": "test_resnet", "strategy": "features", "seed": seed, "data": str(images)}
     run = VisionRun.create(path, about | {"image_size": 64, "epochs": 1} | config)
     for split, listed in (("val", dataset.split("val")), ("test", dataset.test(opened_by="evaluate"))):
         labels = np.array([image.label for image in listed])
-        probs = random_probs(np.random.default_rng(seed), labels, len(dataset.classes), accuracy)
+        probs = random_probs(
+            np.random.default_rng(seed if drawn is None else drawn), labels, len(dataset.classes), accuracy
+        )
         write_predictions(run, split, listed, probs, dataset.classes)
     write_json(path / "training.json", {})
     return run
