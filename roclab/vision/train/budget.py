@@ -37,7 +37,8 @@ def measure(model: Classifier, image_size: int, training: bool, seconds: float =
     """Seconds an image takes: forward, or with `training` forward and backward, in the numbers of `amp`. The model is
     left as it was."""
     device = model.device
-    batch = 16 if device.type == "cuda" else 4  # four fill a CPU, and a measurement should not need the run's memory
+    # four large images fill a CPU, sixteen small ones: a measurement should not need the run's memory
+    batch = 16 if device.type == "cuda" else max(4, min(16, round(16 * (128 / image_size) ** 2)))
     module = copy.deepcopy(model.module).to(memory_format=torch.channels_last)
     module.train(training)
     images = torch.zeros(batch, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
