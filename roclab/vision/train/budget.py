@@ -73,8 +73,9 @@ class Costs:
         self.counts, self.size = dataset.counts(), config.image_size
         self.read = image_seconds(dataset, config.image_size)
         self.forward = measure(model, config.image_size, training=False, seconds=seconds)
-        finetunes = config.strategy == "finetune"
-        self.backward = measure(model, config.image_size, True, seconds, config.amp) if finetunes else 0.0
+        self.backward = 0.0
+        if config.strategy == "finetune":
+            self.backward = measure(model, config.image_size, training=True, seconds=seconds, amp=config.amp)
 
     def seconds(self, config: TrainConfig) -> float:
         return sum(self.parts(config))
