@@ -70,6 +70,11 @@ class TrainConfig:
     unlabelled: str | None = setting(
         None, "features: a folder of images without labels, which the head is trained on too; for few images."
     )
+    soft_labels: bool = setting(
+        False,
+        "Train on the probabilities of labels that are not certain (elpv, a column certainty), not on the likelier class.",
+        flags=("--soft-labels",),
+    )
     refit: bool = setting(None, "features: train the head again on train + val once C is chosen.")
     # Fine-tuning
     lp_ft: bool = setting(None, "finetune: start from the trained head.")  # Kumar et al. 2022
@@ -189,6 +194,9 @@ def architecture_defaults(
             # near the trained head's optimum Adam still takes steps of full length, SGD ones as small as the gradient;
             # a head that is certain of its images is pulled away from them by label smoothing
             own |= {"optimizer": "sgd", "label_smoothing": 0.0, "lr": 1e-2 if mobile else 1e-3}
+            # SGD adds it to the gradient, divided by 1 - momentum: 0.05 at 1e-3 takes a quarter of every weight in 555
+            # steps, and frozen statistics do not make up for that (AdamW's decay is a part of its step)
+            own |= {"weight_decay": 1e-4}
         elif lp_ft is not False and not mobile:
             # on pets37 AdamW at 3e-4 undid the features within an epoch, and at 1e-4 lost six points
             own |= {"lr": 3e-5}
@@ -197,7 +205,7 @@ def architecture_defaults(
         # they were trained at, so the resolution is not raised in steps
         own = {"lr": 3e-4, "layer_decay": 0.8}
     if optimizer == "sgd" and own.get("optimizer") != "sgd":
-        own |= {"lr": 1e-3}
+        own |= {"lr": 1e-3, "weight_decay": 1e-4}
     return COMMON | own | (FROM_SCRATCH if weights == "none" else {}) | ({"optimizer": optimizer} if optimizer else {})
 
 

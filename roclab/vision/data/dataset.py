@@ -159,10 +159,12 @@ def labels_of(images: Sequence[LabelledImage]) -> np.ndarray:
     return np.array([image.label for image in images])
 
 
-def targets_of(images: Sequence[LabelledImage], classes: int) -> np.ndarray:
-    """What a loss compares with: labels (N,) where all are certain, else probabilities (N, C) float32, in which the
-    other classes share what a label's certainty leaves."""
+def targets_of(images: Sequence[LabelledImage], classes: int, soft: bool = True) -> np.ndarray:
+    """What a loss compares with: labels (N,); if `soft`, and not all are certain, probabilities (N, C) float32, in which
+    the other classes share what a label's certainty leaves."""
     labels = labels_of(images)
+    if not soft:
+        return labels
     certainty = np.array([[image.certainty] for image in images], dtype=np.float32)
     if not len(images) or certainty.min() == 1:
         return labels

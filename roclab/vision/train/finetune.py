@@ -55,7 +55,7 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
         tensors, about = load_tensors(last)
         logger.info(f"resuming after epoch {about['epoch']}")
     elif config.lp_ft:
-        own = (config.image_size, config.backend, config.class_weights)
+        own = (config.image_size, config.backend, config.class_weights, config.soft_labels)
         start = start_from_trained_head(model, dataset, *own) if world.main else None
         about["rows"] = [world.from_main(start)]
         if world.main:
@@ -113,7 +113,7 @@ class Trainer:
         self.class_weights = balanced_weights(config.class_weights, labels_of(train), classes)  # (C,)
         options: dict[str, Any] = {"randaugment": config.randaugment, "min_area": config.min_area}
         transform = partial(train_transform, model.preprocessing, flips=dataset.flips, **options)
-        targets = targets_of(train, classes)
+        targets = targets_of(train, classes, config.soft_labels)
         self.images = TrainImages(train, targets, round(1.5 * config.image_size), transform, config.seed)
         self.steps_each = -(-len(self._order(0)) // config.accumulate)  # of an epoch
         self.steps = self.steps_each * self.epochs
@@ -211,7 +211,12 @@ def validation_scores(probs: np.ndarray, labels: np.ndarray, weights: np.ndarray
 
 
 def start_from_trained_head(
-    model: Classifier, dataset: Dataset, image_size: int, backend: str = "auto", class_weights: str | None = None
+    model: Classifier,
+    dataset: Dataset,
+    image_size: int,
+    backend: str = "auto",
+    class_weights: str | None = None,
+    soft_labels: bool = False,
 ) -> dict[str, Any]:
     """LP-FT (Kumar et al. 2022): with a random head, the first steps would distort the features it is given.
 
@@ -221,7 +226,7 @@ def start_from_trained_head(
     x, seconds = dataset_features(model, dataset, image_size, backend=backend)
     begin = time.perf_counter()
     train, classes = dataset.split("train"), len(dataset.classes)
-    targets, val = targets_of(train, classes), (x["val"], labels_of(dataset.split("val")))
+    targets, val = targets_of(train, classes, soft_labels), (x["val"], labels_of(dataset.split("val")))
     weights = balanced_weights(class_weights, labels_of(train), classes)
     head = choose_head((x["train"], targets, *val), classes, weights=weights)
     put_head(model, head)

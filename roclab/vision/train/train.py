@@ -197,8 +197,7 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
             run.log(f"ImageNet knows {len(named)} of {len(dataset.classes)} classes: {listed(named, 6)}")
         if config.unlabelled:
             spare = unlabelled_images(run, Path(config.unlabelled), dataset, config.skip_bad)
-        own = (config.views, config.refit, config.seed, config.backend, config.class_weights, prior, spare)
-        timing = train_features(run, model, dataset, config.image_size, *own)
+        timing = train_features(run, config, model, dataset, prior, spare)
     if world.main:
         timing |= {"peak_memory_mb": peak_memory_mb(), "train_wall_seconds": time.perf_counter() - begin}
         found = evaluate(run, "val", timing, str(dataset.root.resolve()))
@@ -226,29 +225,25 @@ def unlabelled_images(run: Run, folder: Path, dataset: Dataset, skip_bad: bool) 
 
 def train_features(
     run: Run,
+    config: TrainConfig,
     model: Classifier,
     dataset: Dataset,
-    image_size: int,
-    views: int,
-    refit: bool,
-    seed: int,
-    backend: str,
-    class_weights: str | None = None,
     prior: Head | None = None,
     spare: Sequence[LabelledImage] | None = None,
 ) -> dict[str, Any]:
-    """Train the head on the frozen backbone's features under `views`; leaves the whole model in the run and returns the
-    timing for training.json. `refit`: once C is chosen, train it again on train + val. `prior`: a head on raw features
-    to begin from; `spare`: images without labels, which it is trained on too."""
+    """Train the head on the frozen backbone's features; leaves the whole model in the run and returns the timing for
+    training.json. `prior`: a head on raw features to begin from; `spare`: images without labels, which it is trained on
+    too."""
+    image_size, backend, views, refit = config.image_size, config.backend, config.views, config.refit
     extracted = [dataset_features(model, dataset, image_size, view, backend) for view in range(views)]
     x, seconds = [features for features, _ in extracted], sum(took for _, took in extracted)
     train, val, classes = dataset.split("train"), dataset.split("val"), len(dataset.classes)
-    y_all, y_val = targets_of([*train, *val], classes), labels_of(val)
+    y_all, y_val = targets_of([*train, *val], classes, config.soft_labels), labels_of(val)
     x_all = [np.concatenate([view["train"], view["val"]]) for view in x]
     cut = (np.concatenate([view["train"] for view in x]), tiled(y_all[: len(train)], views), x[0]["val"], y_val)
     # the final head is trained on the validation images too, so all of them may help to choose its C
-    more = further_cuts(x_all, y_all, seed) if refit and len(y_val) < FEW else []
-    weights = balanced_weights(class_weights, labels_of(train), classes)
+    more = further_cuts(x_all, y_all, config.seed) if refit and len(y_val) < FEW else []
+    weights = balanced_weights(config.class_weights, labels_of(train), classes)
     unlabelled = cached_features(model, spare, image_size, backend=backend)[0] if spare else None
 
     def with_unlabelled(head: Head, x: np.ndarray, y: np.ndarray) -> Head:
