@@ -4,7 +4,7 @@ defaults of the settings that the user left open, for each strategy and architec
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class TrainConfig:
     )
     soft_labels: bool = setting(
         False,
-        "Train on the probabilities of labels that are not certain (elpv, a column certainty), not on the likelier class.",
+        "Train on the probabilities of labels that are not certain (elpv, a column certainty).",
         flags=("--soft-labels",),
     )
     refit: bool = setting(None, "features: train the head again on train + val once C is chosen.")
@@ -125,7 +125,9 @@ def run_config(run: Run) -> TrainConfig:
 
 
 def check_same(path: Path, own: Mapping[str, Any], asked: Mapping[str, Any], free: Collection[str], hint: str) -> None:
-    """Raise `RocLabError` if `path` was made with `own` settings and others are asked for; `free` ones may differ."""
+    """Raise `RocLabError` if `path` was made with `own` settings and others are asked for; `free` ones may differ. A
+    setting that an older version did not have counts as its default."""
+    own = {**DEFAULTS, **own}
 
     def word(value: Any) -> Any:
         return "its default" if value is None else value
@@ -135,6 +137,9 @@ def check_same(path: Path, own: Mapping[str, Any], asked: Mapping[str, Any], fre
         made = "; ".join(f"{name} = {word(own.get(name))}, now asked for {word(asked[name])}" for name in other)
         raise RocLabError(f"{path} was made with {made}: {hint}")
 
+
+# What a run was made with where an older version did not know a setting; None: open, filled in later.
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainConfig)}
 
 FEATURES: dict[str, Any] = {
     # a fifth of the images is much where a class has seven; the validation figures are of the head before the refit

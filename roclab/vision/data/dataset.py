@@ -160,8 +160,8 @@ def labels_of(images: Sequence[LabelledImage]) -> np.ndarray:
 
 
 def targets_of(images: Sequence[LabelledImage], classes: int, soft: bool = True) -> np.ndarray:
-    """What a loss compares with: labels (N,); if `soft`, and not all are certain, probabilities (N, C) float32, in which
-    the other classes share what a label's certainty leaves."""
+    """What a loss compares with: labels (N,); if `soft`, and not all are certain, probabilities (N, C) float32, in
+    which the other classes share what a label's certainty leaves."""
     labels = labels_of(images)
     if not soft:
         return labels

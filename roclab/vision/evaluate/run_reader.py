@@ -18,6 +18,7 @@ import numpy as np
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import read_json
 from roclab.core.runs import Run
+from roclab.vision.config import DEFAULTS
 from roclab.vision.data.dataset import Dataset, read_manifest
 from roclab.vision.evaluate.metrics import epochs_to_convergence
 
@@ -200,11 +201,13 @@ class VisionRun(Run):
 
     @cached_property
     def arm(self) -> dict[str, Any]:
-        """What two runs share that differ in their seed alone: every setting that was given, the weights they began
+        """What two runs share that differ in their seed alone: every setting but its default, the weights they began
         from (by the hash of their values), and the images with their labels and the test split."""
         digest = str(self.provenance.get("hashes", {}).get("weights", "")).rsplit(":", 1)[-1]
         aside = NOT_THE_ARM | (BY_BUDGET if self.config.get("budget") else set())
-        settings = {name: value for name, value in self.config.items() if name not in aside and value is not None}
+        settings = {
+            name: value for name, value in self.config.items() if name not in aside and value != DEFAULTS.get(name)
+        }
         if len(digest) == 64 and settings.get("weights") != "none":  # random weights follow from the seed
             settings["weights"] = digest
         if not self.finetuned:  # a solver has no epochs, unless an older version took them as its bound
@@ -255,7 +258,7 @@ def group_arms(runs: Sequence[VisionRun]) -> dict[str, list[VisionRun]]:
     """The runs by arm: those that differ in their seed alone. Arms of one label are told apart by what differs, and an
     arm whose fine-tuning kept the head it began with is called that, wherever arms are named.
 
-    A setting that a run lacks (an older version made it) counts as a value of its own.
+    A setting that a run lacks (an older version made it) counts as its default, where it has one.
     """
     groups: list[list[VisionRun]] = []
     for run in runs:
