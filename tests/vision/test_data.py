@@ -165,6 +165,7 @@ def test_a_table(folder: Path, tmp_path: Path):
         ("path,label,split\na.jpg,x,holdout\n", "line 2: split is 'holdout'"),
         ("path,label,certainty\na.jpg,x,1.5\n", "line 2: certainty is '1.5', must be above 0 and at most 1"),
         ("path,label,certainty\na.jpg,x,sure\n", "line 2: certainty is 'sure'"),
+        ("path,label,certainty\na.jpg,x,0.5\nb.jpg,y,0.3\n", "line 3: certainty is '0.3', .* likelier than 'y'"),
         ("path,label,split\na.jpg,x\n", "line 2: split is ''"),
         ("path,label\na.jpg,x\n", "a.jpg: there is no such file"),
     ],

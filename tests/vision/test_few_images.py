@@ -99,7 +99,7 @@ def test_a_run_with_both_says_so_and_leaves_the_datas_own_images_out(tmp_path, w
     log = (run.path / "log.txt").read_text()
     assert "ImageNet knows 2 of 3 classes: Golden retriever and lawn mower" in log
     assert "9 images without labels" in log
-    assert "1 left out that are images of images" in log
+    assert "left out, as images has them too: 1" in log
     assert "with the images without labels: val loss" in log
     plain = train(config(images, weights=weights), tmp_path / "plain")
     results = [json.loads((r.path / "results-val.json").read_text())["nll"] for r in (run, plain)]
@@ -108,13 +108,17 @@ def test_a_run_with_both_says_so_and_leaves_the_datas_own_images_out(tmp_path, w
 
 def test_what_cannot_help_is_refused(tmp_path, weights):
     images = make_images(tmp_path / "images", each=6)
+    damaged = make_images(tmp_path / "damaged", each=2, size=40)
+    (damaged / "sky" / "00.jpg").write_text("no image")
     cases = (
         ({"imagenet_prior": True}, "random weights know no ImageNet class"),
         ({"imagenet_prior": True, "weights": weights}, "ImageNet has no class called brick, grass, sky"),
         ({"unlabelled": str(images)}, "all of its 18 images are images of images"),
         ({"unlabelled": str(tmp_path / "none")}, "none"),
+        ({"unlabelled": str(damaged)}, "--unlabelled: .*00.jpg: not an image that can be read; .* with --skip-bad"),
         ({"unlabelled": str(images), "strategy": "finetune"}, "--unlabelled is for the head of a frozen backbone"),
     )
     for number, (changes, message) in enumerate(cases):
         with pytest.raises(RocLabError, match=message):
             train(config(images, **changes), tmp_path / f"run{number}")
+        assert not (tmp_path / f"run{number}").exists()  # the command, put right, may have the same --out

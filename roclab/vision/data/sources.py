@@ -234,8 +234,20 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
     if not entries:
         raise DataError(f"{table} lists no images")
     labels = {cells["label"] for _, cells in rows}
+    _check_certainty(table, entries, rows)
     notes += several_labels(table, labels)
     return Listing(table.stem, base, entries, _sorted_classes(labels), notes=notes + _alike(labels))
+
+
+def _check_certainty(table: Path, entries: Iterable[Entry], rows: Iterable[tuple[int, dict[str, str]]]) -> None:
+    """Raise `DataError` for a certainty at which every other label is likelier than its own."""
+    classes = len({entry.label for entry in entries})
+    for entry, (line, cells) in zip(entries, rows, strict=True):
+        if entry.certainty * classes < 0.97:  # 0.33 of three classes is a third
+            raise DataError(
+                f"{table}, line {line}: certainty is {cells['certainty']!r}, with which each of the other labels is "
+                f"likelier than {entry.label!r}: name the likeliest one"
+            )
 
 
 def _probability(cell: str) -> float:

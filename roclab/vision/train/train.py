@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from roclab.core.training.distributed import World, join
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
 from roclab.vision.config import COMMON, MOVABLE, TrainConfig, check_same, fill, run_config, with_defaults
 from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of, load_data, targets_of
-from roclab.vision.evaluate.evaluate import evaluate, find_images, without_labels
+from roclab.vision.data.files import inspect_files, printable
+from roclab.vision.evaluate.evaluate import evaluate, find_images
 from roclab.vision.evaluate.run_reader import KEPT_START, VisionRun
 from roclab.vision.models.backend import pick_backend
 from roclab.vision.models.classifier import BEFORE_REFIT, Classifier, build_model, load_model, save_model
@@ -65,8 +66,8 @@ def train(config: TrainConfig, out: str | Path) -> Run:
     if path.is_dir() and any(item.name not in BEGUN and item.suffix != ".part" for item in path.iterdir()):
         raise RocLabError(f"{path} holds other files, which a run could overwrite: choose a new or empty --out")
 
-    dataset, model, config = world.main_first(lambda: _prepare(config))
-    notes = list(dataset.notes)
+    dataset, model, config, more = world.main_first(lambda: _prepare(config))
+    notes = [*dataset.notes, *more.notes]
     if config.budget:
         model.to(pick_device(config.device))
         config, note = world.from_main(fit_to_budget(config, model, dataset) if world.main else None)
@@ -80,7 +81,7 @@ def train(config: TrainConfig, out: str | Path) -> Run:
         if not config.class_weights and (note := imbalance(dataset)):
             logger.warning(note)
     world.from_main(None)  # the other processes open the folder once it is there
-    return _finish(Run.open(path), config, model, dataset, world)
+    return _finish(Run.open(path), config, model, dataset, more, world)
 
 
 def imbalance(dataset: Dataset) -> str:
@@ -95,8 +96,30 @@ def imbalance(dataset: Dataset) -> str:
     )
 
 
-def _prepare(config: TrainConfig) -> tuple[Dataset, Classifier, TrainConfig]:
-    """The images, the network, and the settings with nothing open but what the budget decides."""
+@dataclass
+class MoreKnowledge:
+    """What a frozen backbone's head is trained on besides images with labels, with `notes` for the user."""
+
+    prior: Head | None  # on raw features, to begin from
+    spare: list[LabelledImage]  # without labels
+    notes: list[str]
+
+
+def more_knowledge(config: TrainConfig, dataset: Dataset) -> MoreKnowledge:
+    """What `--imagenet-prior` and `--unlabelled` name. Raises `RocLabError` where that is nothing."""
+    prior, spare, notes = None, [], []
+    if config.imagenet_prior:
+        weight, bias, named = imagenet_rows(config.model, config.weights, dataset.classes)
+        prior = Head(weight, bias, c=0.0)
+        notes.append(f"ImageNet knows {len(named)} of {len(dataset.classes)} classes: {listed(named, 6)}")
+    if config.unlabelled:
+        spare, note = unlabelled_images(Path(config.unlabelled), dataset, config.skip_bad)
+        notes.append(note)
+    return MoreKnowledge(prior, spare, notes)
+
+
+def _prepare(config: TrainConfig) -> tuple[Dataset, Classifier, TrainConfig, MoreKnowledge]:
+    """The images, the network, the settings with nothing open but what the budget decides, and what else is known."""
     if config.strategy == "finetune" and (config.imagenet_prior or config.unlabelled):
         name = "--imagenet-prior" if config.imagenet_prior else "--unlabelled"
         raise RocLabError(f"{name} is for the head of a frozen backbone: use --strategy features, or leave it out")
@@ -104,7 +127,8 @@ def _prepare(config: TrainConfig) -> tuple[Dataset, Classifier, TrainConfig]:
     seed_everything(config.seed)  # random weights are drawn from it
     model = build_model(config.model, config.weights, len(dataset.classes), config.image_size)
     own_size = model.image_size or model.preprocessing.crop
-    return dataset, model, with_defaults(config, own_size, any_size=model.image_size is None)
+    more = more_knowledge(config, dataset)
+    return dataset, model, with_defaults(config, own_size, any_size=model.image_size is None), more
 
 
 def load_config_data(config: TrainConfig, data_root: str | None) -> Dataset:
@@ -116,7 +140,7 @@ def load_config_data(config: TrainConfig, data_root: str | None) -> Dataset:
 def expected_seconds(config: TrainConfig) -> tuple[float, float]:
     """About how long a run takes on this machine: extraction of its features, which later runs find in the cache, and
     all the rest."""
-    dataset, model, config = _prepare(config)
+    dataset, model, config, _ = _prepare(config)
     model.to(pick_device(config.device))
     extraction, rest = Costs(config, model, dataset, 0.3).parts(config)
     return (0.0, min(extraction + rest, parse_duration(config.budget))) if config.budget else (extraction, rest)
@@ -149,7 +173,7 @@ def resume(path: str | Path, **asked: Any) -> Run:
     recorded = read_json(run.path / "provenance.json").get("hashes", {}).get("weights")
     if recorded != model.weights_id:
         raise RocLabError(f"{run.path} began from the weights {recorded}, now {config.weights} is {model.weights_id}")
-    return _finish(run, config, model, dataset, world)
+    return _finish(run, config, model, dataset, more_knowledge(config, dataset), world)
 
 
 def finish(path: Path, config: TrainConfig) -> None:
@@ -172,7 +196,9 @@ def moved_to(run: VisionRun, config: TrainConfig) -> str | None:
     return str(now.root)
 
 
-def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, world: World) -> Run:
+def _finish(
+    run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, more: MoreKnowledge, world: World
+) -> Run:
     if config.full_frame:
         model.preprocessing = replace(model.preprocessing, resize=model.preprocessing.crop)
     reset_peak_memory()
@@ -190,14 +216,7 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
     if config.strategy == "finetune":
         timing = finetune(run, config, model, dataset, world)
     elif world.main:
-        prior, spare = None, None
-        if config.imagenet_prior:
-            weight, bias, named = imagenet_rows(config.model, config.weights, dataset.classes)
-            prior = Head(weight, bias, c=0.0)
-            run.log(f"ImageNet knows {len(named)} of {len(dataset.classes)} classes: {listed(named, 6)}")
-        if config.unlabelled:
-            spare = unlabelled_images(run, Path(config.unlabelled), dataset, config.skip_bad)
-        timing = train_features(run, config, model, dataset, prior, spare)
+        timing = train_features(run, config, model, dataset, more.prior, more.spare)
     if world.main:
         timing |= {"peak_memory_mb": peak_memory_mb(), "train_wall_seconds": time.perf_counter() - begin}
         found = evaluate(run, "val", timing, str(dataset.root.resolve()))
@@ -210,17 +229,21 @@ def _finish(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset, 
     return run
 
 
-def unlabelled_images(run: Run, folder: Path, dataset: Dataset, skip_bad: bool) -> list[LabelledImage]:
-    """The images of a folder that are not the dataset's own. Raises `DataError` where there is none."""
-    found = without_labels(find_images([folder], skip_bad))
+def unlabelled_images(folder: Path, dataset: Dataset, skip_bad: bool) -> tuple[list[LabelledImage], str]:
+    """The images of a folder that are not the dataset's own, and a line for the user. Raises `DataError` where there is
+    none, and for one that cannot be read."""
+    checks = inspect_files(find_images([folder], skip_bad))
+    if bad := next((check for check in checks if check.error), None):
+        remedy = "repair or remove it, or leave it out with --skip-bad"
+        raise DataError(f"--unlabelled: {printable(bad.path)}: {bad.error}; {remedy}")
+    found = [LabelledImage(check.path, -1, "", check.sha256) for check in checks]
     spare = dataset.without_known(found)
-    known = f", {len(found) - len(spare)} left out that are images of {dataset.name}" if len(spare) < len(found) else ""
     if not spare:
         raise DataError(
             f"--unlabelled {folder}: all of its {counted(len(found), 'image')} are images of {dataset.name}"
         )
-    run.log(f"{counted(len(spare), 'image')} without labels in {folder}{known}")
-    return spare
+    known = f"; left out, as {dataset.name} has them too: {len(found) - len(spare)}" if len(spare) < len(found) else ""
+    return spare, f"{counted(len(spare), 'image')} without labels in {folder}{known}"
 
 
 def train_features(
@@ -229,7 +252,7 @@ def train_features(
     model: Classifier,
     dataset: Dataset,
     prior: Head | None = None,
-    spare: Sequence[LabelledImage] | None = None,
+    spare: Sequence[LabelledImage] = (),
 ) -> dict[str, Any]:
     """Train the head on the frozen backbone's features; leaves the whole model in the run and returns the timing for
     training.json. `prior`: a head on raw features to begin from; `spare`: images without labels, which it is trained on
