@@ -136,6 +136,8 @@ def test_suggestions_are_uncertain_and_unlike_one_another(tmp_path):
     assert rows[0]["classes"] == ["a", "b"]
     assert rows[0]["margin"] == pytest.approx(0.11)
     assert len(suggest(found, 500)) == 120
+    unsure = np.argsort(first, kind="stable")[:60]  # five times 30 are more than all: half of them still are left out
+    assert {int(row["path"][-7:-4]) for row in suggest(found, 30)} <= set(unsure.tolist())
     assert spread(features[:1], 3) == [0]
     assert POOL > 1
     write_table(rows, tmp_path / "to_label.csv")

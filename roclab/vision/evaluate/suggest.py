@@ -13,21 +13,21 @@ from roclab.core.files import atomic_write
 from roclab.vision.data.files import printable
 from roclab.vision.evaluate.embed import Embedding
 
-POOL = 5  # times as many images as are asked for are looked at: the most uncertain
+POOL = 5  # times as many images as are asked for are looked at, and at most half of all: the most uncertain
 
 
 def suggest(found: Embedding, count: int) -> list[dict[str, Any]]:
     """`count` images to label next, in an order of which every beginning is a good choice too.
 
-    Of the `POOL` times `count` images with the smallest margin (the probability of the likeliest class minus that of
-    the second; Scheffer et al. 2001), the most uncertain comes first, then always the one whose features are farthest
+    Of the `POOL` times `count` images, but at most half of all, with the smallest margin (the probability of the
+    likeliest class minus that of the second; Scheffer et al. 2001), the most uncertain comes first, then always the one whose features are farthest
     from all that were taken (k-center, Sener and Savarese 2018). Returns path, margin, and the two likeliest
     `classes` with their `probabilities`.
     """
     best = np.argsort(-found.probs, axis=1, kind="stable")[:, :2]
     likely = np.take_along_axis(found.probs, best, 1)
     margin = likely[:, 0] - likely[:, 1]
-    pool = np.argsort(margin, kind="stable")[: POOL * count]
+    pool = np.argsort(margin, kind="stable")[: max(count, min(POOL * count, len(margin) // 2))]
     return [
         {
             "path": printable(found.paths[i]),

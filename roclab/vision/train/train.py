@@ -273,7 +273,8 @@ def train_features(
         return head if unlabelled is None else self_train(head, x, y, unlabelled, weights, prior)
 
     begin = time.perf_counter()
-    head = with_unlabelled(choose_head(cut, classes, more, weights, prior), *cut[:2])
+    chosen = choose_head(cut, classes, more, weights, prior)
+    head = with_unlabelled(chosen, *cut[:2])
     head_seconds = time.perf_counter() - begin
     best, ends = next(row for row in head.tried if row["c"] == head.c), (head.tried[0]["c"], head.tried[-1]["c"])
     run.log(
@@ -281,9 +282,10 @@ def train_features(
         f"val loss {best['val_loss']:.4f}, val top-1 {best['val_top1']:.4f}; {len(head.history)} steps of its solver"
     )
     if spare:
-        scores = head.scores(val=cut[2:])
+        (loss, top1), (loss_with, top1_with) = (trained.scores(val=cut[2:]).values() for trained in (chosen, head))
         run.log(
-            f"with the images without labels: val loss {scores['val_loss']:.4f}, val top-1 {scores['val_top1']:.4f}"
+            f"with the images without labels: val loss {loss:.4f} -> {loss_with:.4f}, val top-1 {top1:.4f} -> "
+            f"{top1_with:.4f} on the {counted(len(val), 'validation image')}"
         )
     rewrite_metrics(run, head.history)
     timing = {
