@@ -20,9 +20,9 @@ def suggest(found: Embedding, count: int) -> list[dict[str, Any]]:
     """`count` images to label next, in an order of which every beginning is a good choice too.
 
     Of the `POOL` times `count` images, but at most half of all, with the smallest margin (the probability of the
-    likeliest class minus that of the second; Scheffer et al. 2001), the most uncertain comes first, then always the one whose features are farthest
-    from all that were taken (k-center, Sener and Savarese 2018). Returns path, margin, and the two likeliest
-    `classes` with their `probabilities`.
+    likeliest class minus that of the second; Scheffer et al. 2001), the most uncertain comes first, then always the one
+    whose features are farthest from all that were taken (k-center, Sener and Savarese 2018). Returns path, margin, and
+    the two likeliest `classes` with their `probabilities`.
     """
     best = np.argsort(-found.probs, axis=1, kind="stable")[:, :2]
     likely = np.take_along_axis(found.probs, best, 1)
