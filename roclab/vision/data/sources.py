@@ -213,7 +213,7 @@ def list_csv(table: Path, base: Path | None = None) -> Listing:
     for line, cells in rows:
         where = f"{table}, line {line}"
         if not cells["path"] or not cells["label"]:
-            raise DataError(f"{where}: path or label is empty")
+            raise DataError(f"{where}: path or label is empty: fill it in, or remove the line")
         split = None
         if "split" in cells and (split := SPLIT_NAMES.get(cells["split"].lower())) is None:
             raise DataError(f"{where}: split is {cells['split']!r}, must be train, val or test")
