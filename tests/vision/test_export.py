@@ -162,6 +162,15 @@ def test_the_card_names_a_licence_only_where_it_is_known(
     assert f"Licence: {said}" in model_card(run, "model.onnx", ["brick", "grass", "sky"], 64, compared)
 
 
+def test_the_card_says_that_images_without_labels_were_used(trained: tuple[Run, list[Path]]):
+    compared = {"images": 20, "largest_difference": 1e-6}
+    cards = [
+        model_card(VisionRun(trained[0].path, trained[0].config | more), "model.onnx", ["brick", "sky"], 64, compared)
+        for more in ({}, {"unlabelled": "spare"})
+    ]
+    assert ["images without labels" in card for card in cards] == [False, True]
+
+
 def test_a_network_that_answers_otherwise_is_not_handed_over(
     trained: tuple[Run, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -63,6 +63,11 @@ def model_card(run: VisionRun, file: str, classes: list[str], image_size: int, c
     by_name = weights.lower() in ("default", "v1", "v2")  # else a file, or a tag of timm
     known = LICENCES.get(config["model"]) if by_name else None
     licence = "none were used" if weights == "none" else known or "not known here: see where the weights came from"
+    more = (
+        " The head was also trained on images without labels, which are not counted."
+        if config.get("unlabelled")
+        else ""
+    )
     figures = [_figures(run, split) for split in ("val", "test") if run.has_results(split)]
     return f"""# {run.label}: {", ".join(classes) if len(classes) <= 12 else f"{len(classes)} classes"}
 
@@ -73,7 +78,7 @@ its probabilities differ from the run's by at most {compared["largest_difference
 
 ## Data
 {manifest["name"]}: {counts["train"]} images to train on, {counts["val"]} to validate (cut
-with seed {config["seed"]}), {counts["test"]} to test. SHA-256 of the list of images: {manifest["fingerprint"]}.
+with seed {config["seed"]}), {counts["test"]} to test.{more} SHA-256 of the list of images: {manifest["fingerprint"]}.
 
 Classes: {", ".join(classes)}.
 
