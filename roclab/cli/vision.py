@@ -55,7 +55,7 @@ def train(
 @app.command()
 def evaluate(
     run: Path = typer.Argument(..., help="Folder of a finished run."),
-    split: str = typer.Option("val", help="val or test. Opening test is recorded in the run."),
+    split: str | None = typer.Option(None, help="val (if not given) or test. Opening test is recorded in the run."),
     data: str | None = typer.Option(None, help="Other labelled images, as in train: all of them are evaluated."),
     data_root: str | None = typer.Option(None, help="Where the images are now, if they have moved."),
     skip_bad: bool = typer.Option(False, "--skip-bad", help="--data: leave unreadable images out."),
@@ -75,8 +75,11 @@ def evaluate(
 
     if skip_bad and data is None:
         raise RocLabError("--skip-bad is for --data: the run's own images were chosen when it was trained")
+    if split and data:
+        raise RocLabError("--split is of the run's own images, --data names others: leave one of them out")
     opened, figure = VisionRun.open(run), None
     if data is None:
+        split = split or "val"
         found = evaluate_run(opened, split, data_root=data_root, device=device, tta=tta)
         figure = None if tta else run_figure(opened, split)
     else:

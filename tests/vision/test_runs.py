@@ -305,7 +305,10 @@ def test_other_images_are_evaluated_by_the_names_of_the_runs_classes(images, tmp
     assert found["n"] == sum(map(sum, found["confusion"])) == 8
     named = [row["predictions"][0]["class"] for row in predict(run.path, [new], device="cpu")]
     assert found["top1"] == named.count("sky") / 8
-    assert before == {path: file_sha256(path) for path in run.path.rglob("*") if path.is_file()}
+    opened = run.path / "test_opened.json"  # the rest are the run's own test images: reading them is noted
+    assert f"{8 - known} are the run's own test images" in printed
+    assert [row["images"] for row in read_json(opened)] == [8 - known] * 2
+    assert before == {path: file_sha256(path) for path in run.path.rglob("*") if path.is_file() and path != opened}
 
 
 @pytest.mark.parametrize(
@@ -321,6 +324,11 @@ def test_images_of_other_classes_and_devices_that_are_not_here_are_refused(image
     shutil.copytree(images / "sky", tmp_path / "new" / name)
     with pytest.raises(RocLabError, match=said):
         evaluate_on(VisionRun.open(run.path), str(tmp_path / "new"), **options)
+
+
+def test_a_split_and_other_data_are_not_asked_for_together(tmp_path):
+    with pytest.raises(RocLabError, match="--split is of the run's own images"):
+        app(["vision", "evaluate", str(tmp_path), "--split", "test", "--data", "x"], standalone_mode=False)
 
 
 def test_skip_bad_is_not_ignored_without_other_data(tmp_path):

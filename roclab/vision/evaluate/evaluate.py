@@ -63,10 +63,7 @@ def evaluate(
     dataset = run.dataset(data_root)
     if split == "test":
         images = dataset.test(opened_by="evaluate")
-        path = run.path / "test_opened.json"
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        opening = {"time": now, "by": "evaluate", "images": len(images)} | ({"tta": True} if tta else {})
-        write_json(path, [*(read_json(path) if path.exists() else []), opening])
+        _record_opening(run, len(images), **({"tta": True} if tta else {}))
     else:
         images = dataset.split("val")
     if not images:
@@ -87,6 +84,14 @@ def evaluate(
     return found
 
 
+def _record_opening(run: Run, images: int, **more: Any) -> None:
+    """Note in the run's test_opened.json that so many of its test images are read now."""
+    path = run.path / "test_opened.json"
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    opening = {"time": now, "by": "evaluate", "images": images} | more
+    write_json(path, [*(read_json(path) if path.exists() else []), opening])
+
+
 def evaluate_on(
     run: VisionRun,
     data: str,
@@ -95,18 +100,23 @@ def evaluate_on(
     device: str | None = None,
     tta: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a finished run on all images of other data, labelled by the names of the run's classes. Nothing in the
-    run changes. `trained_on`: how many of the images training has seen."""
+    """Evaluate a finished run on all images of other data, labelled by the names of the run's classes. `trained_on`:
+    how many of the images training has seen; `tested_on`: how many are the run's own test images, whose reading it
+    notes. Nothing else in the run changes."""
     _ = run.training  # raises if the run is not finished
     model, classes, image_size = load_model(run, device=device)
     images = labelled_images(data, data_root, classes, skip_bad)
     backend = run.config.get("backend", "auto")
     probs = predict_probs(model, [image.path for image in images], image_size, backend, tta)
-    seen = {row["sha256"] for row in run.manifest["images"] if row["split"] != "test"}
+    split_of = {row["sha256"]: row["split"] for row in run.manifest["images"]}
+    splits = [split_of.get(image.sha256) for image in images]
+    if tested := splits.count("test"):
+        _record_opening(run, tested, data=data)
     return {
         "split": data,
         **({"tta": True} if tta else {}),
-        "trained_on": sum(image.sha256 in seen for image in images),
+        "trained_on": splits.count("train") + splits.count("val"),
+        "tested_on": tested,
         **classification_metrics(labels_of(images), probs, classes),
         **{name: run.config[name] for name in ("model", "strategy", "seed")},
     }

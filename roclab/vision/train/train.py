@@ -107,7 +107,9 @@ class MoreKnowledge:
 
 def more_knowledge(config: TrainConfig, dataset: Dataset) -> MoreKnowledge:
     """What `--imagenet-prior` and `--unlabelled` name. Raises `RocLabError` where that is nothing."""
-    prior, spare, notes = None, [], []
+    prior: Head | None = None
+    spare: list[LabelledImage] = []
+    notes: list[str] = []
     if config.imagenet_prior:
         weight, bias, named = imagenet_rows(config.model, config.weights, dataset.classes)
         prior = Head(weight, bias, c=0.0)
