@@ -18,13 +18,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from roclab.core.exceptions import RocLabError
 from roclab.course.verify import faults
 from roclab.course.verify.answers import ANSWERS, GAPS, READINGS
 from roclab.course.verify.check import Check, Verdict
 from roclab.course.verify.diagnosis import evaluate_answers
 from roclab.course.verify.limits import Limits
 from roclab.course.verify.sandbox import Sandbox, SandboxEnded
+from roclab.course.verify.source import note_on_structure, read_source, same_structure
 
 OURS = Path(__file__).parents[2] / "lm" / "model.py"
 
@@ -45,28 +45,27 @@ def verify(path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sa
     which imports torch.
 
     Returns a JSON-able dict: `file`, `score` (the share of checks passed), `passed`, `checks_passed`, `checks_total`,
-    `seconds`, `diagnosis` (None, or `component`, `check` and `hint` of the most telling failure) and `checks`, each
+    `seconds`, `diagnosis` (None, or `component`, `check` and `hint` of the most telling failure), `notes` (sentences that cost nothing),
+    `same_structure` (how many functions have the structure of one of RocLab's own, `same` `of` all of some size; None
+    for RocLab's own file and what is no Python) and `checks`, each
     with `name`, `component`, `passed`, `deviation` (the largest absolute one; None where nothing is measured or it is
     not finite), `tolerance`, `expected`, `found` and `hint` (empty if passed).
     Raises RocLabError if there is no such file; whatever the file does is a failed check.
     """
     path, limits = Path(path), limits or Limits()
-    if not path.is_file():
-        raise RocLabError(f"{path}: {'is a folder, not a Python file' if path.is_dir() else 'no such file'}")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise RocLabError(f"{path}: cannot be read: {error.strerror}") from None
-
+    source = read_source(path)
     with nullcontext(sandbox) if sandbox else Sandbox() as running:  # it imports torch while the checks are made
         checks = all_checks()
         questions = list(dict.fromkeys(c.question for c in checks if c.probe))  # several checks may read an answer
         try:
-            ran = running.run(path, [json.loads(question) for question in questions], limits)
+            ran = running.run(path, [json.loads(question) for question in questions], limits, source.text)
         except SandboxEnded as error:
-            ran = {"import": {"error": str(error)}, "printed": {}, "refused": [], "left": [], "seconds": 0.0}
-    if path.suffix == ".ipynb":
-        ran["import"] = {"error": "it is a notebook, not a Python file: export it as a script"}
+            ran = {"import": {"error": str(error)}, "printed": {}, "refused": [], "foreign": {}, "left": []}
+            ran["seconds"] = 0.0
+    notes = list(source.notes)
+    if source.text is not None and ran["printed"].get("lines"):  # cells print
+        notes.append(f"it prints {ran['printed']['lines']} lines, as a notebook may")
+        ran["printed"] = {}
     if ran["import"].get("error"):
         ran["answers"] = [{"error": "not run"}] * len(questions)
     answers = dict(zip(questions, ran["answers"], strict=True))
@@ -76,6 +75,9 @@ def verify(path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sa
     if worst:
         check, verdict = worst
         diagnosis = {"component": verdict.component or check.component, "check": check.name, "hint": verdict.hint}
+    same = None
+    if path.resolve() != OURS:
+        same = same_structure(path.read_bytes() if source.text is None else source.text, OURS.read_text("utf-8"))
     return {
         "file": str(path),
         "score": round(passed / len(checks), 4),
@@ -84,6 +86,8 @@ def verify(path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sa
         "checks_total": len(checks),
         "seconds": round(ran["seconds"], 2),
         "diagnosis": diagnosis,
+        "notes": [*notes, *note_on_structure(same)],
+        "same_structure": same,
         "checks": [entry(check, verdict) for check, verdict in zip(checks, verdicts, strict=True)],
     }
 

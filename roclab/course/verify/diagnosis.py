@@ -8,14 +8,10 @@ from typing import Any
 
 from roclab.course.verify.check import ANYTHING, Check, Verdict, expectation, fault
 from roclab.course.verify.mistakes import MISTAKES, Mistake
+from roclab.course.verify.parts import CLASSES_AND_FUNCTIONS, INSIDE, REFUSAL
 
 LAYOUT = "checkpoint: names and shapes"  # where it fails, the models of the later checks lack weights
-# The part at fault where one of the handout's classes or functions raises.
-RAISED_IN = {
-    "RocLMRMSNorm": "RMSNorm", "RocLMMLP": "SwiGLU", "RocLMAttention": "attention", "RocLMRotaryEmbedding": "RoPE",
-    "rotate_half": "RoPE", "apply_rotary_pos_emb": "RoPE", "repeat_kv": "GQA", "RocLMDecoderLayer": "decoder",
-    "RocLMModel": "decoder", "RocLMForCausalLM": "head",
-}  # fmt: skip
+OWN = "own implementation"
 GENERATING = ("generate", "draws", "signature")
 # Probes of a function by itself, which the model may or may not use.
 FUNCTIONS = ("rotate_half", "apply_rotary", "repeat_kv")
@@ -44,6 +40,8 @@ def evaluate_answers(
     failed = [i for i, v in enumerate(verdicts) if not v.passed]
     if not failed:
         return verdicts, None
+    if owners := [i for i in failed if checks[i].title == OWN]:
+        return not_counted(checks, verdicts), (checks[owners[0]], verdicts[owners[0]])
     first = next((i for i in failed if checks[i].probe), failed[0])
     for i in failed[1:]:  # a check of the model behind a fault may have failed for a reason of its own
         if not verdicts[i].specific and checks[i].probe not in DIRECT:
@@ -54,12 +52,26 @@ def evaluate_answers(
     return verdicts, (checks[first], verdicts[first])
 
 
+def not_counted(checks: Sequence[Check], verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Right answers of a part that another computes are not the file's."""
+    hints = {c.component: v.hint for c, v in zip(checks, verdicts, strict=True) if c.title == OWN and not v.passed}
+    for part, around in INSIDE.items():
+        hints |= {part: hints[name] for name in around if name in hints}
+    return [
+        fault("not counted: the part is not the file's own", hints[c.component], c.component)
+        if v.passed and c.component in hints else v
+        for c, v in zip(checks, verdicts, strict=True)
+    ]  # fmt: skip
+
+
 def evaluate(check: Check, answer: dict[str, Any]) -> Verdict:
     if "error" not in answer:
         return check.verdict(answer.get("value"))
     component, error = check.component, str(answer["error"])
+    if REFUSAL in error:  # what the part would have answered is not known
+        return fault(error, f"the file does what a model has no need of: {error}", "file")
     if check.probe not in GENERATING:  # the model's checks run all parts: the one that raised is at fault
-        component = next((RAISED_IN[n] for n in map(str, answer.get("where", ())) if n in RAISED_IN), component)
+        component = next((CLASSES_AND_FUNCTIONS[n] for n in map(str, answer.get("where", ())) if n in CLASSES_AND_FUNCTIONS), component)
     return fault(error, f"{component} could not be checked: {error}", component, specific=False)
 
 

@@ -35,11 +35,13 @@ def touching(check: Check, ran: dict[str, Any]) -> Fault:
     return "; ".join([*map(str, ran["refused"]), *(f"writing {name}" for name in ran["left"])][:5])
 
 
+def standing_in(check: Check, ran: dict[str, Any]) -> Fault:
+    return "; ".join(map(str, ran["foreign"].get(check.component, ())))
+
+
 def missing_names(check: Check, value: dict[str, list[str]]) -> Fault:
-    missing, ours = (", ".join(map(str, value[key])) for key in ("missing", "ours"))
-    if missing:
-        return fault(f"missing: {missing}", f"the file does not define {missing}")
-    return fault(f"RocLab's own: {ours}", f"the file must define its own: RocLab's are {ours}") if ours else None
+    missing = ", ".join(map(str, value["missing"]))
+    return fault(f"missing: {missing}", f"the file does not define {missing}") if missing else None
 
 
 # ---- RMSNorm by itself

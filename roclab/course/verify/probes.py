@@ -42,11 +42,8 @@ def given(name: str) -> Tensor:
 
 
 def names(module: ModuleType, wanted: list[str]) -> dict[str, list[str]]:
-    """The names that are missing, and those that are RocLab's own classes and functions."""
-    found = {name: getattr(module, name, None) for name in wanted}
-    kinds = {name: getattr(thing, "__mro__", (thing,)) for name, thing in found.items()}
-    ours = [n for n, mro in kinds.items() if any(getattr(k, "__module__", "").startswith("roclab.") for k in mro)]
-    return {"missing": [n for n, thing in found.items() if not callable(thing)], "ours": ours}
+    """The names that are missing."""
+    return {"missing": [name for name in wanted if not callable(getattr(module, name, None))]}
 
 
 def defaults(module: ModuleType, wanted: dict[str, list]) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class Sandbox:
     """A process that runs files. `with Sandbox() as sandbox: sandbox.run(path, probes)`, as often as wanted."""
 
     def __enter__(self) -> Sandbox:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         if not hasattr(os, "fork"):
             raise RocLabError("lm verify needs fork and process limits: use Linux, macOS or WSL")
         self._folder = tempfile.TemporaryDirectory(prefix="roclab-verify-", ignore_cleanup_errors=True)
@@ -52,9 +56,11 @@ class Sandbox:
             env=environment,
             start_new_session=True,
         )
-        return self
 
     def __exit__(self, *_: Any) -> None:
+        self._end()
+
+    def _end(self) -> None:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.close()  # the worker ends with its input
@@ -67,11 +73,17 @@ class Sandbox:
         self._errors.close()
         self._folder.cleanup()
 
-    def run(self, path: Path, probes: list[tuple[str, dict[str, Any]]], limits: Limits) -> dict[str, Any]:
-        """Import the file in a child process and run the probes (names of functions in `probes.py`, arguments).
+    def run(
+        self, path: Path, probes: list[tuple[str, dict[str, Any]]], limits: Limits, text: str | None = None
+    ) -> dict[str, Any]:
+        """Import the file, or `text` in its place, in a child process and run the probes (names of functions in
+        `probes.py`, arguments).
 
-        Returns {"import", "answers", "printed", "refused", "left", "seconds"} as `worker.serve` makes it.
+        Returns {"import", "answers", "printed", "refused", "foreign", "left", "seconds"} as `worker.serve` makes it.
         """
+        if self._process.poll() is not None and self._count:  # an earlier file ended it
+            self._end()
+            self._start()
         if self._count == 0:
             try:
                 self._line(START_SECONDS)  # "ready"
@@ -80,14 +92,23 @@ class Sandbox:
         self._count += 1
         folder = Path(self._folder.name) / str(self._count)
         (folder / "home").mkdir(parents=True)
-        request = {"file": str(path.resolve()), "folder": str(folder), "probes": probes, **asdict(limits)}
+        file, beside = path.resolve(), path.resolve().parent
+        if text is not None:
+            file = folder / "notebook.py"
+            file.write_text(text, encoding="utf-8")
+        request = {"file": str(file), "beside": str(beside), "folder": str(folder), "probes": probes, **asdict(limits)}
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise SandboxEnded("it killed the process that checks it") from None
-        return json.loads(self._line(limits.total_seconds + limits.seconds + 60))
+        try:
+            return json.loads(self._line(limits.total_seconds + limits.seconds + 60))
+        except SandboxEnded:
+            self._process.kill()
+            self._process.wait()
+            raise
 
     def _line(self, seconds: float) -> bytes:
         """The worker's next line."""

@@ -19,19 +19,23 @@ import io
 import json
 import os
 import resource
+import secrets
 import signal
-import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from roclab.course.verify import probes
+from roclab.course.verify.cases import directions, stored_arrays
+from roclab.course.verify.parts import REFUSAL
+from roclab.course.verify.watch import Originals, Seen, audit_hook, foreign_definitions, look_on
 
 FILE_MB = 16  # what a file may print or write into one file
 CRASHES = 3  # so many children may die or hang; the probes behind are not run
@@ -46,26 +50,28 @@ def main() -> None:
     torch.nn.Linear(2, 2)(torch.ones(1, 2)).sum().backward()  # torch loads some parts late: once, for all children
     with contextlib.suppress(Exception):  # orphans of a child become ours, so that none outlives its file (Linux)
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    stored_arrays(), directions()  # read once: no child has to
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line), answers.fileno())), file=answers, flush=True)
 
 
 def serve(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
-    """Run all probes of a request. Returns {"import", "answers": one a probe, "printed", "refused", "left",
-    "seconds"}. The children must not have the descriptor."""
+    """Run all probes of a request. Returns {"import", "answers": one a probe, "printed", "refused", "foreign",
+    "left", "seconds"}. The children must not have the descriptor."""
     folder, total, begin = Path(request["folder"]), len(request["probes"]), time.monotonic()
-    result: dict[str, Any] = {"import": {}, "answers": [], "refused": []}
+    result: dict[str, Any] = {"import": {}, "answers": [], "refused": [], "foreign": {}}
     (folder / "work").mkdir()
     for crashes in range(1, CRASHES + 1):
         output = folder / f"answers{crashes}"
         output.touch()
+        nonce = secrets.token_hex(16)  # a line without it is not the child's
         if (child := os.fork()) == 0:
             os.close(descriptor)
-            run_child(request, folder, output, len(result["answers"]))
+            run_child(request, folder, output, nonce, len(result["answers"]))
         reason = supervise(child, output, request, bool(result["import"]), begin + request["total_seconds"])
         end_family(child)
-        reason = read_lines(output, result, total) or reason
+        read_lines(output, nonce, result, total)
         result["import"] = result["import"] or {"error": reason}
         if result["import"].get("error") or len(result["answers"]) == total:
             break
@@ -107,19 +113,24 @@ def last_words(status: int) -> str:
     return f"the process ended itself with exit code {os.WEXITSTATUS(status)} (os._exit?)"
 
 
-def read_lines(output: Path, result: dict[str, Any], total: int) -> str | None:
-    """The child's lines into the result. Returns what is wrong with them."""
-    for line in output.read_bytes().split(b"\n")[:-1]:
-        try:
-            message = json.loads(line)
-            result["refused"] += [r for r in message["refused"] if r not in result["refused"]][:20]
-            if message["kind"] == "import":
-                result["import"] = message if message["error"] else result["import"] or message
-            elif len(result["answers"]) < total:
-                result["answers"].append(message)
-        except (ValueError, TypeError, KeyError):
-            return "its answers are not readable: the file wrote into a descriptor that is not its own"
-    return None
+def read_lines(output: Path, nonce: str, result: dict[str, Any], total: int) -> None:
+    """The child's lines into the result; what others wrote there is told."""
+    for line in filter(None, output.read_bytes().split(b"\n")[:-1]):
+        if not line.startswith(nonce.encode()):
+            note(result["refused"], ["writing into a descriptor that is not its own"])
+            continue
+        message = json.loads(line[len(nonce) :])
+        note(result["refused"], message["refused"])
+        for part, found in message["foreign"].items():
+            note(result["foreign"].setdefault(part, []), found)
+        if message["kind"] == "import":
+            result["import"] = message if message["error"] else result["import"] or message
+        elif message["kind"] == "answer" and len(result["answers"]) < total:
+            result["answers"].append(message)
+
+
+def note(known: list[str], new: list[str]) -> None:
+    known += [text for text in new if text not in known][:20]
 
 
 def printed_lines(folder: Path) -> tuple[int, str]:
@@ -150,29 +161,53 @@ def end_family(child: int) -> None:
 # ---- in the child
 
 
-def run_child(request: dict[str, Any], folder: Path, output: Path, first: int) -> None:
+def run_child(request: dict[str, Any], folder: Path, output: Path, nonce: str, first: int) -> None:
     """Import the file and run its probes from `first` on. Never returns."""
-    refused: list[str] = []
+    seen, originals, me, leave = Seen(), Originals(), os.getpid(), os._exit
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
 
     def send(kind: str, **content: Any) -> None:
-        data = json.dumps({"kind": kind, "refused": refused, **content}).encode() + b"\n"
+        if copied := os.getpid() != me:  # the file started it past Python
+            kind, content = "note", {}
+            seen.refuse("starting a process")
+        # The line break in front ends what anything else may have written.
+        data = f"\n{nonce}{json.dumps({'kind': kind, **asdict(seen), **content})}\n".encode()
         while data:
             data = data[os.write(descriptor, data) :]
+        if copied:
+            leave(0)
+
+    def replaced() -> list[str]:
+        names = [f"replacing {name}" for name in originals.restore()]
+        for name in names:
+            seen.refuse(name)
+        return names
 
     try:
         os.setsid()
         confine(request, folder)
-        sys.addaudithook(watch(str(folder) + os.sep, refused))
+        file = request["file"]
+        for name in [n for n in sys.modules if n.split(".")[0] in ("roclab", "__main__")]:
+            del sys.modules[name]  # the checker's: the file has no need of them
+        sys.modules["__main__"] = ModuleType("__main__")
+        os.environ.pop("PYTHONPATH", None)
+        sys.addaudithook(audit_hook(str(folder) + os.sep, file, seen))
         error, module = import_file(request)
+        replaced()
+        if module is not None:
+            foreign_definitions(module, file, seen)
         send("import", error=error, printed=printed_lines(folder)[0])
         if module is not None:
+            look_on(file, seen)
             for name, arguments in request["probes"][first:]:
-                send("answer", **answer(module, name, arguments, request))
+                answered = answer(module, name, arguments, request)
+                if names := replaced():
+                    answered = {"error": f"{REFUSAL}: {names[0]}"}
+                send("answer", **answered)
     except BaseException as error:
         send("import", error=f"the check itself failed: {type(error).__name__}: {error}")
     finally:
-        os._exit(0)
+        leave(0)
 
 
 def confine(request: dict[str, Any], folder: Path) -> None:
@@ -209,61 +244,17 @@ def address_space() -> int:
         return 8 << 30
 
 
-CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod",
-           "shutil.rmtree")  # audit events whose texts are paths  # fmt: skip
-REFUSED = {
-    "starting a program": ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"),
-    "starting a process": ("os.fork", "os.forkpty"),
-    "using the network": ("socket.connect", "socket.getaddrinfo", "socket.sendto"),
-}
-FONT_LISTS = ("fc-list", "system_profiler")  # matplotlib asks these when it is imported, and does without them
-
-
-def watch(folder: str, refused: list[str]) -> Callable[[str, tuple], None]:
-    """An audit hook that refuses writing outside of `folder`, the network and other programs, and remembers it."""
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    reasons = {event: reason for reason, events in REFUSED.items() for event in events}
-
-    def outside(path: Any) -> bool:
-        if not isinstance(path, (str, bytes, os.PathLike)):
-            return False  # a descriptor that is open already
-        full = os.path.realpath(os.fsdecode(path))
-        return not (full + os.sep).startswith(os.path.realpath(folder) + os.sep) and full != os.devnull
-
-    def refuse(what: str, remember: bool = True) -> None:
-        if remember and what not in refused and len(refused) < 20:
-            refused.append(what)
-        raise PermissionError(f"refused while the file is checked: {what}")
-
-    def hook(event: str, arguments: tuple) -> None:
-        if event == "open":
-            path, mode, flags = arguments
-            writes = any(c in mode for c in "wax+") if isinstance(mode, str) else bool((flags or 0) & writing)
-            if writes and outside(path):
-                refuse(f"writing {os.fsdecode(path)}")
-        elif event in CHANGES:
-            for path in filter(outside, arguments):
-                refuse(f"changing {os.fsdecode(path)}")
-        elif event in reasons:
-            local = event == "socket.connect" and getattr(arguments[0], "family", None) == socket.AF_UNIX
-            if not local:
-                fonts = event == "subprocess.Popen" and os.path.basename(str(arguments[0])) in FONT_LISTS
-                refuse(reasons[event], remember=not fonts)
-
-    return hook
-
-
 def import_file(request: dict[str, Any]) -> tuple[str | None, Any]:
-    """(error, module) of the file."""
+    """(error, module) of the file. Its text is compiled here: what lies in __pycache__ may be another's."""
     file = request["file"]
     loader = importlib.machinery.SourceFileLoader(MODULE, file)
     spec = importlib.util.spec_from_file_location(MODULE, file, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[MODULE] = module  # dataclasses look their module up
-    sys.path.insert(0, os.path.dirname(file))  # as Python does for a file that is run
+    sys.path.insert(0, request["beside"])  # as Python does for a file that is run
     try:
-        loader.exec_module(module)
+        exec(loader.source_to_code(loader.get_data(file), file), module.__dict__)
     except SystemExit as error:
         return f"{in_words(error, request)} while it is imported", None
     except BaseException as error:
