@@ -204,30 +204,45 @@ def study(
 @lm.app.command()
 @options_from(Limits, "limits")
 def verify(
-    file: Path = typer.Argument(None, help="A Python file with the handout's names; ours if none is given."),
+    files: list[Path] = typer.Argument(
+        None, metavar="[FILE]...", help="Python files or notebooks with the handout's names; ours if none is given."
+    ),
+    points: Path | None = typer.Option(None, help="TOML or CSV with the points of parts or checks."),
+    table: Path | None = typer.Option(None, "--csv", help="Write a table with a row a file."),
+    gradescope: Path | None = typer.Option(None, help="Write Gradescope's results.json for the one file."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
     limits: Limits = Limits(),
 ) -> None:
-    """Check an implementation part by part against an independent reference, with a hint at the likely mistake.
+    """Check implementations part by part against an independent reference, with a hint at the likely mistake.
 
-    It runs in a process of its own, under limits. Exit code 0: all checks passed, 1: some failed.
+    Each runs in a process of its own, under limits. Exit code 0: all checks passed, 1: some failed.
 
     Example: roclab lm verify roclm_model.py --json
     """
     from rich.console import Console
     from rich.markup import escape
 
-    from roclab.course.verify.checker import OURS, verify
+    from roclab.course.verify.checker import OURS
+    from roclab.course.verify.grades import a_point_a_check, read_points, verify_files, write_gradescope
     from roclab.report.kit import render
 
-    file = file or OURS
-    with Console(stderr=True).status(f"checking {file.name}"):  # some seconds, most of them torch's import
-        report = verify(file, limits)
+    files = files or [OURS]
+    if gradescope and len(files) > 1:
+        raise RocLabError(f"--gradescope takes one file, these are {len(files)}: use --csv for a table of them")
+    worth = read_points(points) if points else a_point_a_check()
+    reports = []
+    with Console(stderr=True).status(f"checking {escape(files[0].name)}") as status:  # mostly torch's import
+        for report in verify_files(files, worth, limits, table):
+            reports.append(report)
+            status.update(f"checked {len(reports)} of {len(files)}")
+    if gradescope:
+        write_gradescope(reports[0], gradescope)
     if as_json:
-        print_json(report)
+        print_json(reports[0] if len(reports) == 1 else {"files": reports})
     else:
-        Console().print(render("verify.txt", report=report, escape=escape), end="", soft_wrap=True)
-    raise typer.Exit(0 if report["passed"] else 1)
+        text = render("verify.txt", reports=reports, with_points=points is not None, escape=escape)
+        Console().print(text, end="", soft_wrap=True)
+    raise typer.Exit(0 if all(report["passed"] for report in reports) else 1)
 
 
 tokenizer = typer.Typer(help="Tokenizers, looked into.", no_args_is_help=True)

@@ -66,6 +66,8 @@ def verify(path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sa
     if source.text is not None and ran["printed"].get("lines"):  # cells print
         notes.append(f"it prints {ran['printed']['lines']} lines, as a notebook may")
         ran["printed"] = {}
+    if source.error:
+        ran["import"] = {"error": source.error}
     if ran["import"].get("error"):
         ran["answers"] = [{"error": "not run"}] * len(questions)
     answers = dict(zip(questions, ran["answers"], strict=True))

@@ -71,7 +71,10 @@ def evaluate(check: Check, answer: dict[str, Any]) -> Verdict:
     if REFUSAL in error:  # what the part would have answered is not known
         return fault(error, f"the file does what a model has no need of: {error}", "file")
     if check.probe not in GENERATING:  # the model's checks run all parts: the one that raised is at fault
-        component = next((CLASSES_AND_FUNCTIONS[n] for n in map(str, answer.get("where", ())) if n in CLASSES_AND_FUNCTIONS), component)
+        component = next(
+            (CLASSES_AND_FUNCTIONS[n] for n in map(str, answer.get("where", ())) if n in CLASSES_AND_FUNCTIONS),
+            component,
+        )
     return fault(error, f"{component} could not be checked: {error}", component, specific=False)
 
 

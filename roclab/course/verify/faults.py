@@ -9,6 +9,7 @@ from typing import Any
 from roclab.course.verify.answers import READINGS, draws, frequencies, frequency_gap, largest_gap, numbers, relative_gap
 from roclab.course.verify.cases import CASES, EMBEDDING, HEAD, directions, shapes
 from roclab.course.verify.check import Check, Verdict, expectation, fault
+from roclab.course.verify.parts import REFUSAL
 
 Fault = str | Verdict | None
 
@@ -21,7 +22,8 @@ def shortened(names: list[str]) -> str:
 
 
 def importing(check: Check, ran: dict[str, Any]) -> Fault:
-    return str(ran["import"].get("error") or "")
+    error, refused = str(ran["import"].get("error") or ""), ran["refused"]
+    return f"{error}; {REFUSAL}: {refused[0]}" if error and refused and REFUSAL not in error else error
 
 
 def printing(check: Check, ran: dict[str, Any]) -> Fault:

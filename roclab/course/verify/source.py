@@ -21,10 +21,11 @@ CODE_FOLLOWS = ("time", "timeit", "capture", "prun", "python", "python3", "pypy"
 
 @dataclass(frozen=True)
 class Source:
-    """`text` is None where the file itself is run."""
+    """`text` is None where the file itself is run; `error` is why nothing can be."""
 
     text: str | None = None
     notes: tuple[str, ...] = ()
+    error: str = ""
 
 
 def read_source(path: Path) -> Source:
@@ -35,16 +36,20 @@ def read_source(path: Path) -> Source:
         data = path.read_bytes()
     except OSError as error:
         raise RocLabError(f"{path}: cannot be read: {error.strerror}") from None
-    return notebook(path, data) if path.suffix == ".ipynb" else Source()
+    return notebook(data) if path.suffix == ".ipynb" else Source()
 
 
-def notebook(path: Path, data: bytes) -> Source:
+def notebook(data: bytes) -> Source:
     """The code cells in order, without magics."""
     try:
         cells = [lines(cell["source"]) for cell in json.loads(data)["cells"] if cell["cell_type"] == "code"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise RocLabError(f"{path}: not a notebook (nbformat 4): open it in Jupyter and save it again") from None
-    texts, dropped = zip(*map(without_magics, cells), strict=True) if cells else ((), ())
+        return Source(
+            "", error="it is not a notebook of today's format: open and save it in Jupyter, or export a script"
+        )
+    if not cells:
+        return Source("", error="it is a notebook without code cells")
+    texts, dropped = zip(*map(without_magics, cells), strict=True)
     notes = [f"a notebook: its {len(cells)} code cells in order; lines are counted over all of them"]
     if sum(dropped):
         notes.append(f"{sum(dropped)} lines with magics or shell commands (%, !) were left out")
@@ -85,7 +90,7 @@ def same_structure(text: str | bytes, ours: str) -> dict[str, int] | None:
 
 
 def structures(text: str | bytes) -> Counter[str]:
-    """Of each function of some size, its syntax without names, docstrings and annotations."""
+    """Of each function of some size, its syntax without names, texts and annotations."""
     found = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     return Counter(dump for dump, nodes in map(structure, found) if nodes >= NODES)
 
@@ -94,7 +99,7 @@ def structure(function: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, in
     kinds: list[str] = []
 
     def walk(node: ast.AST) -> None:
-        kinds.append(type(node).__name__ + (repr(node.value) if isinstance(node, ast.Constant) else ""))
+        kinds.append(type(node).__name__ + (repr(node.value) if is_number(node) else ""))
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "type_comment", "type_params", "decorator_list", "ctx"):
                 continue
@@ -105,6 +110,10 @@ def structure(function: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, in
 
     walk(function)
     return " ".join(kinds), len(kinds) // 2
+
+
+def is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float))
 
 
 def is_docstring(node: ast.AST) -> bool:

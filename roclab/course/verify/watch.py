@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -75,9 +75,6 @@ def audit_hook(folder: str, file: str, seen: Seen) -> Callable[[str, tuple], Non
     """Refuses writing outside of `folder`, reading the checker's files, the network, other programs; remembers it."""
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     me, compiled = os.getpid(), 0
-    silent = {  # what a library tries in vain is not the file's fault
-        "subprocess.Popen": lambda arguments: os.path.basename(str(arguments[0])) in FONT_LISTS,
-    }
 
     def inside(path: Any, where: str) -> bool:
         full = os.path.realpath(os.fsdecode(path))
@@ -94,17 +91,17 @@ def audit_hook(folder: str, file: str, seen: Seen) -> Callable[[str, tuple], Non
         raise PermissionError(f"{REFUSAL}: {what}")
 
     def opened(path: Any, mode: Any, flags: Any) -> None:
-        writes = any(c in mode for c in "wax+") if isinstance(mode, str) else bool((flags or 0) & writing)
         if not isinstance(path, (str, bytes, os.PathLike)):
             return
+        writes = any(c in mode for c in "wax+") if isinstance(mode, str) else bool((flags or 0) & writing)
         if writes and outside(path):
             refuse(f"writing {os.fsdecode(path)}")
-        if inside(path, PACKAGE) and not inside(path, file):
-            frames = list(callers(sys._getframe(2)))
-            by_the_file = any(frame.f_code.co_filename == file for frame in frames)
-            if by_the_file and (inside(path, CHECKER) or not imports(frames)):
-                name = os.path.relpath(os.path.realpath(os.fsdecode(path)), os.path.dirname(os.path.dirname(PACKAGE)))
-                refuse(f"reading RocLab's own {name}", "linecache" not in frames[1].f_globals.get("__name__", ""))
+        frames = list(callers(sys._getframe(2))) if inside(path, PACKAGE) and not inside(path, file) else []
+        by_the_file = any(frame.f_code.co_filename == file for frame in frames)
+        if by_the_file and (inside(path, CHECKER) or not imports(frames)):
+            modules = {frame.f_globals.get("__name__") for frame in frames}  # linecache alone: for an error's text
+            name = os.path.relpath(os.path.realpath(os.fsdecode(path)), Path(PACKAGE).parent)
+            refuse(f"reading RocLab's own {name}", "linecache" not in modules or "inspect" in modules)
 
     def hook(event: str, arguments: tuple) -> None:
         nonlocal compiled
@@ -116,7 +113,8 @@ def audit_hook(folder: str, file: str, seen: Seen) -> Callable[[str, tuple], Non
         elif event in REASONS:
             local = event == "socket.connect" and getattr(arguments[0], "family", None) == socket.AF_UNIX
             if not local:
-                refuse(REASONS[event], remember=not silent.get(event, lambda _: False)(arguments))
+                fonts = event == "subprocess.Popen" and os.path.basename(str(arguments[0])) in FONT_LISTS
+                refuse(REASONS[event], remember=not fonts)
         elif event == "os.kill" and arguments[0] != me:
             refuse("ending another process")
         elif event == "compile" and arguments[1] == file:
@@ -143,13 +141,14 @@ def place(file: str) -> str:
     """A code's file in words: below its package, or its name alone."""
     if file.startswith("<"):
         return "code made from a text (exec)"
-    roots = [PACKAGE.removesuffix(os.sep).removesuffix("roclab"), *(sysconfig.get_path(p) for p in ("purelib", "platlib"))]
+    roots = [str(Path(PACKAGE).parent), *(sysconfig.get_path(p) for p in ("purelib", "platlib"))]
     inner = [os.path.relpath(file, root) for root in roots if root and file.startswith(root.rstrip(os.sep) + os.sep)]
     return min(inner, key=len, default=os.path.basename(file))
 
 
-def foreign_definitions(module: ModuleType, file: str, seen: Seen) -> None:
-    """The handout's classes and functions that are not defined in the file."""
+def foreign_definitions(module: ModuleType, file: str, seen: Seen) -> set[CodeType]:
+    """Notes the handout's classes and functions that are not defined in the file. Returns their code."""
+    found = set()
     for name, part in NAMES.items():
         owner, _, method = name.partition(".")
         thing = getattr(module, owner, None)
@@ -161,23 +160,23 @@ def foreign_definitions(module: ModuleType, file: str, seen: Seen) -> None:
         where = getattr(thing, "__module__", None)
         if code is not None and code.co_filename != file:
             seen.stands_in(part, f"{name} is defined in {place(code.co_filename)}")
+            found.add(code)
         elif code is None and isinstance(thing, type) and where != module.__name__:
             seen.stands_in(part, f"{name} is defined in {where}")
+    return found
 
 
-def profiler(file: str, seen: Seen) -> Callable[[FrameType, str, Any], None]:
-    """Notes code of others that computes with torch where one of the file's parts called it."""
-    free = [os.path.dirname(torch.__file__), sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
-    packages = [sysconfig.get_path(p) for p in ("purelib", "platlib")]
-    tools = [os.path.join(p, tool) for p in packages for tool in TOOLS]
+def profiler(file: str, seen: Seen, noted: set[CodeType]) -> Callable[[FrameType, str, Any], None]:
+    """Notes code of others that computes with torch where one of the file's parts called it; `noted` is already."""
+    libraries = tuple(sysconfig.get_path(p) + os.sep for p in ("stdlib", "platstdlib"))
+    packages = tuple(sysconfig.get_path(p) + os.sep for p in ("purelib", "platlib"))  # they may lie in stdlib's folder
+    tools = [os.path.dirname(torch.__file__) + os.sep, *(p + tool + os.sep for p in packages for tool in TOOLS)]
     known: dict[str, bool] = {file: True}
 
     def is_free(name: str) -> bool:
-        of_stdlib = name.startswith(tuple(free)) and not (
-            name.startswith(tuple(packages)) and not name.startswith(free[0])
-        )
-        ours = name.startswith(CHECKER) or name.startswith(("<frozen", "<eval_with_key"))
-        return of_stdlib or ours or name.startswith(tuple(tools))
+        if name.startswith((*tools, CHECKER, "<frozen", "<eval_with_key")):
+            return True
+        return name.startswith(libraries) and not name.startswith(packages)
 
     def look(frame: FrameType, event: str, _: Any) -> None:
         if event != "call":
@@ -188,19 +187,19 @@ def profiler(file: str, seen: Seen) -> Callable[[FrameType, str, Any], None]:
             known[name] = is_free(name)
         if known[name] or code.co_name.startswith("__") or not {"torch", "nn", "F", "Tensor"} & frame.f_globals.keys():
             return
-        own = [f for f in callers(frame) if f.f_code.co_filename == file]
-        if own and own[0].f_code.co_name != "__init__":
+        frames = list(callers(frame))
+        own = [f for f in frames if f.f_code.co_filename == file]
+        if own and noted.isdisjoint(f.f_code for f in frames) and own[0].f_code.co_name != "__init__":
             if part := next(filter(None, (part_of(f) for f in own)), None):
                 seen.stands_in(part, f"{code.co_name} of {place(name)} computes in it")
 
     return look
 
 
-def look_on(file: str, seen: Seen) -> Callable[[FrameType, str, Any], None]:
-    look = profiler(file, seen)
+def look_on(look: Callable[[FrameType, str, Any], None]) -> None:
+    """In this thread and those to come."""
     threading.setprofile(look)
     sys.setprofile(look)
-    return look
 
 
 # ---- what is replaced

@@ -35,7 +35,7 @@ import torch
 from roclab.course.verify import probes
 from roclab.course.verify.cases import directions, stored_arrays
 from roclab.course.verify.parts import REFUSAL
-from roclab.course.verify.watch import Originals, Seen, audit_hook, foreign_definitions, look_on
+from roclab.course.verify.watch import Originals, Seen, audit_hook, foreign_definitions, look_on, profiler
 
 FILE_MB = 16  # what a file may print or write into one file
 CRASHES = 3  # so many children may die or hang; the probes behind are not run
@@ -195,10 +195,10 @@ def run_child(request: dict[str, Any], folder: Path, output: Path, nonce: str, f
         error, module = import_file(request)
         replaced()
         if module is not None:
-            foreign_definitions(module, file, seen)
+            noted = foreign_definitions(module, file, seen)
         send("import", error=error, printed=printed_lines(folder)[0])
         if module is not None:
-            look_on(file, seen)
+            look_on(profiler(file, seen, noted))
             for name, arguments in request["probes"][first:]:
                 answered = answer(module, name, arguments, request)
                 if names := replaced():
@@ -218,6 +218,7 @@ def confine(request: dict[str, Any], folder: Path) -> None:
     printed = os.open(folder / "printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for descriptor, place in ((nowhere, 0), (printed, 1), (nowhere, 2)):
         os.dup2(descriptor, place)
+    os.close(nowhere), os.close(printed)
     sys.stdin = os.fdopen(0, closefd=False)
     for name, number in (("stdout", 1), ("stderr", 2)):
         raw = os.fdopen(number, "wb", buffering=0, closefd=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -49,15 +51,17 @@ def test_our_own_implementation_does_not_pass_as_anothers(check, source):
     [
         ("class RocLMMLP(nn.Module)", "class RocLMMLP(ours.RocLMMLP)", "SwiGLU", ""),
         (REPEAT_KV, f"{REPEAT_KV}    return ours.repeat_kv(x, n_rep)\n", "GQA", "repeat_kv of roclab/lm/model.py computes"),
-        (REPEAT_KV, f"from transformers.models.qwen3.modeling_qwen3 import repeat_kv\ndef unused(x, n_rep):\n", "GQA",
-         "repeat_kv is defined in transformers/models/qwen3/modeling_qwen3.py"),
+        (REPEAT_KV, "from helper import repeat_kv\ndef unused(x, n_rep):\n", "GQA", "repeat_kv is defined in helper.py"),
         ("class RocLMRMSNorm(nn.Module):", "class RocLMRMSNorm(nn.RMSNorm): pass\nclass Unused(nn.Module):", "RMSNorm",
          "RocLMRMSNorm is defined in torch"),
         (REPEAT_KV, f"exec('def kv(x, n): return x.repeat_interleave(n, 1)')\n{REPEAT_KV}    return kv(x, n_rep)\n", "GQA",
          "kv of code made from a text (exec) computes in it"),
     ],
 )  # fmt: skip
-def test_a_part_of_another_is_not_the_file_s_own(check, before, after, part, words):
+def test_a_part_of_another_is_not_the_file_s_own(check, tmp_path, before, after, part, words):
+    (tmp_path / "helper.py").write_text(
+        f"import torch\ndef inner(x, n):\n    return x.repeat_interleave(n, 1)\n{REPEAT_KV}    return inner(x, n_rep)\n"
+    )
     source = edited((before, after))
     report = check(source.replace("import torch\n", "import roclab.lm.model as ours\nimport torch\n", 1))
     if part == "SwiGLU":
@@ -69,8 +73,16 @@ def test_a_part_of_another_is_not_the_file_s_own(check, before, after, part, wor
         assert not any(c["passed"] for c in others)
 
 
-def test_tools_and_torch_are_no_stand_ins(check):
-    report = check(GOOD.replace("import torch\n", "import torch\nimport numpy as np\nimport transformers\n", 1))
+@pytest.mark.slow
+def test_a_part_of_transformers_is_not_the_file_s_own(check):
+    line = "from transformers.models.qwen3.modeling_qwen3 import repeat_kv\ndef unused(x, n_rep):\n"
+    report = check(edited((REPEAT_KV, line)), seconds=100)
+    assert foreign(report) == {"GQA"}
+    assert "repeat_kv is defined in transformers/models/qwen3/modeling_qwen3.py" in report["diagnosis"]["hint"]
+
+
+def test_an_import_is_no_stand_in(check):
+    report = check(GOOD.replace("import torch\n", "import torch\nimport numpy as np\nimport roclab.lm.model\n", 1))
     assert report["passed"], failed(report)
 
 
@@ -99,17 +111,16 @@ def test_a_copy_with_other_names_has_the_same_structure(check):
     assert "RMSNorm over the last" not in copy
     found = same_structure(copy, OURS_TEXT)
     assert found["same"] == found["of"] > 15
-    report = check(OURS_TEXT.replace("hidden", "verborgen").replace("verborgen_size", "hidden_size"))
+    report = check(f"{OURS_TEXT}\n# another file\n")
     assert f"{found['of']} of {found['of']} functions have the same structure as RocLab's own file" in report["notes"]
     assert report["passed"]  # a fact, no failed check
 
 
 def test_files_written_from_the_same_formulas_do_not_share_their_structure():
-    from transformers.models.qwen3 import modeling_qwen3
-
-    with open(modeling_qwen3.__file__, encoding="utf-8") as file:
-        texts = (COMPACT, GOOD, file.read())
-    for text in texts:
+    found = importlib.util.find_spec("transformers")
+    assert found
+    qwen3 = Path(found.origin).parent / "models" / "qwen3" / "modeling_qwen3.py"
+    for text in (COMPACT, GOOD, qwen3.read_text(encoding="utf-8")):
         found = same_structure(text, OURS_TEXT)
         assert found["same"] / found["of"] < 0.5
     assert NODES > 30
@@ -126,7 +137,7 @@ AT_IMPORT = {
     "nn.Linear.forward = lambda self, x: x": "replacing Linear.forward",
     "import json\njson.dumps = lambda *a, **k: 'null'": "replacing json.dumps",
     "import builtins\nbuiltins.getattr = lambda *a: None": "replacing builtins.getattr",
-    "import os\nos._exit = lambda n: None": "replacing os._exit",
+    "import os\nos.write = lambda n, data: len(data)": "replacing os.write",
 }
 
 
@@ -202,7 +213,9 @@ def test_a_copy_of_the_process_answers_nothing(check):
 def test_leaving_early_costs_its_check(check, leave):
     report = check(edited((REPEAT_KV, f"{REPEAT_KV}    if n_rep == 1:\n        {leave}\n")))
     assert set(failed(report)) >= {"GQA: repeat_kv once"}
-    assert any(w in failed(report)["GQA: repeat_kv once"]["hint"] for w in ("ended itself with exit code 0", "sys.exit(0)"))
+    assert any(
+        w in failed(report)["GQA: repeat_kv once"]["hint"] for w in ("ended itself with exit code 0", "sys.exit(0)")
+    )
 
 
 def test_what_is_left_for_the_end_never_runs(check, tmp_path):
@@ -210,6 +223,7 @@ def test_what_is_left_for_the_end_never_runs(check, tmp_path):
     assert report["passed"], failed(report)
 
 
+@pytest.mark.slow
 def test_the_full_model_at_import_is_told_with_the_limit(check):
     report = check(f"{GOOD}\nmodel = create_roclm_model()\n", seconds=60)
     assert "more memory than the limit of 2048 MB (--memory-mb)" in report["diagnosis"]["hint"]
