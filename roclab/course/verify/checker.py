@@ -45,11 +45,11 @@ def verify(path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sa
     which imports torch.
 
     Returns a JSON-able dict: `file`, `score` (the share of checks passed), `passed`, `checks_passed`, `checks_total`,
-    `seconds`, `diagnosis` (None, or `component`, `check` and `hint` of the most telling failure), `notes` (sentences that cost nothing),
-    `same_structure` (how many functions have the structure of one of RocLab's own, `same` `of` all of some size; None
-    for RocLab's own file and what is no Python) and `checks`, each
-    with `name`, `component`, `passed`, `deviation` (the largest absolute one; None where nothing is measured or it is
-    not finite), `tolerance`, `expected`, `found` and `hint` (empty if passed).
+    `seconds`, `diagnosis` (None, or `component`, `check` and `hint` of the most telling failure), `notes` (sentences
+    about what is no fault), `same_structure` (`same` `of` the file's functions of some size have the structure of one
+    of RocLab's own; None for RocLab's own file and for what is no Python) and `checks`, each with `name`, `component`,
+    `passed`, `deviation` (the largest absolute one; None where nothing is measured or it is not finite), `tolerance`,
+    `expected`, `found` and `hint` (empty if passed).
     Raises RocLabError if there is no such file; whatever the file does is a failed check.
     """
     path, limits = Path(path), limits or Limits()

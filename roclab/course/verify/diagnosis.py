@@ -55,8 +55,7 @@ def evaluate_answers(
 def not_counted(checks: Sequence[Check], verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Right answers of a part that another computes are not the file's."""
     hints = {c.component: v.hint for c, v in zip(checks, verdicts, strict=True) if c.title == OWN and not v.passed}
-    for part, around in INSIDE.items():
-        hints |= {part: hints[name] for name in around if name in hints}
+    hints |= {part: hints[name] for part, around in INSIDE.items() for name in around if name in hints}
     return [
         fault("not counted: the part is not the file's own", hints[c.component], c.component)
         if v.passed and c.component in hints else v

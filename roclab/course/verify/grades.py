@@ -130,7 +130,7 @@ def write_gradescope(report: dict[str, Any], path: Path) -> None:
         {
             "name": row["name"], "score": row["score"], "max_score": row["max"], "output_format": "text",
             "status": "failed" if row["failed"] else "passed",
-            "output": "\n".join(f"{name}: {hints[name]}" for name in row["failed"]),
+            "output": by_hint({name: hints[name] for name in row["failed"]}),
         }
         for row in report["points"]["rows"]
     ]  # fmt: skip
@@ -139,3 +139,11 @@ def write_gradescope(report: dict[str, Any], path: Path) -> None:
     score, seconds = report["points"]["score"], report["seconds"]
     content = {"score": score, "execution_time": seconds, "output": "\n".join(said), "output_format": "text"}
     write_json(path, content | {"tests": tests})
+
+
+def by_hint(hints: dict[str, str]) -> str:
+    """A line a hint: the checks that have it, then the hint."""
+    said: dict[str, list[str]] = {}
+    for name, hint in hints.items():
+        said.setdefault(hint, []).append(name)
+    return "\n".join(f"{'; '.join(names)}: {hint}" for hint, names in said.items())

@@ -46,7 +46,7 @@ class Sandbox:
             "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8",
             "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
-        self._errors = open(Path(self._folder.name) / "errors", "w+")  # closed in __exit__
+        self._errors = open(Path(self._folder.name) / "errors", "w+")  # noqa: SIM115  (closed in _end)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "roclab.course.verify.worker"],
             stdin=subprocess.PIPE,

@@ -189,9 +189,10 @@ def profiler(file: str, seen: Seen, noted: set[CodeType]) -> Callable[[FrameType
             return
         frames = list(callers(frame))
         own = [f for f in frames if f.f_code.co_filename == file]
-        if own and noted.isdisjoint(f.f_code for f in frames) and own[0].f_code.co_name != "__init__":
-            if part := next(filter(None, (part_of(f) for f in own)), None):
-                seen.stands_in(part, f"{code.co_name} of {place(name)} computes in it")
+        if not own or own[0].f_code.co_name == "__init__" or not noted.isdisjoint(f.f_code for f in frames):
+            return
+        if part := next(filter(None, map(part_of, own)), None):
+            seen.stands_in(part, f"{code.co_name} of {place(name)} computes in it")
 
     return look
 
