@@ -70,7 +70,8 @@ def a_point_a_check() -> dict[str, float]:
 def with_points(report: dict[str, Any], points: dict[str, float]) -> dict[str, Any]:
     """The report with `points`: `score`, `max` and `rows` with `name`, `score`, `max`, `failed` (checks). A name's
     points are shared by its checks, as many as passed count."""
-    passed, rows = {check["name"]: check["passed"] for check in report["checks"]}, []
+    passed = {check["name"]: check["passed"] for check in report["checks"]}
+    rows: list[dict[str, Any]] = []
     for name, worth in points.items():
         checks = covered(name, points)
         failed = [check for check in checks if not passed[check]]
@@ -102,7 +103,7 @@ def verify_files(
 def write_table(reports: Sequence[dict[str, Any]], path: Path) -> None:
     """A CSV with a row a file."""
     text = io.StringIO()
-    names = [row["name"] for row in reports[0]["points"]["rows"]]
+    names = [f"points: {row['name']}" for row in reports[0]["points"]["rows"]]
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["file", "passed", "checks_passed", "checks_total", "points", "max_points", *names, "part",
                     "most_likely", "notes"])  # fmt: skip

@@ -15,7 +15,8 @@ from roclab.core.exceptions import RocLabError
 
 NODES = 40  # smaller functions look alike where the formula is the same: they are not compared
 SHARE = 0.75  # independent files have less than half of it (docs/verify.md)
-MAGIC = re.compile(r"^(\s*)(?:[\w, ]+=\s*)?(?:[%!?].*|.*[^#'\"]\?\s*)$")
+MAGIC = re.compile(r"^(\s*)(?:[\w, ]+=\s*)?(?:%%?[A-Za-z].*|!.*|[^#'\"]*\w\?\s*)$")
+FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 CODE_FOLLOWS = ("time", "timeit", "capture", "prun", "python", "python3", "pypy")  # cell magics around Python
 
 
@@ -53,7 +54,11 @@ def notebook(data: bytes) -> Source:
     notes = [f"a notebook: its {len(cells)} code cells in order; lines are counted over all of them"]
     if sum(dropped):
         notes.append(f"{sum(dropped)} lines with magics or shell commands (%, !) were left out")
-    return Source("\n".join(texts) + "\n", tuple(notes))
+    text = "\n".join(texts) + "\n"
+    if future := list(dict.fromkeys(FUTURE.findall(text))):  # in a file they must stand in front
+        text = "\n".join([*future, FUTURE.sub("", text)])
+        notes.append(f"its __future__ imports stand in front, in {len(future)} lines of their own")
+    return Source(text, tuple(notes))
 
 
 def lines(source: Any) -> str:
@@ -73,7 +78,9 @@ def without_magics(cell: str) -> tuple[str, int]:
     if first.startswith("%%") and first[2:].split(" ")[0] not in CODE_FOLLOWS:
         return "\n" * (len(rows) - 1), len(rows)
     found = [MAGIC.match(row) for row in rows]
-    return "\n".join(f"{m[1]}pass" if m else row for m, row in zip(found, rows, strict=True)), sum(map(bool, found))
+    return "\n".join((m[1] and f"{m[1]}pass") if m else row for m, row in zip(found, rows, strict=True)), sum(
+        map(bool, found)
+    )
 
 
 # ---- structure
@@ -99,7 +106,8 @@ def structure(function: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, in
     kinds: list[str] = []
 
     def walk(node: ast.AST) -> None:
-        kinds.append(type(node).__name__ + (repr(node.value) if is_number(node) else ""))
+        number = isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float))
+        kinds.append(f"{type(node).__name__}{ast.unparse(node)}" if number else type(node).__name__)
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "type_comment", "type_params", "decorator_list", "ctx"):
                 continue
@@ -110,10 +118,6 @@ def structure(function: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, in
 
     walk(function)
     return " ".join(kinds), len(kinds) // 2
-
-
-def is_number(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float))
 
 
 def is_docstring(node: ast.AST) -> bool:

@@ -210,8 +210,10 @@ class Originals:
     """The functions that the checker and all files share, as they were."""
 
     def __init__(self) -> None:
-        owners = [torch, nn, F, nn.init, torch.autograd, torch.linalg, torch.Tensor, nn.Parameter, nn.Module, nn.Linear,
-                  nn.Embedding, nn.ModuleList, builtins, json, os, inspect, np, probes, cases]  # fmt: skip
+        owners: list[Any] = [
+            torch, nn, F, nn.init, torch.autograd, torch.linalg, torch.Tensor, nn.Parameter, nn.Module, nn.Linear,
+            nn.Embedding, nn.ModuleList, builtins, json, os, inspect, np, probes, cases,
+        ]  # fmt: skip
         self._of = {owner: {n: v for n, v in vars(owner).items() if self._counts(n, v)} for owner in owners}
 
     @staticmethod

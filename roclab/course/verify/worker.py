@@ -218,7 +218,8 @@ def confine(request: dict[str, Any], folder: Path) -> None:
     printed = os.open(folder / "printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for descriptor, place in ((nowhere, 0), (printed, 1), (nowhere, 2)):
         os.dup2(descriptor, place)
-    os.close(nowhere), os.close(printed)
+    os.close(nowhere)
+    os.close(printed)
     sys.stdin = os.fdopen(0, closefd=False)
     for name, number in (("stdout", 1), ("stderr", 2)):
         raw = os.fdopen(number, "wb", buffering=0, closefd=False)

@@ -32,13 +32,19 @@ def test_a_notebook_is_taken_as_it_is(check):
     middle = GOOD.index("class RocLMMLP")
     magics = "%matplotlib inline\n!pip install torch\nfiles = !ls\nif True:\n    %time x = 1\nhelp?\ny = (5\n  % 3)"
     first = f"%%capture\n{GOOD[:middle]}"
-    report = check(notebook("%%bash\nls (", first, magics, GOOD[middle:], "print('done')"), "model.ipynb")
+    report = check(
+        notebook(
+            "%%bash\nls (", first, magics, f"from __future__ import annotations\n{GOOD[middle:]}", "print('done')"
+        ),
+        "model.ipynb",
+    )
     assert report["passed"], failed(report)
-    assert report["notes"][:2] == [
+    assert report["notes"][:4] == [
         "a notebook: its 5 code cells in order; lines are counted over all of them",
         "8 lines with magics or shell commands (%, !) were left out",
+        "its __future__ imports stand in front, in 1 lines of their own",
+        "it prints 1 lines, as a notebook may",
     ]
-    assert report["notes"][2] == "it prints 1 lines, as a notebook may"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +133,7 @@ def test_the_table_has_a_row_a_file_and_no_formulas(tmp_path):
     assert [row["file"] for row in rows] == ["a.py", "'=b.py"]
     assert [row["passed"] for row in rows] == ["True", "False"]
     assert float(rows[0]["points"]) == float(rows[0]["max_points"]) == len(all_checks())
-    assert float(rows[1]["SwiGLU"]) == 0
+    assert float(rows[1]["points: SwiGLU"]) == 0
     assert (rows[1]["part"], rows[1]["most_likely"], rows[1]["notes"]) == ("SwiGLU", "'-x", "a note")
 
 
