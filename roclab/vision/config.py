@@ -199,8 +199,8 @@ def architecture_defaults(
             # near the trained head's optimum Adam still takes steps of full length, SGD ones as small as the gradient;
             # a head that is certain of its images is pulled away from them by label smoothing
             own |= {"optimizer": "sgd", "label_smoothing": 0.0, "lr": 1e-2 if mobile else 1e-3}
-            # SGD adds it to the gradient, divided by 1 - momentum: 0.05 at a peak rate of 1e-3 took a seventh of the last
-            # layers' weights in 555 steps, and frozen statistics do not make up for that
+            # SGD adds it to the gradient, divided by 1 - momentum: 0.05 at a peak rate of 1e-3 took a seventh of the
+            # last layers' weights in 555 steps, and frozen statistics do not make up for that
             own |= {"weight_decay": 1e-4}
         elif lp_ft is not False and not mobile:
             # on pets37 AdamW at 3e-4 undid the features within an epoch, and at 1e-4 lost six points
