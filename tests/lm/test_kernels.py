@@ -357,7 +357,7 @@ static void narrow(void *unused, int thread) { /* takes items from the counter o
     for (int item = 0; item < 500; item++) {
         if (item != mine) continue;
         mine = atomic_fetch_add(&threads.next, 1);
-        done = done + 1;
+        done++; /* one atomic step, where done + 1 would lose some */
         usleep(50);
     }
 }
