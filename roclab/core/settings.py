@@ -16,13 +16,30 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, fields
 from typing import Any, TypeVar
 
 from roclab.core.exceptions import RocLabError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 T = TypeVar("T")
+
+
+def read_toml(path: str | os.PathLike, option: str) -> dict[str, Any]:
+    """The values of a TOML file that `option` names; raises `RocLabError` where there is none."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return tomllib.loads(file.read())
+    except OSError as error:
+        raise RocLabError(f"{option} {path}: {error.strerror}") from None
+    except ValueError as error:  # TOML's and UTF-8's
+        raise RocLabError(f"{option} {path} is not valid TOML: {error}") from None
 
 
 def setting(

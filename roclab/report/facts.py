@@ -52,6 +52,7 @@ def collect(
     """
     split = reading.pick_split(runs, split)
     arms = reading.finished_arms(runs)
+    read = {key: TOOLS[key].read(folder) for key, folder in folders.items()}
     facts: dict[str, Any] = {
         "settings": asdict(settings),
         "split": split,
@@ -67,15 +68,15 @@ def collect(
         "verify": verify,
         "roclm": roclm,
         "code": source_code.parts(),
-        **{key: _tool(kind, folder) if (folder := folders.get(key)) else None for key, kind in TOOLS.items()},
+        **{key: _tool(TOOLS[key], folders[key], *read[key]) if key in folders else None for key in TOOLS},
     }
     if facts["errors"]:
         _check_about_these_runs(facts, folders["errors"])
         best = sorted(arms, key=lambda name: -facts["comparison"]["arms"][name]["top1_mean"])
-        facts["gallery"] = galleries(ERRORS.read(folders["errors"])[0], folders["errors"], best)
+        facts["gallery"] = galleries(read["errors"][0], folders["errors"], best)
     if facts["study"]:
-        study = STUDY.read(folders["study"])[0]
-        facts["study"]["conversations"] = conversations.choose(folders["study"] / "transcripts.jsonl", study)
+        asked = folders["study"] / "transcripts.jsonl"
+        facts["study"]["conversations"] = conversations.choose(asked, read["study"][0])
     differences = sentences_of(facts["comparison"])
     said = sentences_from(TEMPLATES / "sentences.txt", facts, words=words, differences=differences)
     facts["observations_missing"] = [key for key in OBSERVATIONS if key not in (settings.observations or {})]
@@ -147,9 +148,8 @@ def _per_class(runs: Sequence[VisionRun], split: str) -> dict[str, dict[str, flo
     return found
 
 
-def _tool(kind: FolderKind, path: Path) -> dict[str, Any]:
-    """A tool's JSON with the hash of the file and the figures beside it."""
-    found, digest = kind.read(path)
+def _tool(kind: FolderKind, path: Path, found: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    """What is kept of a tool's JSON, with the hash of the file and the figures beside it."""
     figures = sorted(p for p in (path / "figures").glob("*") if p.suffix.lower() in FIGURE_FORMATS)
     return {
         "folder": path.resolve().name,

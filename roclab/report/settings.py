@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.settings import setting
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from roclab.core.settings import read_toml, setting
 
 LISTS = ("consulted", "ai_tools")
 OBSERVATIONS = (  # the chapters that have a place for the author's own words
@@ -40,12 +34,7 @@ class Settings:
         """Settings from a TOML file with the keys above; raises `RocLabError` for a key or a value that is not one."""
         if path is None:
             return cls()
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise RocLabError(f"--settings {path}: {error.strerror}") from None
-        except ValueError as error:  # TOML's and UTF-8's
-            raise RocLabError(f"--settings {path} is not valid TOML: {error}") from None
+        values = read_toml(path, "--settings")
         known = [f.name for f in fields(cls)]
         _check_keys(f"--settings {path}", values, known)
         return cls(**{name: _typed(path, name, value) for name, value in values.items()})

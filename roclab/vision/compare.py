@@ -71,15 +71,25 @@ def compare(
 
     configs = {path: config for path, config in configs.items() if (path / "training.json").exists()}
     runs = [VisionRun.open(path) for path in configs]
-    split = "test" if runs[0].images("test") else "val"
+    split = split_to_compare(runs[0])
     for run, config in zip(runs, configs.values(), strict=True):
-        if not run.has_results(split):
-            evaluate(run, split, data_root=moved_to(run, config))
+        evaluate_once(run, split, config)
     arms = group_arms(runs)
     found = comparison(arms, split)
     write_json(out / "comparison.json", found)
     comparison_figures(arms, split, out / "figures")
     return found
+
+
+def split_to_compare(run: VisionRun) -> str:
+    """Test, where the images have one."""
+    return "test" if run.images("test") else "val"
+
+
+def evaluate_once(run: VisionRun, split: str, config: TrainConfig) -> None:
+    """Evaluate a finished run, unless it was; `config` says where its images are now."""
+    if not run.has_results(split):
+        evaluate(run, split, data_root=moved_to(run, config))
 
 
 def own_weights(weights: str, models: Sequence[str]) -> tuple[str, dict[str, str]]:

@@ -23,10 +23,9 @@ from roclab.report.build import report
 from roclab.report.error_page import write_page
 from roclab.report.kit import render
 from roclab.report.runs import read_runs
-from roclab.vision.compare import compare
+from roclab.vision.compare import compare, evaluate_once, split_to_compare
 from roclab.vision.config import STRATEGIES, TrainConfig
 from roclab.vision.error_analysis.facts import analyse
-from roclab.vision.evaluate.evaluate import evaluate
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.train.train import finish
 
@@ -94,8 +93,7 @@ def _curve(base: TrainConfig, choice: Choice, out: Path) -> None:
             if not (path / "training.json").exists():
                 finish(path, config)
             run = VisionRun.open(path)
-            if not run.has_results("test"):
-                evaluate(run, "test")
+            evaluate_once(run, split_to_compare(run), config)
             names.append(path.name)
     write_json(out / "curve.json", {"runs": names})
 

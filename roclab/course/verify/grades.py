@@ -5,34 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_write, write_json
+from roclab.core.settings import read_toml
 from roclab.course.verify.checker import all_checks, verify
 from roclab.course.verify.limits import Limits
 from roclab.course.verify.sandbox import Sandbox
 from roclab.course.verify.source import read_source
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 def read_points(path: Path) -> dict[str, float]:
     """Points by the name of a part or a check: TOML (`RMSNorm = 10`) or, from a file named .csv, rows of name and
     points below a line `name,points`. Raises RocLabError for what is neither, and for names that do not exist."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = of_csv(text) if path.suffix.lower() == ".csv" else list(tomllib.loads(text).items())
-    except OSError as error:
-        raise RocLabError(f"--points {path}: {error.strerror}") from None
-    except ValueError as error:  # TOML's, UTF-8's and ours
-        raise RocLabError(f"--points {path} is no table of points: {error}") from None
+    rows = of_csv(path) if path.suffix.lower() == ".csv" else list(read_toml(path, "--points").items())
     names = {name for check in all_checks() for name in (check.name, check.component)}
     for name, worth in rows:
         if name not in names:
@@ -48,13 +37,18 @@ def read_points(path: Path) -> dict[str, float]:
     return {name: float(worth) for name, worth in points.items()}
 
 
-def of_csv(text: str) -> list[tuple[str, Any]]:
-    head, *rows = [row for row in csv.reader(io.StringIO(text)) if row] or [[]]
-    if [cell.strip().lower() for cell in head] != ["name", "points"]:
-        raise ValueError("the first line must be name,points")
-    if wrong := [row for row in rows if len(row) != 2]:
-        raise ValueError(f"a row needs a name and points, this one is {','.join(wrong[0])!r}")
-    return [(name.strip(), float(worth)) for name, worth in rows]
+def of_csv(path: Path) -> list[tuple[str, Any]]:
+    try:
+        head, *rows = [row for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))) if row] or [[]]
+        if [cell.strip().lower() for cell in head] != ["name", "points"]:
+            raise ValueError("the first line must be name,points")
+        if wrong := [row for row in rows if len(row) != 2]:
+            raise ValueError(f"a row needs a name and points, this one is {','.join(wrong[0])!r}")
+        return [(name.strip(), float(worth)) for name, worth in rows]
+    except OSError as error:
+        raise RocLabError(f"--points {path}: {error.strerror}") from None
+    except ValueError as error:  # UTF-8's and ours
+        raise RocLabError(f"--points {path} is no table of points: {error}") from None
 
 
 def covered(name: str, points: dict[str, float]) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,13 @@ class Dataset:
         facts = ((image.sha256, image.label, image.split, *_doubt(image)) for image in self._images)
         lines = sorted(" ".join(map(str, row)) + "\n" for row in facts)
         return hashlib.sha256("".join([*lines, *self.classes]).encode()).hexdigest()
+
+    def has_images_of(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether its images, labels and splits are those of a run's record; older ones know no label's certainty."""
+        own = sorted((image.sha256, image.label, image.split) for image in self._images)
+        return own == sorted((row["sha256"], row["label"], row["split"]) for row in manifest["images"]) and (
+            self.classes == manifest["classes"]
+        )
 
     def manifest(self) -> dict[str, Any]:
         """The split as JSON, with each file's hash: saved in every run, read back by `from_manifest`."""

@@ -59,11 +59,12 @@ def evaluate(
     run = VisionRun(run.path, run.config)
     config = run_config(run)
     training = training if training is not None else run.training
+    mark = {"tta": True} if tta else {}
     run.prediction_rows()  # the other split's rows are kept: a damaged table is named before the test images are opened
     dataset = run.dataset(data_root)
     if split == "test":
         images = dataset.test(opened_by="evaluate")
-        _record_opening(run, len(images), **({"tta": True} if tta else {}))
+        _record_opening(run, len(images), **mark)
     else:
         images = dataset.split("val")
     if not images:
@@ -74,7 +75,7 @@ def evaluate(
     measured = ("best_epoch", "mean_train_seconds_per_epoch", "images_per_second", "peak_memory_mb")
     found = {
         "split": split,
-        **({"tta": True} if tta else {}),
+        **mark,
         **classification_metrics(labels_of(images), probs, dataset.classes),
         "epochs_to_convergence": epochs_to_convergence(run.metrics()) if run.finetuned else None,
         **{name: training.get(name) for name in measured},
@@ -106,12 +107,12 @@ def evaluate_on(
     _ = run.training  # raises if the run is not finished
     model, classes, image_size = load_model(run, device=device)
     images = labelled_images(data, data_root, classes, skip_bad)
-    backend = run.config.get("backend", "auto")
-    probs = predict_probs(model, [image.path for image in images], image_size, backend, tta)
     split_of = {row["sha256"]: row["split"] for row in run.manifest["images"]}
     splits = [split_of.get(image.sha256) for image in images]
     if tested := splits.count("test"):
         _record_opening(run, tested, data=data)
+    backend = run.config.get("backend", "auto")
+    probs = predict_probs(model, [image.path for image in images], image_size, backend, tta)
     return {
         "split": data,
         **({"tta": True} if tta else {}),

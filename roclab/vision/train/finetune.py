@@ -55,8 +55,7 @@ def finetune(run: Run, config: TrainConfig, model: Classifier, dataset: Dataset,
         tensors, about = load_tensors(last)
         logger.info(f"resuming after epoch {about['epoch']}")
     elif config.lp_ft:
-        own = (config.image_size, config.backend, config.class_weights, config.soft_labels)
-        start = start_from_trained_head(model, dataset, *own) if world.main else None
+        start = start_from_trained_head(config, model, dataset) if world.main else None
         about["rows"] = [world.from_main(start)]
         if world.main:
             save_best(model.module.state_dict())
@@ -210,24 +209,17 @@ def validation_scores(probs: np.ndarray, labels: np.ndarray, weights: np.ndarray
     return found if weights is None else found | {"val_weighted_top1": loss_and_accuracy(probs, labels, weights)[1]}
 
 
-def start_from_trained_head(
-    model: Classifier,
-    dataset: Dataset,
-    image_size: int,
-    backend: str = "auto",
-    class_weights: str | None = None,
-    soft_labels: bool = False,
-) -> dict[str, Any]:
+def start_from_trained_head(config: TrainConfig, model: Classifier, dataset: Dataset) -> dict[str, Any]:
     """LP-FT (Kumar et al. 2022): with a random head, the first steps would distort the features it is given.
 
     Returns the metrics of this start, as epoch 0.
     """
     # the seconds of the extraction, where it was remembered too
-    x, seconds = dataset_features(model, dataset, image_size, backend=backend)
+    x, seconds = dataset_features(model, dataset, config.image_size, backend=config.backend)
     begin = time.perf_counter()
     train, classes = dataset.split("train"), len(dataset.classes)
-    targets, val = targets_of(train, classes, soft_labels), (x["val"], labels_of(dataset.split("val")))
-    weights = balanced_weights(class_weights, labels_of(train), classes)
+    targets, val = targets_of(train, classes, config.soft_labels), (x["val"], labels_of(dataset.split("val")))
+    weights = balanced_weights(config.class_weights, labels_of(train), classes)
     head = choose_head((x["train"], targets, *val), classes, weights=weights)
     put_head(model, head)
     row: dict[str, Any] = {"step": 0, "epoch": 0, **head.scores(train=(x["train"], targets), val=val)}

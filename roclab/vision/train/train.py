@@ -193,7 +193,7 @@ def moved_to(run: VisionRun, config: TrainConfig) -> str | None:
     if same and Path(run.manifest["root"]).is_dir():
         return None
     now = load_config_data(config, data_root)
-    if now.fingerprint() != run.manifest["fingerprint"]:
+    if not now.has_images_of(run.manifest):
         raise RocLabError(f"{run.path} was made with other images than {config.data} has now: choose another --out")
     return str(now.root)
 
@@ -269,7 +269,8 @@ def train_features(
     # the final head is trained on the validation images too, so all of them may help to choose its C
     more = further_cuts(x_all, y_all, config.seed) if refit and len(y_val) < FEW else []
     weights = balanced_weights(config.class_weights, labels_of(train), classes)
-    unlabelled = cached_features(model, spare, image_size, backend=backend)[0] if spare else None
+    unlabelled, more_seconds = cached_features(model, spare, image_size, backend=backend) if spare else (None, 0.0)
+    seconds += more_seconds
 
     def with_unlabelled(head: Head, x: np.ndarray, y: np.ndarray) -> Head:
         return head if unlabelled is None else self_train(head, x, y, unlabelled, weights, prior)
@@ -297,7 +298,7 @@ def train_features(
         "feature_seconds": seconds,
         "head_seconds": head_seconds,
         "solver_steps": len(head.history),
-        "images_per_second": len(y_all) * views / seconds if seconds else None,
+        "images_per_second": (len(y_all) * views + len(spare)) / seconds if seconds else None,
     }
     put_head(model, head)
     if refit:

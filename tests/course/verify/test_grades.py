@@ -98,7 +98,7 @@ def test_without_a_file_each_check_is_a_point():
         ("RMSNorm = -1", "points.toml", "RMSNorm: -1 must be a number, 0 or more"),
         ("RMSNorm = nan", "points.toml", "must be a number"),
         ("RMSNorm = true", "points.toml", "must be a number"),
-        ("RMSNorm = ", "points.toml", "is no table of points"),
+        ("RMSNorm = ", "points.toml", "points.toml is not valid TOML"),
         ("", "points.toml", "holds no points"),
         ("RMSNorm,3", "points.csv", "the first line must be name,points"),
         ("name,points\nRMSNorm", "points.csv", "a row needs a name and points"),
