@@ -112,7 +112,7 @@ def test_the_analysis_is_paragraphs_and_an_id_acts_as_no_markup(tracers):
     parts = paragraphs(said)
     assert len({(part.tokenizer, part.topic) for part in parts}) == len(parts)
     text = as_markdown(said)
-    assert text.count("### ") == 3
+    assert text.count("### ") == len(tracers) + (len(tracers) > 1)  # each, and both together
     assert r"\* · 1 · \*" in text
     assert "**Spaces.** With a space before it the ID" in text
 
