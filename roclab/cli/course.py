@@ -22,7 +22,7 @@ from roclab.vision.config import TrainConfig
 logger = logging.getLogger(__name__)
 
 RUNS = typer.Option(..., "--runs", help="Run folders, or folders of runs; more may follow: --runs A B C.")
-OF_ALL_RUNS = ("data", "data_root", "mirror", "skip_bad", "image_size", "epochs", "seed", "amp", "device")
+OF_ALL_RUNS = ("data", "data_root", "mirror", "skip_bad", "image_size", "epochs", "seed", "lp_ft", "amp", "device")
 QWEN3 = typer.Option(None, "--qwen3", help="A folder with Qwen3's tokenizer.json, or a Hub id such as Qwen/Qwen3-0.6B.")
 MORE = typer.Argument(None, metavar="[RUN]...", help="More run folders.")
 

@@ -93,7 +93,7 @@ def evaluate(
     "base",
     only=(
         *("data", "data_root", "mirror", "skip_bad", "per_class", "class_weights"),
-        *("epochs", "budget", "image_size", "amp"),
+        *("epochs", "budget", "image_size", "lp_ft", "amp"),
     ),
 )
 def compare(

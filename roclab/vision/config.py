@@ -87,7 +87,7 @@ class TrainConfig:
     batch_size: int = setting(None, "finetune: images a batch, over all processes.", low=1)
     accumulate: int = setting(1, "finetune: batches whose gradients make one step.", low=1)
     warmup: float = setting(0.1, "finetune: share of the steps in which the rate rises.", low=0, high=1)
-    clip: float = setting(1.0, "finetune: largest norm of the gradient; 0 is off.", low=0)
+    clip: float = setting(None, "finetune: largest norm of the gradient; 0 is off.", low=0)
     label_smoothing: float = setting(None, "finetune.", low=0, high=0.99)
     mixup: float = setting(None, "finetune: alpha; 0 is off.", low=0, high=100)
     cutmix: float = setting(None, "finetune: alpha; 0 is off.", low=0, high=100)
@@ -154,6 +154,7 @@ COMMON: dict[str, Any] = {
     "lr": 1e-3,  # of the head; 3e-3 collapsed to the commonest class on elpv
     "layer_decay": 0.75,  # early layers detect edges and textures, which the new images share with ImageNet
     "weight_decay": 0.05,
+    "clip": 1.0,
     "label_smoothing": 0.1,
     "mixup": 0.0,  # mixing helps over hundreds of epochs; over a dozen it slows training down
     "cutmix": 0.0,
@@ -205,6 +206,11 @@ def architecture_defaults(
         elif lp_ft is not False and not mobile:
             # on pets37 AdamW at 3e-4 undid the features within an epoch, and at 1e-4 lost six points
             own |= {"lr": 3e-5}
+        elif not mobile and optimizer != "adamw" and weights != "none":
+            # a head of zeros: the usual way, which a few thousand images are enough for. The head's first gradients are
+            # long, and cut to a norm of 1 the first epoch would hardly move it
+            own = {"optimizer": "sgd", "lr": 2e-2, "layer_decay": 0.8, "weight_decay": 5e-4, "clip": 0.0}
+            own |= {"batch_norm": "train", "batch_size": 64}
     elif "swin" in name or "vit" in name or "deit" in name:
         # transformers diverge at rates a convolutional net takes; windows and position tables are tied to the size
         # they were trained at, so the resolution is not raised in steps

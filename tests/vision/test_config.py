@@ -28,6 +28,8 @@ def test_the_rate_follows_the_optimizer():
     assert chosen(optimizer="adamw") == ("adamw", 1e-3, 0.1)
     assert chosen(lp_ft=False) == ("adamw", 1e-3, 0.1)
     assert chosen(model="swin_t", optimizer="sgd") == ("sgd", 1e-3, 0.1)
+    assert chosen(model="resnet50", lp_ft=False) == ("sgd", 2e-2, 0.1)
+    assert chosen(model="resnet50", lp_ft=False, optimizer="adamw") == ("adamw", 1e-3, 0.1)
     assert chosen(model="resnet50", lr=0.5) == ("sgd", 0.5, 0.0)
     assert chosen(model="resnet50", weights="none") == ("adamw", 5e-4, 0.1)
 
