@@ -88,9 +88,7 @@ def test_a_run_on_the_gpu_learns_what_one_on_the_cpu_does(tmp_path, monkeypatch,
 
     monkeypatch.setenv("ROCLAB_CACHE", str(tmp_path / "cache"))
     images = make_images(tmp_path / "images")
-    runs = [
-        train(config(images, **settings, amp=amp, device=device), tmp_path / device) for device in ("cpu", "cuda")
-    ]
+    runs = [train(config(images, **settings, amp=amp, device=device), tmp_path / device) for device in ("cpu", "cuda")]
     here, there = (VisionRun.open(run.path).predictions("val") for run in runs)
     assert np.allclose(here.probs, there.probs, atol=1e-2 if amp == "off" else 5e-2)
     evaluate(runs[1], device="cuda")
