@@ -11,7 +11,7 @@ from roclab.cli.options import options_from
 from roclab.cli.output import show
 from roclab.core.exceptions import RocLabError
 from roclab.core.training.memory import keep_freed_memory
-from roclab.vision.config import TrainConfig
+from roclab.vision.config import TrainConfig, not_of
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(help="Transfer learning for images.", no_args_is_help=True)
@@ -42,11 +42,13 @@ def train(
     if (out is None) == (resume is None):
         raise RocLabError("give the new run's folder with --out RUN, or the interrupted one with --resume RUN")
     try:
+        source = context.get_parameter_source  # of an enumeration that typer does not export
+        given = {n: v for n, v in vars(config).items() if getattr(source(n), "name", "") == "COMMANDLINE"}
         if resume is not None:
-            source = context.get_parameter_source  # of an enumeration that typer does not export
-            given = {n: v for n, v in vars(config).items() if getattr(source(n), "name", "") == "COMMANDLINE"}
             resume_run(resume, **given)
         elif out is not None:
+            if names := not_of(config.strategy, given):
+                logger.warning(f"not used with --strategy {config.strategy}: {', '.join(names)}")
             train_run(config, out)
     finally:
         leave()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 # Kind of evidence -> its words for a reader. A claim (better, harder, …) is "strong" or "moderate" where its p-value
 # after Holm's correction is below 0.01 or 0.05 and its 95 % interval leaves out "no difference", else "none".
@@ -162,6 +163,19 @@ def one_line(text: str) -> str:
 
 
 # ---- texts from templates
+
+
+def escape(text: Any) -> Markup:
+    """Any text as Markdown that shows just that text, on one line."""
+    from markupsafe import Markup
+
+    if isinstance(text, Markup):
+        return text
+    if isinstance(text, (int, float)):
+        return Markup(text)
+    flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    flat = re.sub(r"([\\`*_{}\[\]<>#|~^$@&!])", r"\\\1", flat)
+    return Markup(re.sub(r"^([-+:%=]|\d+(?=[.)]))", lambda m: m[1] + "\\" if m[1].isdigit() else "\\" + m[1], flat))
 
 
 def environment(*folders: Path, **options: Any) -> Environment:

@@ -15,12 +15,12 @@ from markupsafe import Markup
 
 from roclab.core.files import atomic_write, write_json
 from roclab.core.progress import track
-from roclab.core.sentences import Sentence, sentences_of
+from roclab.core.sentences import Sentence, escape, sentences_of
 from roclab.report import figures, formats, roclm_figures, words
 from roclab.report.facts import collect
 from roclab.report.folders import REPORT
 from roclab.report.galleries import copy_pictures
-from roclab.report.kit import Document, command_lines, escape, render
+from roclab.report.kit import Document, command_lines, render
 from roclab.report.network_figures import draw_network
 from roclab.report.runs import read_runs
 from roclab.report.settings import Settings

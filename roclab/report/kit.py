@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from roclab.core.sentences import environment, written
+from roclab.core.sentences import environment, escape, written
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUMBERS = ("percent", "number", "interval", "p_value", "amount")
@@ -52,17 +52,6 @@ def _environment(folder: Path, markdown: bool) -> Environment:
 def _marked(write: Callable[..., str]) -> Callable[..., Markup]:
     """A filter whose numbers go in as they are: they hold nothing that acts as Markdown."""
     return lambda *values, **options: Markup(write(*values, **options))
-
-
-def escape(text: Any) -> Markup:
-    """Any text as Markdown that shows just that text, on one line."""
-    if isinstance(text, Markup):
-        return text
-    if isinstance(text, (int, float)):
-        return Markup(text)
-    flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    flat = re.sub(r"([\\`*_{}\[\]<>#|~^$@&!])", r"\\\1", flat)
-    return Markup(re.sub(r"^([-+:%=]|\d+(?=[.)]))", lambda m: m[1] + "\\" if m[1].isdigit() else "\\" + m[1], flat))
 
 
 def table(head: Sequence[Any], align: str, rows: Iterable[Sequence[Any]]) -> Markup:

@@ -119,6 +119,13 @@ class TrainConfig:
         return asdict(self)
 
 
+def not_of(strategy: str, names: Collection[str]) -> list[str]:
+    """The flags of those settings among `names` that another strategy has: a setting's help begins with its own."""
+    others = tuple(other for other in STRATEGIES if other != strategy)
+    helps = {field.name: field.metadata["help"] for field in fields(TrainConfig) if field.name != "strategy"}
+    return [f"--{name.replace('_', '-')}" for name in names if helps.get(name, "").startswith(others)]
+
+
 def run_config(run: Run) -> TrainConfig:
     """A run's config.json. Raises `RocLabError` that names the first key which is unknown, missing or mistyped."""
     return settings_from(TrainConfig, run.config, run.path / "config.json", ALWAYS_THERE)

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from roclab.core import devices, files
 from roclab.core.devices import cpu_quota
 from roclab.core.exceptions import RocLabError
 from roclab.core.fetch import package_folder
 from roclab.core.files import cache_folder
+from roclab.core.training import optimizer
 
 QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
 
@@ -122,3 +124,13 @@ def test_nothing_is_called_tilde(tmp_path: Path, monkeypatch):
     assert cache_folder("kernels") == Path.home() / "roclab-cache" / "kernels"
     monkeypatch.delenv("ROCLAB_CACHE")
     assert not any(part.startswith("~") for part in cache_folder("kernels").parts)
+
+
+def test_bfloat16_that_a_cpu_would_emulate_is_said(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(optimizer, "computes_bf16", lambda: False)
+    assert "many times slower" in optimizer.emulated(cpu, "bf16")
+    assert not optimizer.emulated(cpu, "auto")
+    assert not optimizer.emulated(torch.device("cuda"), "bf16")
+    monkeypatch.setattr(optimizer, "computes_bf16", lambda: True)
+    assert not optimizer.emulated(cpu, "bf16")

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roclab.core.exceptions import RocLabError
-from roclab.core.sentences import Sentence, about, interval, listed, lookup, pointer, strength
+from roclab.core.sentences import Sentence, about, escape, interval, listed, lookup, pointer, strength
 from roclab.report.folders import FolderKind
-from roclab.report.kit import Document, code, escape, plain, render, tidy
+from roclab.report.kit import Document, code, plain, render, tidy
 
 PAGES = FolderKind("page", "roclab make page", "page.json", ("facts",), r"\w+\.txt|figures/\w+\.png")
 ODD = '<b>"*_|`$\\ & \n# x'

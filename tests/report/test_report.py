@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.sentences import escape
 from roclab.report.build import report
 from roclab.report.error_page import write_page
 from roclab.report.formats import FORMAT
-from roclab.report.kit import TEMPLATES, command_lines, escape
+from roclab.report.kit import TEMPLATES, command_lines
 from roclab.report.privacy import absolute_paths
 from roclab.report.settings import OBSERVATIONS, Settings
 from roclab.report.words import refs

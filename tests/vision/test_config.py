@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from roclab.core.exceptions import RocLabError
-from roclab.vision.config import TrainConfig, with_defaults
+from roclab.vision.config import TrainConfig, not_of, with_defaults
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,9 @@ def test_random_weights_have_nothing_to_keep():
     assert (trained.lp_ft, trained.batch_norm) == (True, "frozen")
     assert trained.layer_decay < 1
     assert with_defaults(TrainConfig(model="resnet50", strategy="finetune", lp_ft=False), 224).lp_ft is False
+
+
+def test_flags_of_the_other_strategy_are_named():
+    given = ["strategy", "data", "lr", "label_smoothing", "views", "seed"]
+    assert not_of("features", given) == ["--lr", "--label-smoothing"]
+    assert not_of("finetune", given) == ["--views"]

@@ -35,6 +35,21 @@ def autocast(device: torch.device, amp: str = "auto") -> AbstractContextManager:
     return nullcontext()
 
 
+def emulated(device: torch.device, amp: str) -> str:
+    """A line where `amp` asks for bfloat16 on a CPU that cannot compute in it (a step then takes ten times as long and
+    more); else ""."""
+    if amp != "bf16" or device.type != "cpu" or computes_bf16():
+        return ""
+    return "--amp bf16: this CPU does not compute in bfloat16, which makes training many times slower; leave it out"
+
+
+def computes_bf16() -> bool:
+    """Whether torch's library for CPUs, oneDNN, has bfloat16 kernels for this one."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def make_optimizer(groups: Sequence[dict[str, Any]], name: str) -> Optimizer:
     """ "adamw": AdamW (Loshchilov and Hutter 2019); "sgd": SGD with Nesterov's momentum of 0.9. A group's "scale" is
     its share of the learning rate."""

@@ -8,9 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roclab.core.sentences import Sentence, listed, sentences_from
+from roclab.core.sentences import Sentence, escape, listed, sentences_from
 from roclab.course.tokenizer_lab.bpe_trace import ADDED, NO_RULE, PRE_TOKENIZER
-from roclab.report.kit import escape
 
 Facts = Mapping[str, Any]
 TEMPLATES = Path(__file__).parent / "templates"

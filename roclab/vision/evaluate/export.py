@@ -12,6 +12,7 @@ from roclab import __version__
 from roclab.core.exceptions import RocLabError
 from roclab.core.files import atomic_folder, atomic_write
 from roclab.core.runs import Run
+from roclab.core.sentences import escape
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.classifier import LITE0, load_model
 from roclab.vision.models.exported import FILES, open_exported, write_exported
@@ -69,7 +70,8 @@ def model_card(run: VisionRun, file: str, classes: list[str], image_size: int, c
         else ""
     )
     figures = [_figures(run, split) for split in ("val", "test") if run.has_results(split)]
-    return f"""# {run.label}: {", ".join(classes) if len(classes) <= 12 else f"{len(classes)} classes"}
+    names = escape(", ".join(classes))
+    return f"""# {escape(run.label)}: {names if len(classes) <= 12 else f"{len(classes)} classes"}
 
 `{file}` takes one decoded image, `image` (1, height, width, 3), uint8, RGB, any size, upright; it gives
 `probabilities` (1, {len(classes)}), float32, in the order of the metadata's `classes` (JSON). Resize, centre crop to
@@ -77,10 +79,10 @@ def model_card(run: VisionRun, file: str, classes: list[str], image_size: int, c
 its probabilities differ from the run's by at most {compared["largest_difference"]:.1g}.
 
 ## Data
-{manifest["name"]}: {counts["train"]} images to train on, {counts["val"]} to validate (cut
+{escape(manifest["name"])}: {counts["train"]} images to train on, {counts["val"]} to validate (cut
 with seed {config["seed"]}), {counts["test"]} to test.{more} SHA-256 of the list of images: {manifest["fingerprint"]}.
 
-Classes: {", ".join(classes)}.
+Classes: {names}.
 
 ## Figures
 Top-1 accuracy with its 95 % interval (Wilson).

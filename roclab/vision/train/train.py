@@ -26,6 +26,7 @@ from roclab.core.sentences import counted, listed
 from roclab.core.training.checkpointing import save_tensors
 from roclab.core.training.distributed import World, join
 from roclab.core.training.memory import peak_memory_mb, reset_peak_memory
+from roclab.core.training.optimizer import emulated
 from roclab.vision.config import COMMON, MOVABLE, TrainConfig, check_same, fill, run_config, with_defaults
 from roclab.vision.data.dataset import Dataset, LabelledImage, labels_of, load_data, targets_of
 from roclab.vision.data.files import inspect_files, printable
@@ -78,8 +79,13 @@ def train(config: TrainConfig, out: str | Path) -> Run:
         run = Run.create(path, config.asdict(), weights=model.weights_id, data=dataset.fingerprint())
         for note in notes:
             run.log(note)
-        if not config.class_weights and (note := imbalance(dataset)):
-            logger.warning(note)
+        device = pick_device(config.device)
+        for note in (
+            "" if config.class_weights else imbalance(dataset),
+            emulated(device, config.amp) if config.strategy == "finetune" else "",
+        ):
+            if note:
+                logger.warning(note)
     world.from_main(None)  # the other processes open the folder once it is there
     return _finish(Run.open(path), config, model, dataset, more, world)
 
