@@ -14,7 +14,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from roclab import __version__
-from roclab.cli import course, lm, vision
+from roclab.cli import course, lm, serve, vision
 from roclab.core.devices import cpu_quota, usable_cores
 from roclab.core.exceptions import RocLabError
 from roclab.core.log import show_messages
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+lm.app.command("serve")(serve.serve)
 app.add_typer(lm.app, name="lm")
 app.add_typer(vision.app, name="vision")
 app.add_typer(course.tokenizer, name="tokenizer")

@@ -151,7 +151,7 @@ def stream(
             failed = {}
             for row, (request, detokenizer) in list(rows.items()):
                 while request.tokens and row in rows:
-                    event = _event(row, request, detokenizer)
+                    event = next_event(row, request, detokenizer)
                     if event.finish_reason:
                         engine.cancel(request, event.finish_reason)
                         del rows[row]
@@ -170,8 +170,9 @@ def stream(
             engine.cancel(request)
 
 
-def _event(row: int, request: Request, detokenizer: Detokenizer) -> TokenEvent:
-    """The request's next token as text."""
+def next_event(row: int, request: Request, detokenizer: Detokenizer) -> TokenEvent:
+    """The request's next token as text; there must be one. With a `finish_reason` the row is done, and the engine may
+    not know it yet (a stop string): cancel the request."""
     token, before = request.tokens.popleft(), detokenizer.unannounced
     thinking, text = detokenizer.feed(token.token_id, ended=token.token_id in request.end_token_ids)
     reason = "stop" if detokenizer.stopped else token.finish_reason

@@ -75,6 +75,7 @@ class Request:
     finish_reason: str | None = None
     error: str = ""
     tokens: deque[Token] = field(default_factory=deque)  # chosen and not yet fetched by whoever submitted it
+    cached_tokens: int = 0  # of the prompt, which the prefix cache had
     sequence: Sequence | None = None  # while it runs
     lookup: Lookup | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -169,8 +170,7 @@ class Engine:
             list(prompt), params, ends, tuple(processors), RequestTimes(time.perf_counter()), list(prompt)
         )
         request.generator.manual_seed(params.seed)
-        with self._lock:
-            self.waiting.append(request)
+        self.waiting.append(request)  # one atomic act: a step in progress holds up nobody who submits
         return request
 
     def cancel(self, request: Request, finish_reason: str = "cancelled") -> None:
@@ -235,6 +235,7 @@ class Engine:
                 return  # a running request is computing the same beginning right now
             capacity = len(request.prompt) + (request.params.max_new_tokens or 0)
             request.sequence = self.cache.take(request.prompt, capacity, [r.sequence for r in others if r.sequence])
+            request.cached_tokens = len(request.sequence.ids)
             request.times.started = time.perf_counter()
             self.running.append(self.waiting.popleft())
 

@@ -51,16 +51,20 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = [s for s in stop if s]
         self._held = ""
-        self.stopped = False
+        self.stop_string: str | None = None  # the one that was found
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop_string is not None
 
     def feed(self, data: bytes, final: bool = False) -> str:
         if self.stopped:
             return ""
         self._held += self._decoder.decode(data, final)
-        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
+        found = [(at + len(s), at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:  # the one that is complete first, however the bytes arrive; of two that end together the longer
-            self.stopped = True
-            shown, self._held = self._held[: min(found)[1]], ""
+            _, at, self.stop_string = min(found)
+            shown, self._held = self._held[:at], ""
             return shown
         keep = 0 if final else max((self._overlap(s) for s in self._stop), default=0)
         cut = len(self._held) - keep
@@ -88,6 +92,10 @@ class Detokenizer:
     def stopped(self) -> bool:
         """Whether a stop string was found."""
         return self._text.stopped
+
+    @property
+    def stop_string(self) -> str | None:
+        return self._text.stop_string
 
     @property
     def unannounced(self) -> bool:

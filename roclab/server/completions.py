@@ -1,0 +1,126 @@
+"""`/v1/completions`: OpenAI's older API, a text in and its continuation out."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from roclab.lm.text.tokenizer import Tokenizer
+from roclab.server.chat import StreamOptions
+from roclab.server.errors import ApiError
+from roclab.server.generation import Call, Sampling, events_of, until_gone
+from roclab.server.models import Model
+from roclab.server.sse import EventStream
+from roclab.server.text import Answer, logprobs_of, timings_of, usage_of
+
+router = APIRouter()
+
+
+class CompletionRequest(Sampling):
+    model: str
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Texts, or token ids.")
+    max_tokens: int | None = Field(16, ge=1)
+    n: int = Field(1, ge=1, le=64)
+    echo: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """Token ids of each prompt. Text never becomes a control token; ids are taken as they are."""
+        given = self.prompt
+        if isinstance(given, str):
+            return [tokenizer.encode(given)]
+        if given and all(isinstance(item, int) for item in given):
+            return [given]  # type: ignore[list-item]
+        return [item if isinstance(item, list) else tokenizer.encode(str(item)) for item in given]
+
+
+@router.post("/v1/completions", response_model=None)
+async def completions(asked: CompletionRequest, http: HttpRequest) -> Response:
+    async with http.app.state.models.use(asked.model) as model:
+        tokenizer, call = model.worker.tokenizer, model.call()
+        prompts = asked.prompts(tokenizer)
+        if not 1 <= len(prompts) <= 256:
+            raise ApiError(400, "give 1 to 256 prompts", "prompt")
+        for prompt in prompts:
+            processors = asked.processors(prompt, model.worker.runner.config.vocab_size)
+            call.submit(prompt, asked.params(asked.logprobs), asked.max_tokens, processors, asked.n)
+        about = {
+            "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
+            "model": model.name,
+        }  # fmt: skip
+        if asked.stream:
+            usage = bool(asked.stream_options and asked.stream_options.include_usage)
+            return EventStream(http, model, call, chunks(model, call, about, asked, usage))
+        return JSONResponse(await until_gone(http, whole(model, call, about, asked)))
+
+
+def echoed(call: Call, number: int, tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(call.requests[number].prompt, control=True)
+
+
+def legacy_logprobs(tokenizer: Tokenizer, answer: Answer) -> dict[str, Any]:
+    """Log-probabilities in the shape of the older API: lists, and where each token begins in the text."""
+    shown = [logprobs_of(tokenizer, event) for event in answer.tokens]
+    offsets, at = [], 0
+    for event in answer.tokens:
+        offsets.append(at)
+        at += len(event.text)
+    return {
+        "tokens": [entry["token"] for entry in shown],
+        "token_logprobs": [entry["logprob"] for entry in shown],
+        "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in shown],
+        "text_offset": offsets,
+    }
+
+
+async def whole(model: Model, call: Call, about: dict[str, Any], asked: CompletionRequest) -> dict[str, Any]:
+    answers = [Answer() for _ in call.tickets]
+    async with events_of(call) as events:
+        async for number, event in events:
+            answers[number].add(event)
+    tokenizer, choices = model.worker.tokenizer, []
+    for number, answer in enumerate(answers):
+        text = (echoed(call, number, tokenizer) if asked.echo else "") + answer.reasoning + answer.content
+        shown = None if asked.logprobs is None else legacy_logprobs(tokenizer, answer)
+        choices.append({"index": number, "text": text, "logprobs": shown, "finish_reason": answer.finish_reason})
+    done = sum(len(answer.tokens) for answer in answers)
+    usage = usage_of(call.requests[:: asked.n], done)
+    return {
+        **about,
+        "choices": choices,
+        "usage": usage,
+        "timings": timings_of(call.requests[0], len(answers[0].tokens)),
+    }
+
+
+async def chunks(
+    model: Model, call: Call, about: dict[str, Any], asked: CompletionRequest, usage: bool
+) -> AsyncIterator[dict[str, Any]]:
+    answers, tokenizer = [Answer() for _ in call.tickets], model.worker.tokenizer
+
+    def chunk(number: int, text: str, reason: str | None, shown: Any = None) -> dict[str, Any]:
+        choice = {"index": number, "text": text, "logprobs": shown, "finish_reason": reason}
+        return {**about, "choices": [choice], **({"usage": None} if usage else {})}
+
+    if asked.echo:
+        for number in range(len(answers)):
+            yield chunk(number, echoed(call, number, tokenizer), None)
+    async with events_of(call) as events:
+        async for number, event in events:
+            thinking, text = answers[number].add(event)
+            shown = None
+            if asked.logprobs is not None:
+                shown = legacy_logprobs(tokenizer, Answer(tokens=[event]))
+            yield chunk(number, thinking + text, event.finish_reason, shown)
+    if usage:
+        done = sum(len(answer.tokens) for answer in answers)
+        yield {**about, "choices": [], "usage": usage_of(call.requests[:: asked.n], done)}
