@@ -26,12 +26,12 @@ router = APIRouter()
 class CompletionRequest(Sampling):
     model: str
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Texts, or token ids.")
-    max_tokens: int | None = Field(16, ge=1)
-    n: int = Field(1, ge=1, le=64)
+    max_tokens: int | None = Field(default=16, ge=1)
+    n: int = Field(default=1, ge=1, le=64)
     echo: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
 
     def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
         """Token ids of each prompt. Text never becomes a control token; ids are taken as they are."""

@@ -29,15 +29,17 @@ T = TypeVar("T")
 class Sampling(BaseModel):
     """The fields of sampling that OpenAI's API has, and those that open servers add (top_k, min_p, …)."""
 
-    temperature: float | None = Field(None, ge=0, le=100, description="1 if not given; 0 takes the likeliest token.")
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="0 or -1: all tokens.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    logit_bias: dict[str, float] | None = Field(None, description="Token id → what is added to its logit.")
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    temperature: float | None = Field(
+        default=None, ge=0, le=100, description="1 if not given; 0 takes the likeliest token."
+    )
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1, description="0 or -1: all tokens.")
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
+    logit_bias: dict[str, float] | None = Field(default=None, description="Token id → what is added to its logit.")
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: str | list[str] | None = None
 
     def params(self, logprobs: int | None = None, more_stop: Sequence[str] = ()) -> SamplingParams:

@@ -44,7 +44,7 @@ class Turn(BaseModel):
 
 class Thinking(BaseModel):
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: int | None = Field(None, ge=1)
+    budget_tokens: int | None = Field(default=None, ge=1)
 
 
 class Prompt(BaseModel):
@@ -66,9 +66,9 @@ class Prompt(BaseModel):
 
 class MessagesRequest(Prompt):
     max_tokens: int = Field(ge=1)
-    temperature: float | None = Field(None, ge=0, le=1)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=2**31 - 1)
+    temperature: float | None = Field(default=None, ge=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=2**31 - 1)
     stop_sequences: list[str] | None = None
     stream: bool = False
 
@@ -132,7 +132,7 @@ async def events(call: Call, about: dict[str, Any]) -> AsyncIterator[dict[str, A
         block = {"type": "text", "text": ""} if new == "text" else {"type": "thinking", "thinking": "", "signature": ""}
         return {"type": "content_block_start", "index": index, "content_block": block}
 
-    empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage(call, answer)}
+    empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage(call, answer)}
     yield {"type": "message_start", "message": {**about, **empty}}
     async with events_of(call) as found:
         async for _, event in found:

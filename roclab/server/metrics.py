@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
-from roclab.lm.engine.scheduler import Request
-
-if TYPE_CHECKING:
-    from roclab.server.models import Models
+from roclab.lm.engine.scheduler import Engine, Request
 
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 EACH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -22,9 +19,10 @@ WHOLE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 class Metrics:
     """Counts what was answered; what is going on is read from the engines when it is asked for."""
 
-    def __init__(self, models: Models):
-        self.models, self.registry = models, CollectorRegistry()
-        label = {"labelnames": ["model_name"], "registry": self.registry}
+    def __init__(self, engines: Callable[[], dict[str, Engine]]):
+        """`engines` gives those of the models that are loaded, by name."""
+        self.engines, self.registry = engines, CollectorRegistry()
+        label: dict[str, Any] = {"labelnames": ["model_name"], "registry": self.registry}
         self.prompt_tokens = Counter("vllm:prompt_tokens", "Tokens of prompts.", **label)
         self.generation_tokens = Counter("vllm:generation_tokens", "Tokens of answers.", **label)
         self.queries = Counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", **label)
@@ -36,7 +34,7 @@ class Metrics:
         self.each = Histogram("vllm:inter_token_latency_seconds", "Mean of a request.", buckets=EACH, **label)
         self.whole = Histogram("vllm:e2e_request_latency_seconds", "From arrival to end.", buckets=WHOLE, **label)
         self.queue = Histogram("vllm:request_queue_time_seconds", "Before any work.", buckets=FIRST, **label)
-        self.registry.register(self)  # type: ignore[arg-type]
+        self.registry.register(self)
 
     def count(self, model: str, request: Request, reason: str) -> None:
         """A request that has ended."""
@@ -59,8 +57,7 @@ class Metrics:
         running = GaugeMetricFamily("vllm:num_requests_running", "Requests in the batch.", labels=["model_name"])
         waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Requests that wait.", labels=["model_name"])
         used = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of the prefix cache in use.", labels=["model_name"])
-        for name, model in list(self.models.loaded.items()):
-            engine = model.worker.engine
+        for name, engine in self.engines().items():
             running.add_metric([name], len(engine.running))
             waiting.add_metric([name], len(engine.waiting))
             size, bound = sum(s.bytes for s in list(engine.cache.idle)), engine.cache.max_bytes

@@ -54,7 +54,7 @@ class Models:
     def __init__(self, names: Sequence[str], options: LoadOptions, settings: ServerSettings):
         self.names, self.options, self.settings = list(dict.fromkeys(names)), options, settings
         self.loaded: dict[str, Model] = {}
-        self.metrics = Metrics(self)
+        self.metrics = Metrics(lambda: {name: model.worker.engine for name, model in self.loaded.items()})
         self.turn = threading.Lock()  # one step at a time: two models beside each other would share the same cores
         self.created, self.failed = int(time.time()), ""
         self._loading = asyncio.Lock()

@@ -52,9 +52,9 @@ class ResponsesRequest(BaseModel):
     input: str | list[InputItem]
     instructions: str | None = None
     previous_response_id: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, ge=0, le=1)
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     reasoning: Reasoning | None = None
     store: bool = True
     stream: bool = False
@@ -240,8 +240,8 @@ class Running:
         for ended in self._end(kind, index):
             yield ended
         if kind != "message":  # an answer without a word is one all the same
-            for event in (*self._begin("message", index + 1), *self._end("message", index + 1)):
-                yield event
+            for made in (*self._begin("message", index + 1), *self._end("message", index + 1)):
+                yield made
         body = self.finished()
         yield {"type": f"response.{body['status']}", "response": body}
 
