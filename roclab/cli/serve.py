@@ -15,7 +15,7 @@ from roclab.server.settings import ServerSettings
 MODELS = typer.Option(
     None, "--model", "-m", help="A short name, a path, or owner/name on a Hub; repeat it for several. [smollm2-135m]"
 )
-NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 
 
 @options_from(LoadOptions, "options")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from itertools import repeat
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from llguidance import LLMatcher
+from pydantic import BaseModel, Field, model_validator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -17,9 +22,11 @@ from roclab.core.exceptions import RocLabError
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.errors import ApiError
 from roclab.server.generation import Call, Sampling, events_of, until_gone
+from roclab.server.grammar import Held, tool_grammar
 from roclab.server.models import Model
 from roclab.server.sse import EventStream
 from roclab.server.text import Answer, logprobs_of, timings_of, usage_of
+from roclab.server.tools import Choice, Function, Gained, NamedTool, Style, Tool, ToolReader, chosen, in_system
 
 router = APIRouter()
 
@@ -29,25 +36,71 @@ class TextPart(BaseModel):
     text: str
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str = "{}"
+
+
+class EarlierCall(BaseModel):
+    """A tool call of an earlier answer."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def for_template(self) -> dict[str, Any]:
+        """Templates take the arguments as an object. Raises ApiError if they are none."""
+        try:
+            arguments = json.loads(self.function.arguments or "{}")
+        except ValueError:
+            raise ApiError(400, f"the arguments of a call of {self.function.name!r} are not JSON", "messages") from None
+        function = {"name": self.function.name, "arguments": arguments}
+        return {"type": "function", "function": function, **({"id": self.id} if self.id else {})}
+
+
 class Message(BaseModel):
     """A message of a chat. The thought of an earlier answer may be given as `reasoning_content` or `reasoning`."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: list[EarlierCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
     def for_template(self) -> dict[str, Any]:
         """As chat templates take it: texts alone."""
         parts = self.content or ""
         content = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         thought = self.reasoning_content or self.reasoning
-        more = {"reasoning_content": thought} if thought and self.role == "assistant" else {}
+        more: dict[str, Any] = {"reasoning_content": thought} if thought and self.role == "assistant" else {}
+        if self.tool_calls and self.role == "assistant":
+            more["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        if self.role == "tool":
+            more |= {key: value for key in ("tool_call_id", "name") if (value := getattr(self, key))}
         return {"role": self.role, "content": content, **more}
 
 
 class StreamOptions(BaseModel):
     include_usage: bool = False
+
+
+class JsonSchema(BaseModel):
+    name: str = "answer"
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to the type json_schema, and to it alone")
+        return self
 
 
 class ChatRequest(Sampling):
@@ -62,8 +115,11 @@ class ChatRequest(Sampling):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    grammar: str | None = Field(default=None, description="A grammar in GBNF or Lark that the answer follows.")
 
     @property
     def thinking(self) -> bool | None:
@@ -74,97 +130,146 @@ class ChatRequest(Sampling):
         return None if self.reasoning_effort is None else self.reasoning_effort != "none"
 
 
-def encode(tokenizer: Tokenizer, messages: Sequence[Message], thinking: bool | None, more: dict[str, Any]) -> list[int]:
+def encode(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    thinking: bool | None = None,
+    tools: Sequence[Tool] = (),
+    variables: Mapping[str, Any] = {},
+) -> list[int]:
     """The prompt's ids. Raises ApiError where the template does not take the messages."""
-    variables = {name: value for name, value in more.items() if name not in ("enable_thinking", "messages", "now")}
+    shown = [message.for_template() for message in messages]
+    more = {name: value for name, value in variables.items() if name not in ("enable_thinking", "messages", "now")}
+    if tools and Style.of(tokenizer).in_template:
+        more["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
+    elif tools or any(message.role == "tool" or message.tool_calls for message in messages):
+        shown = in_system(shown, tools)
     try:
-        return tokenizer.encode_chat(
-            [message.for_template() for message in messages], enable_thinking=thinking, now=datetime.now(), **variables
-        )
+        return tokenizer.encode_chat(shown, enable_thinking=thinking, now=datetime.now(), **more)
     except (RocLabError, TypeError) as error:
         raise ApiError(400, str(error), "messages") from None
 
 
-def not_supported(asked: ChatRequest) -> None:
-    """Refuses what would otherwise be left out in silence."""
-    if asked.tools:
-        raise ApiError(400, "tools are not served yet", "tools")
-    if asked.response_format and asked.response_format.get("type", "text") != "text":
-        raise ApiError(400, "response_format: only text is served yet", "response_format")
+def held_to(asked: ChatRequest, model: Model, functions: Sequence[Function], must: bool) -> LLMatcher | None:
+    """What the answer must follow, compiled; None if nothing."""
+    form, tokenizer = asked.response_format, model.worker.tokenizer
+    kind = form.type if form else "text"
+    if sum([kind != "text", asked.grammar is not None, must]) > 1:
+        raise ApiError(400, "response_format, grammar and a tool that must be called exclude each other")
+    if asked.grammar is not None:
+        return model.grammars.compile("gbnf", asked.grammar, "grammar")
+    if functions and kind == "text":
+        several = asked.parallel_tool_calls and not isinstance(asked.tool_choice, NamedTool)
+        lark = tool_grammar(Style.of(tokenizer), tokenizer, functions, must, several)
+        return model.grammars.compile("lark", lark, "tools")
+    if kind == "json_object":
+        return model.grammars.compile("json_schema", '{"type": "object"}', "response_format")
+    if form and form.json_schema:
+        text = json.dumps(form.json_schema.schema_)
+        return model.grammars.compile("json_schema", text, "response_format.json_schema.schema")
+    return None
 
 
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(asked: ChatRequest, http: HttpRequest) -> Response:
-    not_supported(asked)
     async with http.app.state.models.use(asked.model) as model:
-        call = begin(asked, model)
-        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
+        running = Running(asked, model, *await begin(asked, model))
         if asked.stream:
-            usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            return EventStream(http, model, call, chunks(model, call, about, asked.logprobs, usage))
-        return JSONResponse(await until_gone(http, whole(model, call, about, asked.logprobs)))
+            return EventStream(http, model, running.call, running.chunks())
+        return JSONResponse(await until_gone(http, running.whole()))
 
 
-def begin(asked: ChatRequest, model: Model) -> Call:
-    """The call's requests, submitted."""
-    prompt = encode(model.worker.tokenizer, asked.messages, asked.thinking, asked.chat_template_kwargs or {})
+async def begin(asked: ChatRequest, model: Model) -> tuple[Call, bool]:
+    """The call's requests, submitted; and whether tools may be called."""
+    tokenizer, size = model.worker.tokenizer, model.worker.runner.config.vocab_size
+    functions, must = chosen(asked.tools or [], asked.tool_choice)
+    tools = [tool for tool in asked.tools or [] if tool.function in functions]
+    prompt = encode(tokenizer, asked.messages, asked.thinking, tools, asked.chat_template_kwargs or {})
     params = asked.params(logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
-    processors = asked.processors(prompt, model.worker.runner.config.vocab_size)
+    matcher = await asyncio.to_thread(held_to, asked, model, functions, must)
+    may_think = tokenizer.has_thinking and asked.thinking is not False
     call = model.call()
-    call.submit(prompt, params, asked.max_completion_tokens or asked.max_tokens, processors, asked.n)
-    return call
+    for number in range(asked.n):
+        processors = asked.processors(prompt, size)
+        if matcher is not None:
+            processors.append(Held(matcher.deep_copy(), tokenizer, prompt, may_think))
+        own = replace(params, seed=(params.seed + number) % 2**63)
+        call.submit(prompt, own, asked.max_completion_tokens or asked.max_tokens, processors)
+    return call, bool(functions)
 
 
-async def whole(model: Model, call: Call, about: dict[str, Any], logprobs: bool) -> dict[str, Any]:
-    """The answers in one object."""
-    answers = [Answer() for _ in call.tickets]
-    async with events_of(call) as events:
-        async for number, event in events:
-            answers[number].add(event)
-    tokenizer, requests = model.worker.tokenizer, call.requests
-    choices = []
-    for number, answer in enumerate(answers):
-        message = {"role": "assistant", "content": answer.content}
+class Running:
+    """The answers of a chat on their way."""
+
+    def __init__(self, asked: ChatRequest, model: Model, call: Call, with_tools: bool):
+        self.asked, self.call, self.tokenizer = asked, call, model.worker.tokenizer
+        style = Style.of(self.tokenizer) if with_tools else None
+        self.answers = [Answer(ToolReader(style, self.tokenizer) if style else None) for _ in call.tickets]
+        self.about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
+
+    def totals(self) -> dict[str, Any]:
+        done = sum(len(answer.tokens) for answer in self.answers)
+        reasoning = sum(answer.reasoning_tokens for answer in self.answers)
+        requests = self.call.requests
+        timings = timings_of(requests[0], len(self.answers[0].tokens))
+        return {"usage": usage_of(requests[:1], done, reasoning), "timings": timings}
+
+    async def whole(self) -> dict[str, Any]:
+        """The answers in one object."""
+        async with events_of(self.call) as events:
+            async for number, event in events:
+                self.answers[number].add(event)
+        choices = [self._choice(number, answer) for number, answer in enumerate(self.answers)]
+        return {**self.about, "object": "chat.completion", "choices": choices, **self.totals()}
+
+    def _choice(self, number: int, answer: Answer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.content}
         if answer.thought:
             message |= {"reasoning_content": answer.thought, "reasoning": answer.thought}
-        shown = {"content": [logprobs_of(tokenizer, event) for event in answer.tokens]} if logprobs else None
-        choices.append({"index": number, "message": message, "logprobs": shown, "finish_reason": answer.finish_reason})
-    done = sum(len(answer.tokens) for answer in answers)
-    return {
-        **about, "object": "chat.completion", "choices": choices, "usage": usage_of(requests[:1], done),
-        "timings": timings_of(requests[0], len(answers[0].tokens)),
-    }  # fmt: skip
+        if answer.calls:
+            message |= {
+                "content": answer.content.strip() or None,
+                "tool_calls": [call.as_json() for call in answer.calls],
+            }
+        shown = {"content": [logprobs_of(self.tokenizer, event) for event in answer.tokens]}
+        reason, logprobs = answer.finish_reason, shown if self.asked.logprobs else None
+        return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": reason}
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The answers as they come: `chat.completion.chunk` objects."""
+        options = self.asked.stream_options
+        usage = options is not None and options.include_usage
+        about = {**self.about, "object": "chat.completion.chunk"}
+
+        def chunk(number: int, delta: dict[str, Any], reason: str | None = None, shown: Any = None) -> dict[str, Any]:
+            choice = {"index": number, "delta": delta, "logprobs": shown, "finish_reason": reason}
+            return {**about, "choices": [choice], **({"usage": None} if usage else {})}
+
+        for number in range(len(self.answers)):
+            yield chunk(number, {"role": "assistant", "content": ""})
+        async with events_of(self.call) as events:
+            async for number, event in events:
+                deltas = list(map(_delta, self.answers[number].add(event), repeat(self.answers[number])))
+                if self.asked.logprobs:
+                    shown = {"content": [logprobs_of(self.tokenizer, event)]}
+                    first, *deltas = deltas or [{}]
+                    yield chunk(number, first, None, shown)
+                for delta in deltas:
+                    yield chunk(number, delta)
+                if event.finish_reason:
+                    yield chunk(number, {}, self.answers[number].finish_reason)
+        if usage:
+            yield {**about, "choices": [], **self.totals()}
 
 
-async def chunks(
-    model: Model, call: Call, about: dict[str, Any], logprobs: bool, usage: bool
-) -> AsyncIterator[dict[str, Any]]:
-    """The answers as they come: `chat.completion.chunk` objects."""
-    answers, tokenizer = [Answer() for _ in call.tickets], model.worker.tokenizer
-    about = {**about, "object": "chat.completion.chunk"}
-
-    def chunk(number: int, delta: dict[str, Any], reason: str | None = None, shown: Any = None) -> dict[str, Any]:
-        choice = {"index": number, "delta": delta, "logprobs": shown, "finish_reason": reason}
-        return {**about, "choices": [choice], **({"usage": None} if usage else {})}
-
-    for number in range(len(answers)):
-        yield chunk(number, {"role": "assistant", "content": ""})
-    async with events_of(call) as events:
-        async for number, event in events:
-            thinking, text = answers[number].add(event)
-            delta: dict[str, Any] = {"content": text} if text else {}
-            if thinking:
-                delta |= {"reasoning_content": thinking, "reasoning": thinking}
-            shown = {"content": [logprobs_of(tokenizer, event)]} if logprobs else None
-            if delta or shown:
-                yield chunk(number, delta, None, shown)
-            if event.finish_reason:
-                yield chunk(number, {}, event.finish_reason)
-    done = sum(len(answer.tokens) for answer in answers)
-    if usage:
-        yield {
-            **about,
-            "choices": [],
-            "usage": usage_of(call.requests[:1], done),
-            "timings": timings_of(call.requests[0], done),
-        }
+def _delta(gained: Gained, answer: Answer) -> dict[str, Any]:
+    """A piece of an answer as the stream has it."""
+    if gained.thinking:
+        return {"reasoning_content": gained.thinking, "reasoning": gained.thinking}
+    if gained.text:
+        return {"content": gained.text}
+    number = len(answer.calls) - 1 if gained.call is None else answer.calls.index(gained.call)
+    if gained.call is not None:
+        begun = {**gained.call.as_json(), "function": {"name": gained.call.name, "arguments": ""}}
+        return {"tool_calls": [{"index": number, **begun}]}
+    return {"tool_calls": [{"index": number, "function": {"arguments": gained.arguments}}]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from roclab.lm.generate import TokenEvent
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.chat import StreamOptions
 from roclab.server.errors import ApiError
@@ -67,11 +68,11 @@ def echoed(call: Call, number: int, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(call.requests[number].prompt, control=True)
 
 
-def legacy_logprobs(tokenizer: Tokenizer, answer: Answer) -> dict[str, Any]:
+def legacy_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenEvent]) -> dict[str, Any]:
     """Log-probabilities in the shape of the older API: lists, and where each token begins in the text."""
-    shown = [logprobs_of(tokenizer, event) for event in answer.tokens]
+    shown = [logprobs_of(tokenizer, event) for event in tokens]
     offsets, at = [], 0
-    for event in answer.tokens:
+    for event in tokens:
         offsets.append(at)
         at += len(event.text)
     return {
@@ -90,7 +91,7 @@ async def whole(model: Model, call: Call, about: dict[str, Any], asked: Completi
     tokenizer, choices = model.worker.tokenizer, []
     for number, answer in enumerate(answers):
         text = (echoed(call, number, tokenizer) if asked.echo else "") + answer.reasoning + answer.content
-        shown = None if asked.logprobs is None else legacy_logprobs(tokenizer, answer)
+        shown = None if asked.logprobs is None else legacy_logprobs(tokenizer, answer.tokens)
         choices.append({"index": number, "text": text, "logprobs": shown, "finish_reason": answer.finish_reason})
     done = sum(len(answer.tokens) for answer in answers)
     usage = usage_of(call.requests[:: asked.n], done)
@@ -116,11 +117,9 @@ async def chunks(
             yield chunk(number, echoed(call, number, tokenizer), None)
     async with events_of(call) as events:
         async for number, event in events:
-            thinking, text = answers[number].add(event)
-            shown = None
-            if asked.logprobs is not None:
-                shown = legacy_logprobs(tokenizer, Answer(tokens=[event]))
-            yield chunk(number, thinking + text, event.finish_reason, shown)
+            text = "".join(gained.thinking + gained.text for gained in answers[number].add(event))
+            shown = None if asked.logprobs is None else legacy_logprobs(tokenizer, [event])
+            yield chunk(number, text, event.finish_reason, shown)
     if usage:
         done = sum(len(answer.tokens) for answer in answers)
         yield {**about, "choices": [], "usage": usage_of(call.requests[:: asked.n], done)}

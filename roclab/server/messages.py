@@ -61,7 +61,7 @@ class Prompt(BaseModel):
         turns = [chat.Message(role="system", content=system)] if system else []
         turns += [turn.for_chat() for turn in self.messages]
         asked = None if self.thinking is None or self.thinking.type == "adaptive" else self.thinking.type == "enabled"
-        return chat.encode(model.worker.tokenizer, turns, asked, {})
+        return chat.encode(model.worker.tokenizer, turns, asked)
 
 
 class MessagesRequest(Prompt):
@@ -136,9 +136,8 @@ async def events(call: Call, about: dict[str, Any]) -> AsyncIterator[dict[str, A
     yield {"type": "message_start", "message": {**about, **empty}}
     async with events_of(call) as found:
         async for _, event in found:
-            for new, piece in zip(("thinking", "text"), answer.add(event), strict=True):
-                if not piece:
-                    continue
+            for gained in answer.add(event):
+                new, piece = ("thinking", gained.thinking) if gained.thinking else ("text", gained.text)
                 if new != kind:
                     if kind:
                         yield {"type": "content_block_stop", "index": index}

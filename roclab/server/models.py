@@ -15,6 +15,7 @@ from roclab.lm.loading import load
 from roclab.lm.settings import LoadOptions
 from roclab.server.errors import ApiError
 from roclab.server.generation import Call
+from roclab.server.grammar import Grammars
 from roclab.server.metrics import Metrics
 from roclab.server.settings import ServerSettings
 from roclab.server.worker import Worker
@@ -27,6 +28,7 @@ class Model:
 
     def __init__(self, name: str, worker: Worker, metrics: Metrics, settings: ServerSettings):
         self.name, self.worker, self.metrics, self.settings = name, worker, metrics, settings
+        self.grammars = Grammars(worker.tokenizer, worker.runner.config.vocab_size)
         self.users, self.used = 0, time.monotonic()
 
     def call(self) -> Call:

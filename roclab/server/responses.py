@@ -134,7 +134,7 @@ async def create(asked: ResponsesRequest, http: HttpRequest) -> Response:
 def begin(asked: ResponsesRequest, model: Model, turns: list[chat.Message]) -> Call:
     own = [chat.Message(role="system", content=asked.instructions)] if asked.instructions else []
     effort = asked.reasoning.effort if asked.reasoning else None
-    prompt = chat.encode(model.worker.tokenizer, [*own, *turns], None if effort is None else effort != "none", {})
+    prompt = chat.encode(model.worker.tokenizer, [*own, *turns], None if effort is None else effort != "none")
     call = model.call()
     sampling = Sampling(temperature=asked.temperature, top_p=asked.top_p)
     call.submit(prompt, sampling.params(), asked.max_output_tokens)
@@ -226,9 +226,8 @@ class Running:
         index, kind = -1, ""
         async with events_of(self.call) as found:
             async for _, event in found:
-                for new, piece in zip(("reasoning", "message"), self.answer.add(event), strict=True):
-                    if not piece:
-                        continue
+                for gained in self.answer.add(event):
+                    new, piece = ("reasoning", gained.thinking) if gained.thinking else ("message", gained.text)
                     if new != kind:
                         for ended in self._end(kind, index):
                             yield ended

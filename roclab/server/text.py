@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 from roclab.lm.engine.scheduler import Request
 from roclab.lm.generate import TokenEvent
 from roclab.lm.text.tokenizer import Tokenizer
+from roclab.server.tools import Gained, ToolCall, ToolReader
 
 
-@dataclass
 class Answer:
-    """One answer so far. `reasoning` and `content` without the blanks around a thought."""
+    """One answer so far: `reasoning` and `content`, without the blanks around a thought, and the tool `calls`."""
 
-    reasoning: str = ""
-    content: str = ""
-    finish_reason: str | None = None
-    tokens: list[TokenEvent] = field(default_factory=list)
+    def __init__(self, tools: ToolReader | None = None):
+        self.reasoning, self.content = "", ""
+        self.tokens: list[TokenEvent] = []
+        self.finish_reason: str | None = None
+        self._tools = tools
 
-    def add(self, event: TokenEvent) -> tuple[str, str]:
-        """Takes an event; returns what a streaming reader gains: of the thought and of the answer."""
+    @property
+    def calls(self) -> list[ToolCall]:
+        return self._tools.calls if self._tools else []
+
+    def add(self, event: TokenEvent) -> list[Gained]:
+        """Takes an event; returns what a streaming reader gains."""
         self.tokens.append(event)
-        self.finish_reason = event.finish_reason or self.finish_reason
         if event.was_thinking:  # the text so far was the thought, which the model ends here and never opened
             self.reasoning, self.content = self.content, ""
-        thinking = event.thinking if self.reasoning else event.thinking.lstrip()
+        found = []
+        if thinking := event.thinking if self.reasoning else event.thinking.lstrip():
+            self.reasoning += thinking
+            found.append(Gained(thinking=thinking))
         text = event.text if self.content or not self.reasoning else event.text.lstrip()
-        self.reasoning += thinking
-        self.content += text
-        return thinking, text
+        if self._tools:
+            gained = self._tools.feed(event.token_id, text, bool(event.finish_reason))
+        else:
+            gained = [Gained(text=text)] if text else []
+        self.content += "".join(piece.text for piece in gained)
+        if event.finish_reason:
+            self.finish_reason = "tool_calls" if self.calls and event.finish_reason == "stop" else event.finish_reason
+        return [*found, *gained]
 
     @property
     def reasoning_tokens(self) -> int:

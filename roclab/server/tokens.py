@@ -45,7 +45,7 @@ async def tokenize(asked: TokenizeRequest, http: HttpRequest) -> Tokens:
     async with http.app.state.models.use(asked.model) as model:
         tokenizer = model.worker.tokenizer
         if asked.messages is not None:
-            ids = encode(tokenizer, asked.messages, None, {})
+            ids = encode(tokenizer, asked.messages)
         else:
             ids = tokenizer.encode(str(asked.prompt), bos=asked.add_special_tokens)
         return Tokens(tokens=ids, count=len(ids), max_model_len=model.worker.runner.config.max_position_embeddings)
