@@ -7,14 +7,14 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import repeat
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from llguidance import LLMatcher
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -150,6 +150,23 @@ def encode(
         raise ApiError(400, str(error), "messages") from None
 
 
+def prompt_of(asked: ChatRequest, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's ids, with the tools that may be called in it. Raises ApiError."""
+    functions, _ = chosen(asked.tools or [], asked.tool_choice)
+    tools = [tool for tool in asked.tools or [] if tool.function in functions]
+    return encode(tokenizer, asked.messages, asked.thinking, tools, asked.chat_template_kwargs or {})
+
+
+def chat_request(asked: Mapping[str, Any]) -> ChatRequest:
+    """What another API asks, as this one has it. Raises ApiError."""
+    try:
+        return ChatRequest.model_validate(asked)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ApiError(400, f"{where}: {first['msg']}", where) from None
+
+
 def held_to(asked: ChatRequest, model: Model, functions: Sequence[Function], must: bool) -> LLMatcher | None:
     """What the answer must follow, compiled; None if nothing."""
     form, tokenizer = asked.response_format, model.worker.tokenizer
@@ -173,18 +190,25 @@ def held_to(asked: ChatRequest, model: Model, functions: Sequence[Function], mus
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(asked: ChatRequest, http: HttpRequest) -> Response:
     async with http.app.state.models.use(asked.model) as model:
-        running = Running(asked, model, *await begin(asked, model))
+        running = Running(asked, model, await begin(asked, model))
         if asked.stream:
             return EventStream(http, model, running.call, running.chunks())
         return JSONResponse(await until_gone(http, running.whole()))
 
 
-async def begin(asked: ChatRequest, model: Model) -> tuple[Call, bool]:
-    """The call's requests, submitted; and whether tools may be called."""
+@dataclass(frozen=True)
+class Begun:
+    """The requests of a call, submitted, and for each the answer that its events are put together to."""
+
+    call: Call
+    answers: list[Answer]
+
+
+async def begin(asked: ChatRequest, model: Model) -> Begun:
+    """Submits what is asked; the other APIs for chats come here too. Raises ApiError."""
     tokenizer, size = model.worker.tokenizer, model.worker.runner.config.vocab_size
     functions, must = chosen(asked.tools or [], asked.tool_choice)
-    tools = [tool for tool in asked.tools or [] if tool.function in functions]
-    prompt = encode(tokenizer, asked.messages, asked.thinking, tools, asked.chat_template_kwargs or {})
+    prompt = prompt_of(asked, tokenizer)
     params = asked.params(logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
     matcher = await asyncio.to_thread(held_to, asked, model, functions, must)
     may_think = tokenizer.has_thinking and asked.thinking is not False
@@ -195,16 +219,16 @@ async def begin(asked: ChatRequest, model: Model) -> tuple[Call, bool]:
             processors.append(Held(matcher.deep_copy(), tokenizer, prompt, may_think))
         own = replace(params, seed=(params.seed + number) % 2**63)
         call.submit(prompt, own, asked.max_completion_tokens or asked.max_tokens, processors)
-    return call, bool(functions)
+    style = Style.of(tokenizer) if functions else None
+    return Begun(call, [Answer(ToolReader(style, tokenizer) if style else None) for _ in range(asked.n)])
 
 
 class Running:
     """The answers of a chat on their way."""
 
-    def __init__(self, asked: ChatRequest, model: Model, call: Call, with_tools: bool):
-        self.asked, self.call, self.tokenizer = asked, call, model.worker.tokenizer
-        style = Style.of(self.tokenizer) if with_tools else None
-        self.answers = [Answer(ToolReader(style, self.tokenizer) if style else None) for _ in call.tickets]
+    def __init__(self, asked: ChatRequest, model: Model, begun: Begun):
+        self.asked, self.call, self.answers = asked, begun.call, begun.answers
+        self.tokenizer = model.worker.tokenizer
         self.about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
 
     def totals(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Answers held to a JSON schema, a regular expression or a grammar, by llguidance as a logits processor.
 
 A grammar is compiled before the request is queued: what llguidance cannot honour, or what would take more than its
-bounds of time and memory, is refused in one line. The mask of a step leaves only tokens after which the text can still be finished.
+bounds of time and memory, is refused in one line. The mask of a step leaves only tokens after which the text can still
+be finished.
 """
 
 from __future__ import annotations

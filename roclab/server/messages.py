@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any, Literal
@@ -11,35 +12,55 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from roclab.server import chat
-from roclab.server.errors import ApiError
-from roclab.server.generation import Call, Sampling, events_of, until_gone
-from roclab.server.models import Model
+from roclab.server.chat import begin, chat_request, prompt_of
+from roclab.server.generation import Call, events_of, until_gone
 from roclab.server.sse import EventStream
 from roclab.server.text import Answer
+from roclab.server.tools import Gained, ToolCall
 
 router = APIRouter()
-ENDS = {"stop": "end_turn", "length": "max_tokens"}
+ENDS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class Block(BaseModel):
-    """A piece of a message: text, or the thought of an earlier answer."""
+    """A piece of a message: a text, the thought of an earlier answer, a tool's use or its result."""
 
-    type: Literal["text", "thinking"]
+    type: Literal["text", "thinking", "tool_use", "tool_result"]
     text: str = ""
     thinking: str = ""
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] = Field(default_factory=dict)
+    tool_use_id: str | None = None
+    content: str | list[Block] | None = None
 
 
 class Turn(BaseModel):
     role: Literal["user", "assistant"]
     content: str | list[Block]
 
-    def for_chat(self) -> chat.Message:
-        if isinstance(self.content, str):
-            return chat.Message(role=self.role, content=self.content)
-        text = "".join(block.text for block in self.content if block.type == "text")
-        thought = "".join(block.thinking for block in self.content if block.type == "thinking")
-        return chat.Message(role=self.role, content=text, reasoning_content=thought or None)
+    def for_chat(self) -> list[dict[str, Any]]:
+        """Messages as the chat API has them: results of tools are messages of their own."""
+        blocks = [Block(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+        found: list[dict[str, Any]] = [
+            {"role": "tool", "content": text_of(block.content), "tool_call_id": block.tool_use_id}
+            for block in blocks
+            if block.type == "tool_result"
+        ]
+        calls = [
+            {"id": block.id, "function": {"name": block.name, "arguments": json.dumps(block.input)}}
+            for block in blocks
+            if block.type == "tool_use"
+        ]
+        text, thought = text_of(blocks), "".join(block.thinking for block in blocks)
+        if text or thought or calls or not found:
+            more = {"reasoning_content": thought or None, "tool_calls": calls or None}
+            found.append({"role": self.role, "content": text, **more})
+        return found
+
+
+def text_of(content: str | list[Block] | None) -> str:
+    return content if isinstance(content, str) else "".join(block.text for block in content or [])
 
 
 class Thinking(BaseModel):
@@ -47,21 +68,47 @@ class Thinking(BaseModel):
     budget_tokens: int | None = Field(default=None, ge=1)
 
 
+class OfferedTool(BaseModel):
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+
+    def for_chat(self) -> dict[str, Any]:
+        return {"function": {"name": self.name, "description": self.description, "parameters": self.input_schema}}
+
+
+class ToolChoice(BaseModel):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+    def for_chat(self) -> dict[str, Any]:
+        kinds: dict[str, Any] = {"any": "required", "tool": {"function": {"name": self.name}}}
+        return {
+            "tool_choice": kinds.get(self.type, self.type),
+            "parallel_tool_calls": not self.disable_parallel_tool_use,
+        }
+
+
 class Prompt(BaseModel):
     model: str
     messages: list[Turn] = Field(min_length=1)
     system: str | list[Block] | None = None
     thinking: Thinking | None = None
-    tools: list[Any] | None = None
+    tools: list[OfferedTool] | None = None
+    tool_choice: ToolChoice | None = None
 
-    def encode(self, model: Model) -> list[int]:
+    def for_chat(self) -> dict[str, Any]:
+        """What the chat API would be asked."""
+        system = text_of(self.system)
+        turns = [{"role": "system", "content": system}] if system else []
+        turns += [message for turn in self.messages for message in turn.for_chat()]
+        asked: dict[str, Any] = {"model": self.model, "messages": turns}
+        if self.thinking and self.thinking.type != "adaptive":
+            asked["chat_template_kwargs"] = {"enable_thinking": self.thinking.type == "enabled"}
         if self.tools:
-            raise ApiError(400, "tools are not served yet", "tools")
-        system = self.system if isinstance(self.system, str) else "".join(b.text for b in self.system or [])
-        turns = [chat.Message(role="system", content=system)] if system else []
-        turns += [turn.for_chat() for turn in self.messages]
-        asked = None if self.thinking is None or self.thinking.type == "adaptive" else self.thinking.type == "enabled"
-        return chat.encode(model.worker.tokenizer, turns, asked)
+            asked["tools"] = [tool.for_chat() for tool in self.tools]
+        return asked | (self.tool_choice.for_chat() if self.tool_choice else {})
 
 
 class MessagesRequest(Prompt):
@@ -72,30 +119,29 @@ class MessagesRequest(Prompt):
     stop_sequences: list[str] | None = None
     stream: bool = False
 
-    def begin(self, model: Model) -> Call:
-        prompt = self.encode(model)
-        sampling = Sampling(
-            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=self.stop_sequences or []
-        )
-        call = model.call()
-        call.submit(prompt, sampling.params(), self.max_tokens)
-        return call
+    def for_chat(self) -> dict[str, Any]:
+        own = {"max_tokens": self.max_tokens, "stop": self.stop_sequences}
+        same = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+        return super().for_chat() | own | same
 
 
 @router.post("/v1/messages", response_model=None)
 async def create(asked: MessagesRequest, http: HttpRequest) -> Response:
+    chatting = chat_request(asked.for_chat())
     async with http.app.state.models.use(asked.model) as model:
-        call = asked.begin(model)
+        begun = await begin(chatting, model)
+        call, answer = begun.call, begun.answers[0]
         about = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model.name}
         if asked.stream:
-            return EventStream(http, model, call, events(call, about), named=True)
-        return JSONResponse(await until_gone(http, whole(call, about)))
+            return EventStream(http, model, call, events(call, answer, about), named=True)
+        return JSONResponse(await until_gone(http, whole(call, answer, about)))
 
 
 @router.post("/v1/messages/count_tokens")
 async def count_tokens(asked: Prompt, http: HttpRequest) -> dict[str, int]:
+    chatting = chat_request(asked.for_chat())
     async with http.app.state.models.use(asked.model) as model:
-        return {"input_tokens": len(asked.encode(model))}
+        return {"input_tokens": len(prompt_of(chatting, model.worker.tokenizer))}
 
 
 def usage(call: Call, answer: Answer) -> dict[str, Any]:
@@ -114,39 +160,60 @@ def ending(call: Call, answer: Answer) -> dict[str, Any]:
     return {"stop_reason": reason, "stop_sequence": found}
 
 
-async def whole(call: Call, about: dict[str, Any]) -> dict[str, Any]:
-    answer = Answer()
+async def whole(call: Call, answer: Answer, about: dict[str, Any]) -> dict[str, Any]:
     async with events_of(call) as found:
         async for _, event in found:
             answer.add(event)
     thought = [{"type": "thinking", "thinking": answer.thought, "signature": ""}] if answer.thought else []
-    blocks = [*thought, {"type": "text", "text": answer.content}]
+    uses = [
+        {"type": "tool_use", "id": one.id, "name": one.name, "input": json.loads(one.arguments)}
+        for one in answer.calls
+        if answer.finish_reason == "tool_calls"  # else the last one may have been cut short
+    ]
+    text = answer.content.strip() if uses else answer.content
+    blocks = [*thought, *([{"type": "text", "text": text}] if text or not uses else []), *uses]
     return {**about, "content": blocks, **ending(call, answer), "usage": usage(call, answer)}
 
 
-async def events(call: Call, about: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+EMPTY: dict[str, dict[str, Any]] = {
+    "text": {"type": "text", "text": ""},
+    "thinking": {"type": "thinking", "thinking": "", "signature": ""},
+}
+
+
+async def events(call: Call, answer: Answer, about: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
     """The message as Anthropic's stream: blocks that begin, grow and end."""
-    answer, index, kind = Answer(), -1, ""
-
-    def begin_block(new: str) -> dict[str, Any]:
-        block = {"type": "text", "text": ""} if new == "text" else {"type": "thinking", "thinking": "", "signature": ""}
-        return {"type": "content_block_start", "index": index, "content_block": block}
-
+    index, kind = -1, ""
     empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage(call, answer)}
     yield {"type": "message_start", "message": {**about, **empty}}
     async with events_of(call) as found:
         async for _, event in found:
             for gained in answer.add(event):
-                new, piece = ("thinking", gained.thinking) if gained.thinking else ("text", gained.text)
-                if new != kind:
+                new, delta = block_delta(gained)
+                if new != kind or gained.call is not None:
                     if kind:
                         yield {"type": "content_block_stop", "index": index}
                     index, kind = index + 1, new
-                    yield begin_block(new)
-                yield {"type": "content_block_delta", "index": index, "delta": {"type": f"{new}_delta", new: piece}}
+                    block = EMPTY.get(new) or tool_block(answer.calls[-1] if gained.call is None else gained.call)
+                    yield {"type": "content_block_start", "index": index, "content_block": block}
+                if delta:
+                    yield {"type": "content_block_delta", "index": index, "delta": delta}
     if not kind:
         index = 0
-        yield begin_block("text")
+        yield {"type": "content_block_start", "index": index, "content_block": EMPTY["text"]}
     yield {"type": "content_block_stop", "index": index}
     yield {"type": "message_delta", "delta": ending(call, answer), "usage": usage(call, answer)}
     yield {"type": "message_stop"}
+
+
+def block_delta(gained: Gained) -> tuple[str, dict[str, Any] | None]:
+    """The kind of block that a piece belongs to, and what it adds there."""
+    if gained.thinking:
+        return "thinking", {"type": "thinking_delta", "thinking": gained.thinking}
+    if gained.text:
+        return "text", {"type": "text_delta", "text": gained.text}
+    return "tool_use", {"type": "input_json_delta", "partial_json": gained.arguments} if gained.arguments else None
+
+
+def tool_block(called: ToolCall) -> dict[str, Any]:
+    return {"type": "tool_use", "id": called.id, "name": called.name, "input": {}}

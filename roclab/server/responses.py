@@ -14,37 +14,98 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from roclab.server import chat
+from roclab.server.chat import Begun, begin, chat_request
 from roclab.server.errors import ApiError
-from roclab.server.generation import Call, Sampling, events_of, until_gone
-from roclab.server.models import Model
+from roclab.server.generation import events_of, until_gone
 from roclab.server.sse import EventStream
-from roclab.server.text import Answer
+from roclab.server.tools import Gained, ToolCall
 
 router = APIRouter()
+DELTAS = {"reasoning": "reasoning_text", "message": "output_text", "function_call": "function_call_arguments"}
 KEPT = 1024  # responses that the server remembers; the oldest go
 
 
 class InputItem(BaseModel):
-    """A message or a thought of the conversation so far, as earlier responses gave them out."""
+    """A message, a thought, a tool's call or its result, as earlier responses gave them out."""
 
-    type: Literal["message", "reasoning"] = "message"
+    type: Literal["message", "reasoning", "function_call", "function_call_output"] = "message"
     role: Literal["system", "developer", "user", "assistant"] = "user"
     content: str | list[dict[str, Any]] | None = None
-    summary: list[Any] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str = "{}"
+    output: str | list[dict[str, Any]] | None = None
 
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str) or self.content is None:
-            return self.content or ""
-        if wrong := [part.get("type") for part in self.content if not isinstance(part.get("text"), str)]:
-            raise ApiError(400, f"input: parts of type {wrong[0]!r} are not served, only texts are", "input")
-        return "".join(part["text"] for part in self.content)
+
+def text_of(content: str | list[dict[str, Any]] | None) -> str:
+    """The text of a message's parts. Raises ApiError for parts of another kind."""
+    if isinstance(content, str) or content is None:
+        return content or ""
+    if wrong := [part.get("type") for part in content if not isinstance(part.get("text"), str)]:
+        raise ApiError(400, f"input: parts of type {wrong[0]!r} are not served, only texts are", "input")
+    return "".join(part["text"] for part in content)
+
+
+def turns_of(items: list[InputItem]) -> list[dict[str, Any]]:
+    """Messages as the chat API has them: a thought and calls go into the answer that they belong to."""
+    turns: list[dict[str, Any]] = []
+    for item in items:
+        if item.type == "function_call_output":
+            turns.append({"role": "tool", "content": text_of(item.output), "tool_call_id": item.call_id})
+            continue
+        mine = item.type != "message" or item.role == "assistant"
+        open_turn = mine and turns and turns[-1]["role"] == "assistant" and not turns[-1].get("content")
+        turn: dict[str, Any] = turns.pop() if open_turn else {"role": "assistant" if mine else item.role, "content": ""}
+        if item.type == "reasoning":
+            turn["reasoning_content"] = text_of(item.content)
+        elif item.type == "function_call":
+            call = {"id": item.call_id, "function": {"name": item.name, "arguments": item.arguments}}
+            turn["tool_calls"] = [*turn.get("tool_calls", []), call]
+        else:
+            turn["content"] = text_of(item.content)
+        turns.append(turn)
+    return turns
 
 
 class Reasoning(BaseModel):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     summary: Any = None
+
+
+class OfferedTool(BaseModel):
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    def for_chat(self) -> dict[str, Any]:
+        empty = {"type": "object", "properties": {}}
+        return {
+            "function": {"name": self.name, "description": self.description, "parameters": self.parameters or empty}
+        }
+
+
+class NamedTool(BaseModel):
+    type: Literal["function"]
+    name: str
+
+
+class Format(BaseModel):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+    description: str | None = None
+
+    def for_chat(self) -> dict[str, Any]:
+        schema = {"name": self.name or "answer", "schema": self.schema_}
+        return {"type": self.type, **({"json_schema": schema} if self.type == "json_schema" else {})}
+
+
+class TextOptions(BaseModel):
+    format: Format = Field(default_factory=Format)
+    verbosity: Any = None
 
 
 class ResponsesRequest(BaseModel):
@@ -56,31 +117,39 @@ class ResponsesRequest(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, ge=0, le=1)
     reasoning: Reasoning | None = None
+    tools: list[OfferedTool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool = True
+    text: TextOptions = Field(default_factory=TextOptions)
     store: bool = True
     stream: bool = False
     metadata: dict[str, str] | None = None
     background: bool = False
-    tools: list[Any] | None = None
-    text: dict[str, Any] | None = None
 
-    def items(self) -> list[InputItem]:
-        if isinstance(self.input, str):
-            return [InputItem(role="user", content=self.input)]
-        return self.input
+    def turns(self) -> list[dict[str, Any]]:
+        items = [InputItem(content=self.input)] if isinstance(self.input, str) else self.input
+        return turns_of(items)
 
-    def refuse_what_is_not_served(self) -> None:
-        kind = ((self.text or {}).get("format") or {}).get("type", "text")
-        for name, given in (("background", self.background), ("tools", self.tools), ("text.format", kind != "text")):
-            if given:
-                raise ApiError(400, f"{name} is not served yet", name)
+    def for_chat(self, turns: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the chat API would be asked, with all turns."""
+        own = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        effort, choice = self.reasoning and self.reasoning.effort, self.tool_choice
+        return {
+            "model": self.model, "messages": [*own, *turns], "max_tokens": self.max_output_tokens,
+            "temperature": self.temperature, "top_p": self.top_p,
+            "reasoning_effort": "high" if effort == "xhigh" else effort,
+            "tools": [tool.for_chat() for tool in self.tools] if self.tools else None,
+            "tool_choice": {"function": {"name": choice.name}} if isinstance(choice, NamedTool) else choice,
+            "parallel_tool_calls": self.parallel_tool_calls, "response_format": self.text.format.for_chat(),
+        }  # fmt: skip
 
 
 @dataclass
 class Stored:
-    """A response and the turns it ends."""
+    """A response, and the turns up to and with it."""
 
     body: dict[str, Any]
-    turns: list[chat.Message]
+    turns: list[dict[str, Any]]
 
 
 class Store:
@@ -104,41 +173,20 @@ class Store:
         del self._kept[name]
 
 
-def turns_of(items: list[InputItem]) -> list[chat.Message]:
-    """Chat messages; a thought goes into the answer that follows it."""
-    turns, thought = [], ""
-    for item in items:
-        if item.type == "reasoning":
-            thought = item.text
-            continue
-        own = thought if item.role == "assistant" else ""
-        turns.append(chat.Message(role=item.role, content=item.text, reasoning_content=own or None))
-        thought = ""
-    return turns
-
-
 @router.post("/v1/responses", response_model=None)
 async def create(asked: ResponsesRequest, http: HttpRequest) -> Response:
-    asked.refuse_what_is_not_served()
+    if asked.background:
+        raise ApiError(400, "background is not served: stream the response instead", "background")
     store: Store = http.app.state.responses
     before = store.get(asked.previous_response_id).turns if asked.previous_response_id else []
-    turns = [*before, *turns_of(asked.items())]
+    turns = [*before, *asked.turns()]
+    chatting = chat_request(asked.for_chat(turns))
     async with http.app.state.models.use(asked.model) as model:
-        call = begin(asked, model, turns)
-        found = Running(asked, model, call, turns, store)
+        begun = await begin(chatting, model)
+        running = Running(asked, model.name, begun, turns, store)
         if asked.stream:
-            return EventStream(http, model, call, found.events(), named=True)
-        return JSONResponse(await until_gone(http, found.whole()))
-
-
-def begin(asked: ResponsesRequest, model: Model, turns: list[chat.Message]) -> Call:
-    own = [chat.Message(role="system", content=asked.instructions)] if asked.instructions else []
-    effort = asked.reasoning.effort if asked.reasoning else None
-    prompt = chat.encode(model.worker.tokenizer, [*own, *turns], None if effort is None else effort != "none")
-    call = model.call()
-    sampling = Sampling(temperature=asked.temperature, top_p=asked.top_p)
-    call.submit(prompt, sampling.params(), asked.max_output_tokens)
-    return call
+            return EventStream(http, model, begun.call, running.events(), named=True)
+        return JSONResponse(await until_gone(http, running.whole()))
 
 
 @router.get("/v1/responses/{response_id}")
@@ -152,28 +200,37 @@ async def delete(response_id: str, http: HttpRequest) -> dict[str, Any]:
     return {"id": response_id, "object": "response", "deleted": True}
 
 
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel(response_id: str, http: HttpRequest) -> dict[str, Any]:
+    http.app.state.responses.get(response_id)
+    raise ApiError(400, "only background responses can be cancelled: close the stream instead")
+
+
 class Running:
     """A response on its way: its object, its items, its events."""
 
-    def __init__(self, asked: ResponsesRequest, model: Model, call: Call, turns: list[chat.Message], store: Store):
-        self.asked, self.model, self.call, self.turns, self.store = asked, model, call, turns, store
-        self.answer = Answer()
-        self.ids = {kind: f"{kind}_{uuid.uuid4().hex}" for kind in ("resp", "rs", "msg")}
-        self.created = time.time()
+    def __init__(self, asked: ResponsesRequest, model: str, begun: Begun, turns: list[dict[str, Any]], store: Store):
+        self.asked, self.model, self.turns, self.store = asked, model, turns, store
+        self.call, self.answer = begun.call, begun.answers[0]
+        self.id, self.created = f"resp_{uuid.uuid4().hex}", time.time()
+        self.items: list[dict[str, Any]] = []
 
-    def body(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
-        asked, cut = self.asked, status == "incomplete"
+    def body(self, status: str) -> dict[str, Any]:
+        asked = self.asked
         return {
-            "id": self.ids["resp"], "object": "response", "created_at": self.created, "status": status, "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "id": self.id, "object": "response", "created_at": self.created, "status": status, "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens,
-            "metadata": asked.metadata or {}, "model": self.model.name, "output": output, "parallel_tool_calls": True,
-            "previous_response_id": asked.previous_response_id,
+            "metadata": asked.metadata or {}, "model": self.model,
+            "output": [] if status == "in_progress" else self.items,
+            "parallel_tool_calls": asked.parallel_tool_calls, "previous_response_id": asked.previous_response_id,
             "reasoning": {"effort": asked.reasoning.effort if asked.reasoning else None, "summary": None},
             "store": asked.store, "temperature": 1.0 if asked.temperature is None else asked.temperature,
-            "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [],
-            "top_p": 1.0 if asked.top_p is None else asked.top_p, "truncation": "disabled", "background": False,
-            "usage": self.usage() if status in ("completed", "incomplete") else None,
+            "text": asked.text.model_dump(by_alias=True, exclude_none=True), "truncation": "disabled",
+            "tool_choice": asked.model_dump(include={"tool_choice"})["tool_choice"] or "auto",
+            "tools": [tool.model_dump() for tool in asked.tools or []],
+            "top_p": 1.0 if asked.top_p is None else asked.top_p, "background": False,
+            "usage": None if status == "in_progress" else self.usage(),
         }  # fmt: skip
 
     def usage(self) -> dict[str, Any]:
@@ -185,33 +242,10 @@ class Running:
             "total_tokens": len(request.prompt) + new,
         }  # fmt: skip
 
-    def reasoning_item(self, status: str) -> dict[str, Any]:
-        parts = [{"type": "reasoning_text", "text": self.answer.thought}] if self.answer.thought else []
-        return {"type": "reasoning", "id": self.ids["rs"], "summary": [], "content": parts, "status": status}
-
-    def message_item(self, status: str) -> dict[str, Any]:
-        parts = [] if status == "in_progress" else [self.part(self.answer.content)]
-        return {"type": "message", "id": self.ids["msg"], "role": "assistant", "status": status, "content": parts}
-
-    @staticmethod
-    def part(text: str) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-    def finished(self) -> dict[str, Any]:
-        """The whole response, remembered if that is asked for."""
-        status = "incomplete" if self.answer.finish_reason == "length" else "completed"
-        output = [self.reasoning_item("completed")] if self.answer.thought else []
-        body = self.body(status, [*output, self.message_item(status)])
-        if self.asked.store:
-            own = chat.Message(role="assistant", content=self.answer.content, reasoning_content=self.answer.thought)
-            self.store.put(Stored(body, [*self.turns, own]))
-        return body
-
     async def whole(self) -> dict[str, Any]:
-        async with events_of(self.call) as found:
-            async for _, event in found:
-                self.answer.add(event)
-        return self.finished()
+        async for event in self._events():
+            last = event
+        return last["response"]
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """The response as a stream, numbered."""
@@ -221,56 +255,82 @@ class Running:
             number += 1
 
     async def _events(self) -> AsyncIterator[dict[str, Any]]:
-        for kind in ("response.created", "response.in_progress"):
-            yield {"type": kind, "response": self.body("in_progress", [])}
-        index, kind = -1, ""
+        for kind in ("created", "in_progress"):
+            yield {"type": f"response.{kind}", "response": self.body("in_progress")}
         async with events_of(self.call) as found:
             async for _, event in found:
                 for gained in self.answer.add(event):
-                    new, piece = ("reasoning", gained.thinking) if gained.thinking else ("message", gained.text)
-                    if new != kind:
-                        for ended in self._end(kind, index):
-                            yield ended
-                        index, kind = index + 1, new
-                        for begun in self._begin(kind, index):
-                            yield begun
-                    name = "reasoning_text" if kind == "reasoning" else "output_text"
-                    yield {"type": f"response.{name}.delta", "delta": piece, **self._where(kind, index)}
-        for ended in self._end(kind, index):
-            yield ended
-        if kind != "message":  # an answer without a word is one all the same
-            for made in (*self._begin("message", index + 1), *self._end("message", index + 1)):
+                    for made in self._take(gained):
+                        yield made
+        if not self.items or self.items[-1]["type"] == "reasoning":  # an answer without a word is one all the same
+            for made in self._begin("message", None):
                 yield made
-        body = self.finished()
-        yield {"type": f"response.{body['status']}", "response": body}
+        for made in self._end():
+            yield made
+        status = "incomplete" if self.answer.finish_reason == "length" else "completed"
+        body = self.body(status)
+        if self.asked.store:
+            self.store.put(Stored(body, [*self.turns, *turns_of([InputItem(**item) for item in self.items])]))
+        yield {"type": f"response.{status}", "response": body}
 
-    def _where(self, kind: str, index: int) -> dict[str, Any]:
-        where = {"item_id": self.ids["rs" if kind == "reasoning" else "msg"], "output_index": index, "content_index": 0}
-        return where if kind == "reasoning" else {**where, "logprobs": []}
+    def _take(self, gained: Gained) -> list[dict[str, Any]]:
+        """The events of one piece: an item may end and the next begin."""
+        kind = "reasoning" if gained.thinking else "message" if gained.text else "function_call"
+        made: list[dict[str, Any]] = []
+        if not self.items or self.items[-1]["type"] != kind or gained.call is not None:
+            if kind == "message" and self.items and not gained.text.strip():
+                return []  # the line between two calls
+            made = [*self._end(), *self._begin(kind, gained.call)]
+        if piece := gained.thinking or gained.text or gained.arguments:
+            made.append({"type": f"response.{DELTAS[kind]}.delta", "delta": piece, **self._where()})
+            item = self.items[-1]
+            if kind == "function_call":
+                item["arguments"] += piece
+            else:
+                item["content"][0]["text"] += piece
+        return made
 
-    def _begin(self, kind: str, index: int) -> list[dict[str, Any]]:
+    def _where(self) -> dict[str, Any]:
+        item = self.items[-1]
+        where = {"item_id": item["id"], "output_index": len(self.items) - 1}
+        if item["type"] == "function_call":
+            return where
+        return {**where, "content_index": 0, **({"logprobs": []} if item["type"] == "message" else {})}
+
+    def _begin(self, kind: str, call: ToolCall | None) -> list[dict[str, Any]]:
+        """A new item: as it is announced it is empty."""
+        item: dict[str, Any] = {"type": kind, "id": f"{kind}_{uuid.uuid4().hex}", "status": "in_progress"}
+        part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        if call is not None:
+            item |= {"call_id": call.id, "name": call.name, "arguments": ""}
+            self.items.append(item)
+            return [{"type": "response.output_item.added", "output_index": len(self.items) - 1, "item": dict(item)}]
         if kind == "reasoning":
-            item = {**self.reasoning_item("in_progress"), "content": []}
-            return [{"type": "response.output_item.added", "output_index": index, "item": item}]
-        item = self.message_item("in_progress")
-        where = self._where(kind, index)
+            part, item["summary"] = {"type": "reasoning_text", "text": ""}, []
+        else:
+            item["role"] = "assistant"
+        self.items.append({**item, "content": [part]})
+        added = {"type": "response.output_item.added", "output_index": len(self.items) - 1}
+        where = {key: value for key, value in self._where().items() if key != "logprobs"}
         return [
-            {"type": "response.output_item.added", "output_index": index, "item": item},
-            {"type": "response.content_part.added", "part": self.part(""), **where},
+            {**added, "item": {**item, "content": []}},
+            {"type": "response.content_part.added", "part": dict(part), **where},
         ]
 
-    def _end(self, kind: str, index: int) -> list[dict[str, Any]]:
-        if not kind:
+    def _end(self) -> list[dict[str, Any]]:
+        """The last item is complete."""
+        if not self.items or self.items[-1]["status"] != "in_progress":
             return []
-        where = self._where(kind, index)
-        if kind == "reasoning":
-            item, text = self.reasoning_item("completed"), self.answer.thought or ""
-            ends: list[dict[str, Any]] = [{"type": "response.reasoning_text.done", "text": text, **where}]
-        else:
-            status = "incomplete" if self.answer.finish_reason == "length" else "completed"
-            item, text = self.message_item(status), self.answer.content
-            ends = [
-                {"type": "response.output_text.done", "text": text, **where},
-                {"type": "response.content_part.done", "part": self.part(text), **where},
-            ]
-        return [*ends, {"type": "response.output_item.done", "output_index": index, "item": item}]
+        item, where = self.items[-1], self._where()
+        item["status"] = "incomplete" if self.answer.finish_reason == "length" else "completed"
+        done = {"type": "response.output_item.done", "output_index": len(self.items) - 1, "item": item}
+        kind = f"response.{DELTAS[item['type']]}.done"
+        if item["type"] == "function_call":
+            return [{"type": kind, "arguments": item["arguments"], "name": item["name"], **where}, done]
+        part = item["content"][0]
+        ends = {key: value for key, value in where.items() if key != "logprobs"}
+        return [
+            {"type": kind, "text": part["text"], **where},
+            {"type": "response.content_part.done", "part": part, **ends},
+            done,
+        ]

@@ -82,7 +82,7 @@ class Style:
 
 
 def chosen(tools: Sequence[Tool], choice: Choice | None) -> tuple[list[Function], bool]:
-    """The tools that may be called, and whether the answer must be calls. Raises ApiError for a name that is none of them."""
+    """The tools that may be called, and whether the answer must be calls. Raises ApiError for an unknown name."""
     functions = [tool.function for tool in tools]
     if choice == "none":
         return [], False
