@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from roclab import __version__
 from roclab.core.exceptions import RocLabError
 from roclab.lm.settings import LoadOptions
-from roclab.server import chat, completions, messages, responses, tokens
+from roclab.server import chat, completions, embeddings, messages, responses, tokens
 from roclab.server.errors import ApiError, error_body
 from roclab.server.models import Models
 from roclab.server.security import Guard
@@ -41,7 +41,7 @@ def create_app(names: Sequence[str], options: LoadOptions, settings: ServerSetti
 
     app = FastAPI(title="RocLab", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.models, app.state.responses = models, responses.Store()
-    for part in (chat, completions, messages, responses, tokens):
+    for part in (chat, completions, embeddings, messages, responses, tokens):
         app.include_router(part.router)
     _add_state(app, models)
     _add_errors(app)

@@ -15,13 +15,13 @@ from starlette.responses import JSONResponse, Response
 from roclab.lm.generate import TokenEvent
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.chat import StreamOptions
-from roclab.server.errors import ApiError
-from roclab.server.generation import Call, Sampling, events_of, until_gone
+from roclab.server.generation import Call, Sampling, events_of, prompts_of, until_gone
 from roclab.server.models import Model
 from roclab.server.sse import EventStream
 from roclab.server.text import Answer, logprobs_of, timings_of, usage_of
 
 router = APIRouter()
+MOST = 256  # prompts a request
 
 
 class CompletionRequest(Sampling):
@@ -34,24 +34,12 @@ class CompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
 
-    def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
-        """Token ids of each prompt. Text never becomes a control token; ids are taken as they are."""
-        given = self.prompt
-        if isinstance(given, str):
-            return [tokenizer.encode(given)]
-        if given and all(isinstance(item, int) for item in given):
-            return [given]  # type: ignore[list-item]
-        return [item if isinstance(item, list) else tokenizer.encode(str(item)) for item in given]
-
 
 @router.post("/v1/completions", response_model=None)
 async def completions(asked: CompletionRequest, http: HttpRequest) -> Response:
     async with http.app.state.models.use(asked.model) as model:
         tokenizer, call = model.worker.tokenizer, model.call()
-        prompts = asked.prompts(tokenizer)
-        if not 1 <= len(prompts) <= 256:
-            raise ApiError(400, "give 1 to 256 prompts", "prompt")
-        for prompt in prompts:
+        for prompt in prompts_of(asked.prompt, model.worker, "prompt", MOST):
             processors = asked.processors(prompt, model.worker.runner.config.vocab_size)
             call.submit(prompt, asked.params(asked.logprobs), asked.max_tokens, processors, asked.n)
         about = {

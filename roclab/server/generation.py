@@ -168,6 +168,30 @@ class Call:
             self.close()
 
 
+Prompts = str | list[str] | list[int] | list[list[int]]
+
+
+def prompts_of(given: Prompts, worker: Worker, param: str, most: int) -> list[list[int]]:
+    """Token ids of each text. A text never becomes a control token; ids are taken as they are. Raises ApiError."""
+    tokenizer, config = worker.tokenizer, worker.runner.config
+    if isinstance(given, str):
+        found = [tokenizer.encode(given)]
+    elif given and all(isinstance(item, int) for item in given):
+        found = [[int(item) for item in given]]  # type: ignore[arg-type]
+    else:
+        found = [item if isinstance(item, list) else tokenizer.encode(str(item)) for item in given]
+    if not 1 <= len(found) <= most:
+        raise ApiError(400, f"{param}: give 1 to {most} texts", param)
+    for ids in found:
+        if not 1 <= len(ids) <= config.max_position_embeddings:
+            raise ApiError(
+                400, f"{param}: a text of 1 to {config.max_position_embeddings} tokens, not {len(ids)}", param
+            )
+        if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+            raise ApiError(400, f"{param}: token ids lie between 0 and {config.vocab_size - 1}", param)
+    return found
+
+
 async def until_gone(http: HttpRequest, work: Awaitable[T]) -> T:
     """The result of `work`, which is given up when the client goes away."""
 

@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.runner import Runner
 from roclab.lm.engine.scheduler import Engine, LogitsProcessor, Request
@@ -103,6 +105,11 @@ class Worker:
             ticket.news.clear()
             if not (request.tokens or request.done):
                 await ticket.news.wait()
+
+    def hidden(self, ids: Sequence[int]) -> Tensor:
+        """The last hidden states (T, D) of a text, between two steps of the engine."""
+        with self._turn:
+            return self.runner.hidden(ids).cpu()
 
     def close(self) -> None:
         """End what runs, and the thread. Requests that have not ended fail in one line."""

@@ -66,6 +66,10 @@ class Runner(ABC):
         fit.
         """
 
+    @abstractmethod
+    def hidden(self, ids: Items[int]) -> Tensor:
+        """The last hidden states (T, D) of one text, after the final norm, float32."""
+
     def settle(self, sequence: Any) -> Tensor:
         """Logits (1, V) after the sequence's last token, as computed without any other sequence."""
         last = sequence.ids[-1]

@@ -107,6 +107,10 @@ class TorchRunner(Runner):
                 hidden[i] = self._prefill(sequence, ids, wanted)
         return self.model.lm_head(torch.cat([hidden[i] for i in range(len(work))]))
 
+    @torch.inference_mode()
+    def hidden(self, ids: Items[int]) -> Tensor:
+        return self._prefill(self.new_sequence(len(ids)), ids, len(ids)).float()
+
     def settle(self, sequence: TorchSequence) -> Tensor:
         kept = min(sequence.settled, (len(sequence.ids) - 1) // BLOCK * BLOCK)
         ids = sequence.ids[kept:]

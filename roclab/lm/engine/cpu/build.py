@@ -221,6 +221,7 @@ def _declare(library: Library) -> Library:
         ("roclm_set_window", None, [pointer, whole, whole]),
         ("roclm_threads", whole, [pointer, whole, whole]),
         ("roclm_forward", whole, [pointer, whole, pointer, pointer, pointer, pointer, whole, pointer, pointer]),
+        ("roclm_hidden", None, [pointer, whole, pointer]),
         ("roclm_stride", ctypes.c_long, [ctypes.c_long]),
         ("roclm_cache_bytes", ctypes.c_long, [pointer, ctypes.c_long]),
         ("roclm_copy_cache", None, [pointer, pointer, ctypes.c_long, pointer, ctypes.c_long, ctypes.c_long]),

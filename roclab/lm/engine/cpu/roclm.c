@@ -531,6 +531,12 @@ EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32
     return 0;
 }
 
+/* The last hidden states (count, hidden) of the rows of the last call, after the final norm. */
+EXPORT void roclm_hidden(const model *m, int count, float *out) {
+    int D = m->s.hidden;
+    for (int t = 0; t < count; t++) rms_norm(m->x + (long)t * D, m->final_norm, out + (long)t * D, D, m->s.eps);
+}
+
 EXPORT long roclm_stride(long rows) { return stride(rows); }
 EXPORT long roclm_cache_bytes(const model *m, long capacity) {
     return m->s.layers * m->s.kv_heads * head_bytes(&m->s, capacity);

@@ -312,6 +312,17 @@ class CPURunner(Runner):
             sequence.ids += ids
         return logits[:, : self.config.vocab_size]
 
+    def hidden(self, ids: Items[int]) -> Tensor:
+        sequence, pieces = self.new_sequence(len(ids)), []
+        for start in range(0, len(ids), MAX_ROWS):
+            piece = ids[start : start + MAX_ROWS]
+            rows = torch.empty(len(piece), self.config.hidden_size)
+            with self._lock:  # the working space holds what the last call left there
+                self.forward([(sequence, piece, 0)])
+                self.library.roclm_hidden(self.handle, len(piece), rows.data_ptr())
+            pieces.append(rows)
+        return torch.cat(pieces)
+
     def machine(self, megabytes: int = 256, repeats: int = 5) -> dict[str, float]:
         """The most that this machine reads and computes, best of `repeats` with one thread and with all cores:
         bytes a second from memory (`bandwidth`), float32 operations a second (`flops`)."""

@@ -1,0 +1,51 @@
+"""`/v1/embeddings`: the mean of a text's last hidden states, of length 1.
+
+The model was trained to continue texts, not to embed them: vectors of models made for that compare texts better.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request as HttpRequest
+
+from roclab.server.errors import ApiError
+from roclab.server.generation import prompts_of, until_gone
+from roclab.server.models import Model
+
+router = APIRouter()
+MOST = 256  # texts a request
+
+
+class EmbeddingRequest(BaseModel):
+    model: str
+    input: str | list[str] | list[int] | list[list[int]] = Field(description="Texts, or token ids.")
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+
+@router.post("/v1/embeddings")
+async def embeddings(asked: EmbeddingRequest, http: HttpRequest) -> dict[str, Any]:
+    async with http.app.state.models.use(asked.model) as model:
+        width, texts = model.worker.runner.config.hidden_size, prompts_of(asked.input, model.worker, "input", MOST)
+        if asked.dimensions not in (None, width):
+            raise ApiError(400, f"dimensions: the model's vectors have {width}", "dimensions")
+        return await until_gone(http, embedded(asked, model, texts))
+
+
+async def embedded(asked: EmbeddingRequest, model: Model, texts: list[list[int]]) -> dict[str, Any]:
+    data = []
+    for index, ids in enumerate(texts):
+        vector = (await asyncio.to_thread(model.worker.hidden, ids)).mean(0)
+        values = (vector / vector.norm()).numpy()
+        shown = values.tolist() if asked.encoding_format == "float" else base64.b64encode(values.tobytes()).decode()
+        data.append({"object": "embedding", "index": index, "embedding": shown})
+    tokens = sum(map(len, texts))
+    return {
+        "object": "list", "data": data, "model": model.name,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }  # fmt: skip
