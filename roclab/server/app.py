@@ -39,14 +39,28 @@ def create_app(names: Sequence[str], options: LoadOptions, settings: ServerSetti
         first.cancel()
         models.close()
 
-    app = FastAPI(title="RocLab", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    wrong = {"description": "What is wrong, in the shape of the API that was asked."}
+    app = FastAPI(
+        title="RocLab", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        responses={"4XX": wrong, 503: wrong},
+    )  # fmt: skip
     app.state.models, app.state.responses = models, responses.Store()
     for part in (chat, completions, embeddings, messages, responses, tokens):
         app.include_router(part.router)
     _add_state(app, models)
     _add_errors(app)
+    app.openapi_schema = _described(app)
     app.add_middleware(Guard, settings=settings)
     return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, without the 422 that FastAPI adds: what cannot be read is answered 400 here."""
+    found = app.openapi()
+    for operations in found["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    return found
 
 
 async def _load_first(models: Models) -> None:
@@ -118,6 +132,7 @@ def serve(names: Sequence[str], options: LoadOptions, settings: ServerSettings) 
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen(4096)  # who connects from here on waits until the application takes them
     except OSError as error:
         raise RocLabError(f"--host {settings.host} --port {settings.port}: {error.strerror}") from None
     host, port = listener.getsockname()[:2]

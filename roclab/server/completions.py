@@ -38,7 +38,7 @@ class CompletionRequest(Sampling):
 @router.post("/v1/completions", response_model=None)
 async def completions(asked: CompletionRequest, http: HttpRequest) -> Response:
     async with http.app.state.models.use(asked.model) as model:
-        tokenizer, call = model.worker.tokenizer, model.call()
+        call = model.call()
         for prompt in prompts_of(asked.prompt, model.worker, "prompt", MOST):
             processors = asked.processors(prompt, model.worker.runner.config.vocab_size)
             call.submit(prompt, asked.params(asked.logprobs), asked.max_tokens, processors, asked.n)

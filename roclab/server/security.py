@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,10 +20,6 @@ from roclab.server.settings import LOOPBACK, ServerSettings
 
 OPEN = ("/health",)  # for probes: says nothing but whether the server is up
 ALLOWED = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta"
-
-
-class TooLarge(Exception):
-    """A body goes on beyond the bound."""
 
 
 class Guard:
@@ -42,11 +39,8 @@ class Guard:
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         origin = headers.get("origin")
         answer = self._refused(scope, headers, origin)
-        started = False
 
         async def sending(message: Message) -> None:
-            nonlocal started
-            started = True
             if message["type"] == "http.response.start" and origin in self.origins:
                 message["headers"] = [*message["headers"], *self._cors(str(origin))]
             await send(message)
@@ -63,14 +57,10 @@ class Guard:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self.bound:
-                raise TooLarge
+                raise HTTPException(413, self._too_large)  # which FastAPI lets through to our handler
             return message
 
-        try:
-            await self.app(scope, receiving, sending)
-        except TooLarge:
-            if not started:
-                await self._error(scope, 413, self._too_large)(scope, receive, sending)
+        await self.app(scope, receiving, sending)
 
     @property
     def _too_large(self) -> str:

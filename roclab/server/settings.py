@@ -29,7 +29,6 @@ class ServerSettings:
     max_body_mb: float = setting(8.0, "Size of a request's body, in MB.", low=0.001, high=1024)
     prefix_cache_mb: int = setting(512, "Memory for the KV caches of finished requests, in MB.", low=0)
     models_mb: int | None = setting(None, "Memory for loaded models, in MB; the one used longest ago goes.", low=1)
-    log_prompts: bool = setting(False, "Log the texts of requests.", flags=("--log-prompts",))
 
     def __post_init__(self) -> None:
         check_settings(self)

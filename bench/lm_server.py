@@ -1,0 +1,115 @@
+"""A server under load: tokens/s, seconds to the first token, and whether greedy answers depend on the neighbours.
+
+    roclab lm serve --model smollm2-135m --port 8000 &
+    python bench/lm_server.py --url http://127.0.0.1:8000 [--peer http://127.0.0.1:8080] [--clients 1,4,16,64]
+
+Every client streams one chat after the other; a peer (llama.cpp's server, say) gets the same requests in turn. The last
+line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from typing import Any
+
+import httpx
+
+TOPICS = (
+    "the sea",
+    "a small robot",
+    "old maps",
+    "tea",
+    "winter",
+    "a lighthouse",
+    "bees",
+    "trains",
+    "glass",
+    "the moon",
+)
+ASKED = (
+    "Write a short story about {topic} number {n}. Begin at once, use plain words, and tell what happens in the end."
+)
+
+
+async def ask(client: httpx.AsyncClient, url: str, model: str, text: str, tokens: int) -> tuple[str, int, float]:
+    """(answer, its tokens, seconds to the first)."""
+    body = {
+        "model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": tokens,
+        "stream": True, "ignore_eos": True,
+    }  # fmt: skip
+    begin, first, pieces = time.perf_counter(), 0.0, []
+    async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            choices = json.loads(line[6:]).get("choices") or [{}]
+            if piece := choices[0].get("delta", {}).get("content"):
+                first = first or time.perf_counter() - begin
+                pieces.append(piece)
+    return "".join(pieces), len(pieces), first
+
+
+async def load(url: str, model: str, clients: int, rounds: int, tokens: int) -> dict[str, Any]:
+    """`rounds` requests of each client, all clients at once."""
+    answers: dict[str, str] = {}
+    firsts: list[float] = []
+    total = 0
+    limits = httpx.Limits(max_connections=clients)
+    async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+
+        async def run(number: int) -> None:
+            nonlocal total
+            for n in range(rounds):
+                text = ASKED.format(topic=TOPICS[number % len(TOPICS)], n=number * rounds + n)
+                answers[text], count, first = await ask(client, url, model, text, tokens)
+                firsts.append(first)
+                total += count
+
+        begin = time.perf_counter()
+        await asyncio.gather(*map(run, range(clients)))
+        seconds = time.perf_counter() - begin
+    return {"tokens_per_second": total / seconds, "first_token": statistics.median(firsts), "answers": answers}
+
+
+async def alone(url: str, model: str, texts: list[str], tokens: int) -> dict[str, str]:
+    async with httpx.AsyncClient(timeout=300) as client:
+        return {text: (await ask(client, url, model, text, tokens))[0] for text in texts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--peer", help="Another server with the same API, measured in turn.")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--clients", default="1,4,16,64")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3, help="Each figure is the median of as many.")
+    asked = parser.parse_args()
+    urls = {"roclab": asked.url} | ({"peer": asked.peer} if asked.peer else {})
+    found: dict[str, Any] = {}
+    for clients in map(int, asked.clients.split(",")):
+        rounds = max(1, 16 // clients)
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
+        for _ in range(asked.repeats):
+            for name, url in urls.items():
+                runs[name].append(asyncio.run(load(url, asked.model, clients, rounds, asked.tokens)))
+        row: dict[str, Any] = {}
+        for name, own in runs.items():
+            row[name] = {key: statistics.median(r[key] for r in own) for key in ("tokens_per_second", "first_token")}
+        answers = runs["roclab"][-1]["answers"]
+        same = asyncio.run(alone(asked.url, asked.model, list(answers), asked.tokens))
+        row["equal"] = [sum(same[text] == answer for text, answer in answers.items()), len(answers)]
+        found[str(clients)] = row
+        told = ", ".join(f"{n} {r['tokens_per_second']:.0f} tokens/s, first after {1000 * r['first_token']:.0f} ms"
+                         for n, r in row.items() if n in urls)  # fmt: skip
+        print(f"{clients:3d} clients: {told}; {row['equal'][0]} of {row['equal'][1]} answers as alone", flush=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
