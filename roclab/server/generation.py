@@ -41,6 +41,7 @@ class Sampling(BaseModel):
     logit_bias: dict[str, float] | None = Field(default=None, description="Token id → what is added to its logit.")
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: str | list[str] | None = None
+    ignore_eos: bool = Field(default=False, description="Go on to max_tokens: for benchmarks.")
 
     def params(self, logprobs: int | None = None, more_stop: Sequence[str] = ()) -> SamplingParams:
         """As the engine takes them; a seed is drawn where none is given."""
@@ -54,6 +55,7 @@ class Sampling(BaseModel):
             seed=secrets.randbits(62) if self.seed is None else self.seed % 2**63,
             stop=(*stop, *more_stop),
             logprobs=logprobs,
+            ignore_eos=self.ignore_eos,
         )
 
     def processors(self, prompt: Sequence[int], vocab_size: int) -> list[LogitsProcessor]:
