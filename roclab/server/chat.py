@@ -148,6 +148,8 @@ def encode(
         return tokenizer.encode_chat(shown, enable_thinking=thinking, now=datetime.now(), **more)
     except (RocLabError, TypeError) as error:
         raise ApiError(400, str(error), "messages") from None
+    except RecursionError:
+        raise ApiError(400, "the messages are nested too deeply", "messages") from None
 
 
 def prompt_of(asked: ChatRequest, tokenizer: Tokenizer) -> list[int]:
@@ -208,9 +210,12 @@ async def begin(asked: ChatRequest, model: Model) -> Begun:
     """Submits what is asked; the other APIs for chats come here too. Raises ApiError."""
     tokenizer, size = model.worker.tokenizer, model.worker.runner.config.vocab_size
     functions, must = chosen(asked.tools or [], asked.tool_choice)
-    prompt = prompt_of(asked, tokenizer)
+    prompt = await asyncio.to_thread(prompt_of, asked, tokenizer)  # a long one takes a while, and others stream
     params = asked.params(logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
-    matcher = await asyncio.to_thread(held_to, asked, model, functions, must)
+    try:
+        matcher = await asyncio.to_thread(held_to, asked, model, functions, must)
+    except RecursionError:
+        raise ApiError(400, "a schema is nested too deeply") from None
     may_think = tokenizer.has_thinking and asked.thinking is not False
     call = model.call()
     for number in range(asked.n):

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import BaseModel, Field
@@ -26,6 +26,9 @@ from roclab.server.worker import Busy, Ticket, Worker
 T = TypeVar("T")
 
 
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
 class Sampling(BaseModel):
     """The fields of sampling that OpenAI's API has, and those that open servers add (top_k, min_p, …)."""
 
@@ -38,9 +41,11 @@ class Sampling(BaseModel):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
-    logit_bias: dict[str, float] | None = Field(default=None, description="Token id → what is added to its logit.")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        default=None, description="Token id → what is added to its logit."
+    )
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    stop: str | list[str] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=64)] | None = None
     ignore_eos: bool = Field(default=False, description="Go on to max_tokens: for benchmarks.")
 
     def params(self, logprobs: int | None = None, more_stop: Sequence[str] = ()) -> SamplingParams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -141,7 +142,7 @@ async def create(asked: MessagesRequest, http: HttpRequest) -> Response:
 async def count_tokens(asked: Prompt, http: HttpRequest) -> dict[str, int]:
     chatting = chat_request(asked.for_chat())
     async with http.app.state.models.use(asked.model) as model:
-        return {"input_tokens": len(prompt_of(chatting, model.worker.tokenizer))}
+        return {"input_tokens": len(await asyncio.to_thread(prompt_of, chatting, model.worker.tokenizer))}
 
 
 def usage(call: Call, answer: Answer) -> dict[str, Any]:

@@ -22,6 +22,14 @@ OPEN = ("/health",)  # for probes: says nothing but whether the server is up
 ALLOWED = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta"
 
 
+def host_name(header: str) -> str:
+    """The name in a Host header, without the port; "" for what is none."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:  # half an IPv6 address
+        return ""
+
+
 class Guard:
     """ASGI middleware around the whole application."""
 
@@ -68,10 +76,10 @@ class Guard:
 
     def _refused(self, scope: Scope, headers: Mapping[str, str], origin: str | None) -> JSONResponse | None:
         """Why this request is not answered, or None."""
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        host = host_name(headers.get("host", ""))
         if not self.any_host and host not in self.hosts:
             return self._error(scope, 403, f"Host {host!r} is not this server's: --allow-host names more")
-        if origin is not None and origin not in self.origins and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and origin not in self.origins and origin.partition("://")[2] != headers.get("host"):
             return self._error(scope, 403, f"Origin {origin!r} may not ask: --allow-origin names those that may")
         if scope["method"] == "OPTIONS" or scope["path"] in OPEN:
             return None
