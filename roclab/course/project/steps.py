@@ -86,7 +86,7 @@ def _compare(base: TrainConfig, networks: dict[str, str], out: Path) -> None:
 def _curve(base: TrainConfig, choice: Choice, out: Path) -> None:
     """A run for each number of images and strategy, fine-tuned from the trained head whatever the comparison does: a
     few images are not enough for a head of zeros."""
-    base = replace(base, lp_ft=None)
+    base = replace(base, lp_ft=TrainConfig().lp_ft)  # the network's own default
     names = []
     for number in choice.per_class:
         for strategy in STRATEGIES:
