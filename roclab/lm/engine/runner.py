@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from roclab.core.exceptions import RocLabError
 from roclab.lm.model import RocLMConfig
 
 
@@ -66,9 +67,10 @@ class Runner(ABC):
         fit.
         """
 
-    @abstractmethod
     def hidden(self, ids: Items[int]) -> Tensor:
-        """The last hidden states (T, D) of one text, after the final norm, float32."""
+        """The last hidden states (T, D) of one text, after the final norm, float32. Raises RocLabError for a runner
+        that does not give them."""
+        raise RocLabError(f"the engine {self.name} gives no hidden states")
 
     def settle(self, sequence: Any) -> Tensor:
         """Logits (1, V) after the sequence's last token, as computed without any other sequence."""
