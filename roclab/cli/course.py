@@ -210,6 +210,9 @@ def verify(
     points: Path | None = typer.Option(None, help="TOML or CSV with the points of parts or checks."),
     table: Path | None = typer.Option(None, "--csv", help="Write a table with a row a file."),
     gradescope: Path | None = typer.Option(None, help="Write Gradescope's results.json for the one file."),
+    training: bool = typer.Option(
+        False, "--training", help="Check the training parts too: cross_entropy, AdamW, get_batch and others."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
     limits: Limits = Limits(),
 ) -> None:
@@ -226,13 +229,15 @@ def verify(
     from roclab.course.verify.grades import a_point_a_check, read_points, verify_files, write_gradescope
     from roclab.report.kit import render
 
+    if training and not files:
+        raise RocLabError("--training needs a FILE: RocLab's own model file has no training parts")
     files = files or [OURS]
     if gradescope and len(files) > 1:
         raise RocLabError(f"--gradescope takes one file, these are {len(files)}: use --csv for a table of them")
-    worth = read_points(points) if points else a_point_a_check()
+    worth = read_points(points, training) if points else a_point_a_check(training)
     reports = []
     with Console(stderr=True).status(f"checking {escape(files[0].name)}") as status:  # mostly torch's import
-        for report in verify_files(files, worth, limits, table):
+        for report in verify_files(files, worth, limits, table, training):
             reports.append(report)
             status.update(f"checked {len(reports)} of {len(files)}")
     if gradescope:

@@ -83,7 +83,48 @@ def draws(replaced: Formulas, case: str, rows: int, times: int, options: dict[st
     return dict(enumerate(reference.draw(reference.logits(CASES[case].ids)[0, -1], *chosen)))
 
 
+# ---- of the training parts
+
+
+def cross_entropy(replaced: Formulas, logits: str, targets: str) -> list[float]:
+    pairs = zip(INPUTS[logits], INPUTS[targets].astype(int), strict=True)
+    return [formulas(replaced).cross_entropy(x, y) for x, y in pairs]
+
+
+def cross_entropy_slope(replaced: Formulas, logits: str, targets: str) -> Array:
+    x, y, reference = INPUTS[logits], INPUTS[targets].astype(int), formulas(replaced)
+    units = np.eye(x.size).reshape(-1, *x.shape)
+    return np.array([slope(lambda h, d=d: reference.cross_entropy(x + h * d, y)) for d in units]).reshape(x.shape)
+
+
+def adamw(
+    replaced: Formulas, lr: list[float], betas: list[float], eps: float, weight_decay: float, reload: int = 0,
+    idle: bool = False,
+) -> Array:  # fmt: skip
+    """Right forms differ in whether the decay comes before or after the update, and in whether ε is added before or
+    after √v's correction. No check sees that: lr² · λ is below its tolerance, and with β₂ = 0 nothing is corrected."""
+    w, gradients = INPUTS["parameters"], INPUTS["gradients"][: len(lr)]
+    found = formulas(replaced).adamw(w, gradients, lr, betas, eps, weight_decay, reload)
+    return np.concatenate([found, np.ones((len(lr), 3))], axis=1) if idle else found
+
+
+def schedule(replaced: Formulas, its: list[int], settings: Sequence[Any]) -> list[float]:
+    return [formulas(replaced).learning_rate(it, *settings) for it in range(*its)]
+
+
+def clip(replaced: Formulas, max_norm: float, generator: bool = False, idle: bool = False) -> Array:
+    return np.concatenate(formulas(replaced).clipped(np.split(INPUTS["gradients"][0], [12]), max_norm))
+
+
+def batches(replaced: Formulas, context_length: int, batch_size: int, times: int) -> dict[str, Any]:
+    reference = formulas(replaced)
+    starts = dict(enumerate(reference.starts(len(INPUTS["tokens"]), context_length)))
+    return {"shifts": [reference.shift()], "starts": starts}
+
+
 ANSWERS: dict[str, Callable[..., Any]] = {
+    "cross_entropy": cross_entropy, "cross_entropy_slope": cross_entropy_slope, "adamw": adamw, "schedule": schedule,
+    "clip": clip, "batches": batches,
     "norm": norm, "norm_slope": norm_slope, "logits": logits, "gradients": gradients, "generate": generate,
     "draws": draws, "tied": lambda replaced, case: logits(replaced, case)[0],
     "mlp": lambda replaced, case, x: model(case, replaced).layer_mlp(INPUTS[x], "model.layers.0"),
@@ -130,8 +171,8 @@ def up_to_the_end(value: Any, behind: tuple[int, ...] | None) -> list[Array]:
     return [np.asarray([row]), np.asarray([[*row, eos]])]
 
 
-def frequencies(value: Mapping[Any, float]) -> list[Array]:
-    counts = np.zeros(CASES["dice"].config["vocab_size"])
+def frequencies(value: Mapping[Any, float], among: int = CASES["dice"].config["vocab_size"]) -> list[Array]:
+    counts = np.zeros(among)
     for token, count in value.items():
         counts[int(token)] = count
     return [counts / counts.sum()]
@@ -153,6 +194,8 @@ READINGS: dict[str, Callable[[Any], list[Array]]] = {
     "up to the end": lambda value: up_to_the_end(value, (0,)),
     "up to any end": lambda value: up_to_the_end(value, None),
     "frequencies": frequencies,
+    "shifts": lambda value: [numbers(value["shifts"])],
+    "starts": lambda value: frequencies(value["starts"], len(INPUTS["tokens"])),
 }
 
 

@@ -185,11 +185,19 @@ def draw(seed: int, *shape: int) -> Array:
 X, ANGLES = draw(2, 2, 3, 16) * 3, np.tile(draw(12, 5, 4), 2)
 HUNDREDS = np.random.default_rng(3).integers(75, 125, (3, 16)) * 1.0  # exact in float16 and bfloat16, fourfold too
 
+INTEGERS = np.random.default_rng(21)
+# exp overflows or is 0 in all: in the first for the target, in the second for the others, in the third for all.
+LARGE = np.array([[[1e4, 0, -1e4]], [[1e4, -1e4, 0]], [[-1e4, -1e4, -1e4]]])
+
 INPUTS: dict[str, Array] = {
     "x": exact(X), "x + 4": exact(X + 4), "small x": exact(X * 0.02), "one token": exact(X[0, :1]), "ones": np.ones(16),
     "g": exact(np.random.default_rng(1).uniform(0.5, 2, 16)), "about a hundred": HUNDREDS, "hundreds": 4 * HUNDREDS,
     "x of 8": draw(4, 2, 3, 8), "g of 8": draw(5, 8), "towards": draw(6, 2, 3, 8),
     "hidden": draw(7, 2, 3, 24), "heads of 8": draw(8, 1, 2, 5, 8), "heads of 4": draw(9, 2, 2, 3, 4),
+    "few logits": draw(22, 4, 6) * 3, "their targets": INTEGERS.integers(0, 6, 4), "logits": draw(23, 2, 3, 5, 11) * 3,
+    "targets": INTEGERS.integers(0, 11, (2, 3, 5)), "large logits": LARGE,
+    "targets of large ones": np.array([[0], [1], [2]]), "parameters": draw(24, 17), "gradients": draw(25, 12, 17),
+    "tokens": 50.0 + INTEGERS.permutation(12),
     "q": draw(10, 1, 4, 5, 8), "k": draw(11, 1, 2, 5, 8), "cos": exact(np.cos(ANGLES)), "sin": exact(np.sin(ANGLES)),
 }  # fmt: skip
 

@@ -30,9 +30,11 @@ OURS = Path(__file__).parents[2] / "lm" / "model.py"
 
 
 @lru_cache
-def all_checks() -> tuple[Check, ...]:
-    """In the order in which the parts build on each other: an early one that fails is nearest to the fault."""
-    rows = json.loads((Path(__file__).parent / "checks.json").read_text("utf-8"))
+def all_checks(training: bool = False) -> tuple[Check, ...]:
+    """In the order in which the parts build on each other: an early one that fails is nearest to the fault. `training`:
+    those of the optional training parts too."""
+    files = ("checks.json", "training.json") if training else ("checks.json",)
+    rows = [row for file in files for row in json.loads((Path(__file__).parent / file).read_text("utf-8"))]
     for row in rows:  # functions for their names
         row["fault"] = getattr(faults, row["fault"]) if "fault" in row else lambda check, value: None
         row["expected"] = ANSWERS[row["probe"]] if "tolerance" in row else None
@@ -40,9 +42,11 @@ def all_checks() -> tuple[Check, ...]:
     return tuple(Check(**row) for row in rows)
 
 
-def verify(path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sandbox | None = None) -> dict[str, Any]:
-    """Check an implementation of RocLM. `sandbox` may be shared by many files; without it a new process is started,
-    which imports torch.
+def verify(
+    path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sandbox | None = None, training: bool = False
+) -> dict[str, Any]:
+    """Check an implementation of RocLM, and with `training` that of the training parts. `sandbox` may be shared by many
+    files; without it a new process is started, which imports torch.
 
     Returns a JSON-able dict: `file`, `score` (the share of checks passed), `passed`, `checks_passed`, `checks_total`,
     `seconds`, `diagnosis` (None, or `component`, `check` and `hint` of the most telling failure), `notes` (sentences
@@ -55,7 +59,7 @@ def verify(path: str | Path = OURS, limits: Limits | None = None, *, sandbox: Sa
     path, limits = Path(path), limits or Limits()
     source = read_source(path)
     with nullcontext(sandbox) if sandbox else Sandbox() as running:  # it imports torch while the checks are made
-        checks = all_checks()
+        checks = all_checks(training)
         questions = list(dict.fromkeys(c.question for c in checks if c.probe))  # several checks may read an answer
         try:
             ran = running.run(path, [json.loads(question) for question in questions], limits, source.text)

@@ -8,7 +8,7 @@ from typing import Any
 
 from roclab.course.verify.check import ANYTHING, Check, Verdict, expectation, fault
 from roclab.course.verify.mistakes import MISTAKES, Mistake
-from roclab.course.verify.parts import CLASSES_AND_FUNCTIONS, INSIDE, REFUSAL
+from roclab.course.verify.parts import CLASSES_AND_FUNCTIONS, INSIDE, MISSING, REFUSAL, TRAINING_PARTS
 
 LAYOUT = "checkpoint: names and shapes"  # where it fails, the models of the later checks lack weights
 OWN = "own implementation"
@@ -16,7 +16,10 @@ GENERATING = ("generate", "draws", "signature")
 # Probes of a function by itself, which the model may or may not use.
 FUNCTIONS = ("rotate_half", "apply_rotary", "repeat_kv")
 # Probes whose answer depends on one formula alone: one match is evidence enough.
-DIRECT = (*FUNCTIONS, "norm", "norm_slope", "mlp", *GENERATING)
+DIRECT = (
+    *FUNCTIONS, "norm", "norm_slope", "mlp", *GENERATING, "cross_entropy", "cross_entropy_slope", "adamw", "schedule",
+    "clip", "batches", "resume",
+)  # fmt: skip
 
 
 def evaluate_answers(
@@ -29,20 +32,28 @@ def evaluate_answers(
         not_run = fault("not run", "not run: the file cannot be imported")
         verdicts = [not_run if c.probe or v.passed else v for c, v in zip(checks, verdicts, strict=True)]
         return verdicts, (checks[0], verdicts[0])
+    missing = {c.component: v for c, v in zip(checks, verdicts, strict=True) if v.found.startswith(MISSING)}
+    verdicts = [missing.get(c.component, v) for c, v in zip(checks, verdicts, strict=True)]
+    parts: dict[str, list[int]] = {}  # the model is searched as one, each training part by itself
+    for i, check in enumerate(checks):
+        parts.setdefault(check.component if check.component in TRAINING_PARTS else "", []).append(i)
     layout = next(i for i, c in enumerate(checks) if c.name == LAYOUT)
     if any(word in verdicts[layout].found for word in ("missing", "shape")):
-        for i in range(layout + 1, len(checks)):  # what follows ran, if at all, on weights of its own
-            if not verdicts[i].passed and not verdicts[i].specific:
+        for i in parts.pop(""):  # what follows ran, if at all, on weights of its own
+            if i > layout and not verdicts[i].passed and not verdicts[i].specific:
                 verdicts[i] = replace(verdicts[i], hint=f"follows from {LAYOUT}: the weights did not load")
-    else:
-        found = find_mistakes(checks, verdicts)
-        verdicts = [explained(check, verdict, found) for check, verdict in zip(checks, verdicts, strict=True)]
+    for part, places in parts.items():
+        known = [m for m in MISTAKES if part == (m.component if m.component in TRAINING_PARTS else "")]
+        found = find_mistakes([checks[i] for i in places], [verdicts[i] for i in places], known)
+        for i in places:
+            verdicts[i] = explained(checks[i], verdicts[i], found)
     failed = [i for i, v in enumerate(verdicts) if not v.passed]
     if not failed:
         return verdicts, None
-    if owners := [i for i in failed if checks[i].title == OWN]:
+    if owners := [i for i in failed if checks[i].title == OWN and MISSING not in verdicts[i].found]:
         return not_counted(checks, verdicts), (checks[owners[0]], verdicts[owners[0]])
-    first = next((i for i in failed if checks[i].probe), failed[0])
+    asked = [i for i in failed if checks[i].probe]
+    first = next((i for i in asked if MISSING not in verdicts[i].found), [*asked, *failed][0])
     for i in failed[1:]:  # a check of the model behind a fault may have failed for a reason of its own
         if not verdicts[i].specific and checks[i].probe not in DIRECT:
             hint = f"{verdicts[i].hint}; or it follows from “{checks[first].name}”: fix that first"
@@ -69,6 +80,8 @@ def evaluate(check: Check, answer: dict[str, Any]) -> Verdict:
     component, error = check.component, str(answer["error"])
     if REFUSAL in error:  # what the part would have answered is not known
         return fault(error, f"the file does what a model has no need of: {error}", "file")
+    if error.startswith(MISSING):
+        return fault(error, f"{component}: {error}")
     if check.probe not in GENERATING:  # the model's checks run all parts: the one that raised is at fault
         component = next(
             (CLASSES_AND_FUNCTIONS[n] for n in map(str, answer.get("where", ())) if n in CLASSES_AND_FUNCTIONS),
@@ -77,7 +90,9 @@ def evaluate(check: Check, answer: dict[str, Any]) -> Verdict:
     return fault(error, f"{component} could not be checked: {error}", component, specific=False)
 
 
-def find_mistakes(checks: Sequence[Check], verdicts: Sequence[Verdict], most: int = 3) -> list[Mistake]:
+def find_mistakes(
+    checks: Sequence[Check], verdicts: Sequence[Verdict], known: Sequence[Mistake], most: int = 3
+) -> list[Mistake]:
     """The mistakes that together answer as the file does, found from the first failed check on.
 
     A mistake counts only if it explains the earliest check that is still unexplained and predicts no failure of the
@@ -90,7 +105,7 @@ def find_mistakes(checks: Sequence[Check], verdicts: Sequence[Verdict], most: in
     found: list[Mistake] = []
     while unexplained and len(found) < most:
         best, chosen = 0.0, None
-        for mistake in MISTAKES:  # of equals the first: the order of the parts
+        for mistake in known:  # of equals the first: the order of the parts
             both = (mistake, *found)
             if mistake in found or not explains(*unexplained[0], both):
                 continue

@@ -182,3 +182,34 @@ def other_signature(check: Check, value: dict[str, Any]) -> Fault:
 
 def same_text(check: Check, value: list[list[list[int]]]) -> Fault:
     return "" if value[0] != value[1] else "twice the same text"
+
+
+# ---- the training parts
+
+
+def other_batches(check: Check, value: dict[str, Any]) -> Fault:
+    """Shape, dtype, and tokens in a row."""
+    size = (check.arguments["batch_size"], check.arguments["context_length"])
+    if value["forms"] != [str((size, "torch.int64"))]:
+        return " and ".join(value["forms"])
+    return "" if value["steps"] == [1] else "a row's tokens do not follow each other"
+
+
+def not_learnt(check: Check, value: dict[str, Any]) -> Fault:
+    first, last = value["losses"][0], value["losses"][-1]
+    if same := value["same"]:
+        hint = f"overfitting: no step changes {shortened(same)}: detach(), .data or no_grad() on the way, or "
+        return fault(f"{len(same)} parameters stay as they are", hint + "AdamW leaves them out")
+    return "" if last < 0.05 else f"the loss goes from {first:.3g} to {last:.3g} in {check.arguments['steps']} steps"
+
+
+def other_iteration(check: Check, value: dict[str, Any]) -> Fault:
+    return "" if value["iteration"] == 3 else f"{value['iteration']!r}, not 3"
+
+
+def other_loaded(check: Check, value: dict[str, Any]) -> Fault:
+    return "" if value["loaded"][0] == value["loaded"][1] else "other parameters"
+
+
+def other_next_step(check: Check, value: dict[str, Any]) -> Fault:
+    return "" if value["next"][0] == value["next"][1] else "other parameters after the next step"

@@ -18,14 +18,14 @@ from roclab.course.verify.sandbox import Sandbox
 from roclab.course.verify.source import read_source
 
 
-def read_points(path: Path) -> dict[str, float]:
+def read_points(path: Path, training: bool = False) -> dict[str, float]:
     """Points by the name of a part or a check: TOML (`RMSNorm = 10`) or, from a file named .csv, rows of name and
     points below a line `name,points`. Raises RocLabError for what is neither, and for names that do not exist."""
     rows = of_csv(path) if path.suffix.lower() == ".csv" else list(read_toml(path, "--points").items())
-    names = {name for check in all_checks() for name in (check.name, check.component)}
+    names = {name for check in all_checks(training) for name in (check.name, check.component)}
     for name, worth in rows:
         if name not in names:
-            parts = ", ".join(dict.fromkeys(check.component for check in all_checks()))
+            parts = ", ".join(dict.fromkeys(check.component for check in all_checks(training)))
             raise RocLabError(f"--points {path}: no part or check is named {name!r} (parts: {parts})")
         if isinstance(worth, bool) or not isinstance(worth, (int, float)) or not 0 <= worth < math.inf:
             raise RocLabError(f"--points {path}: {name}: {worth!r} must be a number, 0 or more")
@@ -53,11 +53,13 @@ def of_csv(path: Path) -> list[tuple[str, Any]]:
 
 def covered(name: str, points: dict[str, float]) -> list[str]:
     """The checks that a name stands for: itself, or those of the part that have no points of their own."""
-    return [c.name for c in all_checks() if c.name == name or (c.component == name and c.name not in points)]
+    return [
+        c.name for c in all_checks(training=True) if c.name == name or (c.component == name and c.name not in points)
+    ]
 
 
-def a_point_a_check() -> dict[str, float]:
-    parts = [check.component for check in all_checks()]
+def a_point_a_check(training: bool = False) -> dict[str, float]:
+    parts = [check.component for check in all_checks(training)]
     return {part: float(parts.count(part)) for part in dict.fromkeys(parts)}
 
 
@@ -76,7 +78,7 @@ def with_points(report: dict[str, Any], points: dict[str, float]) -> dict[str, A
 
 
 def verify_files(
-    files: Sequence[Path], points: dict[str, float], limits: Limits, table: Path | None = None
+    files: Sequence[Path], points: dict[str, float], limits: Limits, table: Path | None = None, training: bool = False
 ) -> Iterator[dict[str, Any]]:
     """The reports with points, one file after the other. The table is written after each file, so that an interrupted
     call keeps its rows. Raises RocLabError, before any is run, if one is no file or cannot be read."""
@@ -85,7 +87,7 @@ def verify_files(
     reports = []
     with Sandbox() as sandbox:  # it imports torch once
         for file in files:
-            reports.append(with_points(verify(file, limits, sandbox=sandbox), points))
+            reports.append(with_points(verify(file, limits, sandbox=sandbox, training=training), points))
             if table:
                 write_table(reports, table)
             yield reports[-1]

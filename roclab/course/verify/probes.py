@@ -7,15 +7,23 @@ An exception is an answer too: the worker reports it.
 
 from __future__ import annotations
 
+import copy
 import inspect
+import os
+import random
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from roclab.course.verify.cases import CASES, INPUTS, directions, end_token
+from roclab.course.verify.parts import MISSING
 
 LARGEST = 50_000  # numbers in one answer
 
@@ -232,3 +240,146 @@ def draws(module: ModuleType, case: str, rows: int, times: int, options: dict) -
         for token, count in zip(*(v.tolist() for v in new[:, -1].unique(return_counts=True)), strict=True):
             found[str(token)] = found.get(str(token), 0) + count
     return found
+
+
+# ---- the training parts
+
+
+def own(module: ModuleType, *names: str) -> Any:
+    """What the file defines by one of these names."""
+    found = [getattr(module, name) for name in names if callable(getattr(module, name, None))]
+    if not found:
+        raise Unexpected(f"{MISSING} {' or '.join(names)}")
+    return found[0]
+
+
+def cross_entropy(module: ModuleType, logits: str, targets: str) -> list[float]:
+    """The loss of each entry by itself."""
+    loss = own(module, "cross_entropy")
+    pairs = zip(given(logits), given(targets).long(), strict=True)
+    return [plain(loss(x, y), "cross_entropy") for x, y in pairs]
+
+
+def cross_entropy_slope(module: ModuleType, logits: str, targets: str) -> list:
+    x = given(logits).requires_grad_()
+    loss = own(module, "cross_entropy")(x, given(targets).long())
+    plain(loss, "cross_entropy")
+    if not loss.requires_grad:
+        raise Unexpected("no gradient reaches the logits: item(), detach(), .data or no_grad() on the way")
+    return plain(torch.autograd.grad(loss.sum(), x)[0])
+
+
+def adamw(
+    module: ModuleType, lr: list[float], betas: list[float], eps: float, weight_decay: float, reload: int = 0,
+    idle: bool = False,
+) -> list:  # fmt: skip
+    """The parameters after each step. After `reload` steps (0: never) a new optimizer loads the old one's state.
+    `idle`: a parameter without a gradient is among them."""
+
+    def optimizer_of(values: Sequence[Tensor]) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+        parameters = [nn.Parameter(value.detach().clone()) for value in values]
+        made = own(module, "AdamW")(parameters, lr=lr[0], betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise Unexpected("AdamW is no subclass of torch.optim.Optimizer")
+        return parameters, made
+
+    first, second = given("parameters").split([12, 5])
+    parameters, optimizer = optimizer_of([first.view(3, 4), second, *[torch.ones(3)] * idle])
+    found = []
+    for step, (rate, gradients) in enumerate(zip(lr, given("gradients"), strict=False)):
+        if reload and step == reload:
+            saved = copy.deepcopy(optimizer.state_dict())
+            parameters, optimizer = optimizer_of(parameters)
+            optimizer.load_state_dict(saved)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for parameter, gradient in zip(parameters, gradients.split([12, 5]), strict=False):
+            parameter.grad = gradient.view_as(parameter).clone()
+        optimizer.step()
+        found.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    return plain(torch.stack(found))
+
+
+def schedule(module: ModuleType, its: list[int], settings: list) -> list:
+    return [simple(own(module, "get_lr_cosine_schedule")(it, *settings)) for it in range(*its)]
+
+
+def clip(module: ModuleType, max_norm: float, generator: bool = False, idle: bool = False) -> list:
+    """All gradients afterwards, one after the other. `idle`: a parameter without one stands in front."""
+    parameters = [nn.Parameter(torch.ones(12)), nn.Parameter(torch.ones(5))]
+    for parameter, gradient in zip(parameters, given("gradients")[0].split([12, 5]), strict=True):
+        parameter.grad = gradient.clone()
+    among = [nn.Parameter(torch.ones(3))] * idle + parameters
+    own(module, "clip_gradients", "gradient_clipping")(iter(among) if generator else among, max_norm)
+    return plain(torch.cat([p.grad for p in parameters if p.grad is not None]))
+
+
+def batches(module: ModuleType, context_length: int, batch_size: int, times: int) -> dict[str, Any]:
+    """Form of the batches; by how many places a row's next token and its target lie behind a token (each distance
+    that occurs); how often a row begins where. No token occurs twice."""
+    tokens = INPUTS["tokens"].astype(np.int64)
+    place = {token: i for i, token in enumerate(tokens.tolist())}
+    random.seed(0)
+    np.random.seed(0)
+    forms, steps, shifts, starts = set(), set(), set(), Counter[int]()
+    for _ in range(times):
+        try:
+            pair = own(module, "get_batch")(tokens, batch_size, context_length, "cpu")
+        except RuntimeError as error:
+            if "equal size" in str(error):
+                raise Unexpected("a window runs over the end: the last start is len(x) − context_length − 1") from error
+            raise
+        rows = [plain(x, "get_batch's part") for x in pair]
+        forms |= {str((tuple(x.shape), str(x.dtype))) for x in pair}
+        for inputs, targets in zip(*([[place.get(t, -100) for t in row] for row in x] for x in rows), strict=True):
+            starts[inputs[0]] += 1
+            steps |= {b - a for a, b in pairwise(inputs)}
+            shifts |= {b - a for a, b in zip(inputs, targets, strict=False)}
+    return {"forms": sorted(forms), "steps": sorted(steps), "shifts": sorted(shifts), "starts": starts}
+
+
+def overfit(module: ModuleType, case: str, steps: int) -> dict[str, Any]:
+    """The losses of so many steps on one batch, and the parameters that are then as they were."""
+    loss_of, kind = own(module, "cross_entropy"), own(module, "AdamW")
+    model, ids = build(module, case).train(), torch.tensor(CASES[case].ids)
+    optimizer = kind(model.parameters(), lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
+    before, losses = [p.detach().clone() for p in model.parameters()], []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(model(ids[:, :-1]), ids[:, 1:])
+        losses.append(plain(loss, "cross_entropy"))
+        loss.backward()
+        optimizer.step()
+    same = [n for (n, p), old in zip(model.named_parameters(), before, strict=True) if torch.equal(p, old)]
+    return {"losses": losses, "same": same}
+
+
+def resume(module: ModuleType) -> dict[str, Any]:
+    """A model and torch's AdamW saved after three steps and loaded into new ones: the iteration, and the parameters
+    at once and after one more step, each as loaded and as they went on."""
+
+    def new(seed: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2))
+        return model, torch.optim.AdamW(model.parameters(), lr=lr)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.linspace(-1, 1, 15).view(3, 5)).square().sum().backward()
+        optimizer.step()
+
+    def values(model: nn.Module) -> list:
+        return plain(torch.cat([p.flatten() for p in model.parameters()]))
+
+    save, load = own(module, "save_checkpoint"), own(module, "load_checkpoint")
+    first, second = new(1, 0.1), new(2, 0.3)
+    for _ in range(3):
+        step(*first)
+    with tempfile.TemporaryDirectory(dir=os.environ["TMPDIR"]) as folder:  # the file may write there
+        path = os.path.join(folder, "checkpoint.pt")
+        save(*first, 3, path)
+        iteration = simple(load(path, *second))
+    found = {"iteration": iteration, "loaded": [values(second[0]), values(first[0])]}
+    step(*first)
+    step(*second)
+    return found | {"next": [values(second[0]), values(first[0])]}

@@ -5,7 +5,8 @@ mistake (`mistakes.py`) can replace one of them and leave the others as they are
 
 Letters in shapes: B batch, T tokens, D hidden_size, H query heads, K key-value heads, C head_dim, F intermediate_size,
 V vocab_size. Sources: Vaswani et al. 2017 (attention), Zhang & Sennrich 2019 (RMSNorm), Shazeer 2020 (SwiGLU), Su et
-al. 2021 (RoPE), Ainslie et al. 2023 (grouped queries), Qwen3's report (QK-norm).
+al. 2021 (RoPE), Ainslie et al. 2023 (grouped queries), Qwen3's report (QK-norm), Loshchilov & Hutter 2017 and 2019
+(cosine schedule, AdamW), Pascanu et al. 2013 (clipping).
 """
 
 from __future__ import annotations
@@ -162,6 +163,70 @@ class Reference:
             if len(ids) == 1 and self.ends(ids[0, -1]):
                 break
         return self.returned(ids)
+
+    # ---- cross-entropy: the mean of −log softmax(logits)[target]; logits (…, V), targets (…)
+
+    def log_sum(self, logits: Array) -> Array:
+        """log Σ exp(logits), computed behind the maximum: nothing overflows."""
+        most = logits.max(-1, keepdims=True)
+        return most + np.log(np.exp(logits - most).sum(-1, keepdims=True))
+    def log_probabilities(self, logits: Array) -> Array: return logits - self.log_sum(logits)
+    def losses(self, logits: Array, targets: Array) -> Array:
+        return -np.take_along_axis(self.log_probabilities(logits), targets[..., None], axis=-1)[..., 0]
+    def cross_entropy(self, logits: Array, targets: Array) -> float: return self.losses(logits, targets).mean()
+
+    # ---- AdamW: m and v run after g and g²; w ← w − lr·λ·w − lr·m̂ / (√v̂ + ε), m̂ = m / (1 − β₁ᵗ), v̂ likewise
+
+    def rate(self, lr: list[float], t: int) -> float: return lr[t - 1]
+    def gradient(self, g: Array, w: Array, decay: float) -> Array: return g  # the decay is not in it
+    def decayed(self, w: Array, lr: float, decay: float) -> Array: return w - lr * decay * w
+    def corrected(self, mean: Array, square: Array, b1: float, b2: float, t: int) -> tuple[Array, Array]:
+        return mean / (1 - b1**t), square / (1 - b2**t)
+    def update(self, mean: Array, square: Array, eps: float) -> Array: return mean / (np.sqrt(square) + eps)
+    def steps_so_far(self, t: int, reload: int) -> int: return t  # `reload`: after how many it was loaded, or 0
+    def moments_loaded(self, mean: Array, square: Array) -> tuple[Array, Array]: return mean, square
+    def adamw(
+        self, w: Array, gradients: Array, lr: list[float], betas: list[float], eps: float, decay: float, reload: int
+    ) -> Array:
+        """w (n,), gradients (steps, n) → w after each step"""
+        (b1, b2), m, v, found = betas, np.zeros_like(w), np.zeros_like(w), []
+        for t, g in enumerate(gradients, 1):
+            if reload and t == reload + 1:
+                m, v = self.moments_loaded(m, v)
+            g, rate = self.gradient(g, w, decay), self.rate(lr, t)
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            update = self.update(*self.corrected(m, v, b1, b2, self.steps_so_far(t, reload)), eps)
+            w = self.decayed(w, rate, decay) - rate * update
+            found.append(w)
+        return np.stack(found)
+
+    # ---- the learning rate: linear from 0 to the largest, half a cosine down to the smallest, which stays
+
+    def warmup(self, it: int, most: float, least: float, warm: int) -> float: return most * it / warm
+    def progress(self, it: int, warm: int, end: int) -> float: return (it - warm) / (end - warm)
+    def cosine(self, x: float, most: float, least: float) -> float:
+        return least + (1 + np.cos(np.pi * x)) / 2 * (most - least)
+    def after(self, it: int, most: float, least: float, warm: int, end: int) -> float: return least
+    def learning_rate(self, it: int, most: float, least: float, warm: int, end: int) -> float:
+        if it < warm:
+            return self.warmup(it, most, least, warm)
+        if it > end:
+            return self.after(it, most, least, warm, end)
+        return self.cosine(self.progress(it, warm, end), most, least)
+
+    # ---- clipping: gradients of all parameters times max_norm / norm, where their common norm is above it
+
+    def global_norm(self, gradients: list[Array]) -> float: return np.sqrt(sum((g**2).sum() for g in gradients))
+    def factor(self, norm: float, most: float) -> float: return min(1.0, most / norm)
+    def clipped(self, gradients: list[Array], most: float) -> list[Array]:
+        return [g * self.factor(self.global_norm(gradients), most) for g in gradients]
+
+    # ---- batches: T tokens from any start s of n tokens, and as targets those at s + 1 … s + T
+
+    def shift(self) -> int: return 1
+    def starts(self, n: int, T: int) -> Array:
+        """(n,): how often a window begins at each token. The last one begins at n − T − 1."""
+        return (np.arange(n) < n - T) / (n - T)
     # fmt: on
 
 

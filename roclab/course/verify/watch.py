@@ -40,6 +40,7 @@ OF_THE_FILE = {  # refused if the file itself does it; libraries may
     "marshal.loads": "making code from stored bytes (marshal)",
     "code.__new__": "making code from the parts of other code",
 }
+ADAM = os.path.join(os.path.dirname(torch.__file__), "optim", "adam")  # torch's own Adam and AdamW: a whole part
 FONT_LISTS = ("fc-list", "system_profiler")  # matplotlib asks these when it is imported, and does without them
 # Packages whose functions are tools and no part of a model.
 TOOLS = ("numpy", "einops", "opt_einsum", "jaxtyping", "beartype", "typeguard", "tqdm", "safetensors", "matplotlib")
@@ -154,8 +155,8 @@ def foreign_definitions(module: ModuleType, file: str, seen: Seen) -> set[CodeTy
         thing = getattr(module, owner, None)
         if thing is None or (method and not hasattr(thing, method)):
             continue
-        if isinstance(thing, type) and issubclass(thing, nn.Module):
-            thing = getattr(thing, method or "forward")
+        if isinstance(thing, type) and issubclass(thing, (nn.Module, torch.optim.Optimizer)):
+            thing = getattr(thing, method or ("forward" if issubclass(thing, nn.Module) else "step"))
         code = getattr(inspect.unwrap(thing), "__code__", None) if callable(thing) else None
         where = getattr(thing, "__module__", None)
         if code is not None and code.co_filename != file:
@@ -174,6 +175,8 @@ def profiler(file: str, seen: Seen, noted: set[CodeType]) -> Callable[[FrameType
     known: dict[str, bool] = {file: True}
 
     def is_free(name: str) -> bool:
+        if name.startswith(ADAM):
+            return False
         if name.startswith((*tools, CHECKER, "<frozen", "<eval_with_key")):
             return True
         return name.startswith(libraries) and not name.startswith(packages)

@@ -19,10 +19,10 @@ def sandbox():
 def check(sandbox, tmp_path):
     """Verify a source text."""
 
-    def run(source: str | bytes, name: str = "roclm_model.py", **limits):
+    def run(source: str | bytes, name: str = "roclm_model.py", training: bool = False, **limits):
         file = tmp_path / name
         file.write_bytes(source if isinstance(source, bytes) else source.encode())
-        report = verify(file, Limits(**limits), sandbox=sandbox)
+        report = verify(file, Limits(**limits), sandbox=sandbox, training=training)
         json.dumps(report, allow_nan=False)
         return report
 

@@ -1,4 +1,5 @@
-"""Runs every variant and prints the tables of docs/verify.md: `python -m tests.course.verify.table`.
+"""Runs every variant and prints the tables of docs/verify.md: `python -m tests.course.verify.table`. With `training`
+behind it only those of the training parts.
 
 Stops with an AssertionError at a mistake that is not found or is said to be in another part, and at a right variant
 that fails.
@@ -8,17 +9,19 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from roclab.course.verify.checker import verify
 from roclab.course.verify.sandbox import Sandbox
 from tests.course.verify.more_variants import COMPACT, RIGHT, UNLISTED
+from tests.course.verify.training_variants import TRAINING, WRONG_TRAINING
 from tests.course.verify.variants import WRONG, edited
 
+Variant = tuple[str, str, str]  # part, name, text of the file; the part of a right one is empty
 
-def variants() -> Iterator[tuple[str, str, str]]:
-    """(part, name, text of the file); the part of a right one is empty."""
+
+def variants() -> Iterator[Variant]:
     for table in (WRONG, UNLISTED):
         for part, rows in table.items():
             yield from ((part, name, edited(edits)) for name, edits in rows.items())
@@ -26,13 +29,19 @@ def variants() -> Iterator[tuple[str, str, str]]:
     yield "", "another style throughout", COMPACT
 
 
-def rows(sandbox: Sandbox, folder: Path) -> Iterator[tuple[str, str, str]]:
+def training_variants() -> Iterator[Variant]:
+    for part, rows in WRONG_TRAINING.items():
+        yield from ((part, name, edited(edits, TRAINING)) for name, edits in rows.items())
+    yield "", "training parts", TRAINING
+
+
+def rows(sandbox: Sandbox, folder: Path, some: Iterable[Variant], training: bool = False) -> Iterator[Variant]:
     """(part, name, what the checker says) of each variant."""
     file = folder / "roclm_model.py"
-    for part, name, text in variants():
+    for part, name, text in some:
         print(f"{part or 'right'}: {name}", file=sys.stderr)
         file.write_text(text, encoding="utf-8")
-        report = verify(file, sandbox=sandbox)
+        report = verify(file, sandbox=sandbox, training=training)
         told = report["diagnosis"] or {"component": "", "hint": ""}
         assert told["component"] == part, (name, told)
         failed = report["checks_total"] - report["checks_passed"]
@@ -42,12 +51,13 @@ def rows(sandbox: Sandbox, folder: Path) -> Iterator[tuple[str, str, str]]:
 
 def main() -> None:
     with Sandbox() as sandbox, tempfile.TemporaryDirectory() as folder:
-        found = list(rows(sandbox, Path(folder)))
-    for table in (WRONG, UNLISTED):
+        model = list(rows(sandbox, Path(folder), [] if "training" in sys.argv else variants()))
+        trained = list(rows(sandbox, Path(folder), training_variants(), training=True))
+    for table, found in ((WRONG, model), (UNLISTED, model), (WRONG_TRAINING, trained)):
         print("| part | mistake | checks failed | what the checker says |\n|---|---|---|---|")
         print("\n".join(f"| {part} | {name} {said}" for part, name, said in found if name in table.get(part, {})))
         print()
-    print("Right ones:", "; ".join(name for part, name, _ in found if not part) + ".")
+    print("Right ones:", "; ".join(name for part, name, _ in model if not part) + ".")
 
 
 if __name__ == "__main__":

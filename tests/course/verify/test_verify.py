@@ -17,9 +17,10 @@ from roclab.course.verify.cases import CASES, stored_arrays
 from roclab.course.verify.check import expectation
 from roclab.course.verify.checker import OURS, all_checks, verify
 from roclab.course.verify.mistakes import MISTAKES
+from roclab.course.verify.parts import TRAINING_PARTS
 from roclab.course.verify.reference import Reference
 from tests.course.verify.conftest import failed, quick
-from tests.course.verify.table import variants
+from tests.course.verify.table import training_variants, variants
 from tests.course.verify.variants import GATED, LAYER_1, PLAIN, SCORES, WRONG, changed, edited
 from tests.lm.build import assert_one_line, roclab
 
@@ -70,7 +71,7 @@ def test_every_variant_is_another_text_that_python_takes():
 
 def test_the_document_tells_of_every_variant():
     text = (Path(__file__).parents[3] / "docs" / "verify.md").read_text(encoding="utf-8")
-    for component, name, _ in VARIANTS:
+    for component, name, _ in [*VARIANTS, *training_variants()]:
         assert f"| {component} | {name} |" in text or (not component and name in text)
 
 
@@ -185,10 +186,11 @@ right_answer = cache(expectation)
 
 @pytest.mark.parametrize("mistake", quick(MISTAKES, 6), ids=lambda m: m.hint[:40])
 def test_every_known_mistake_shows_in_some_check(mistake):
-    assert mistake.component in COMPONENTS
+    assert mistake.component in COMPONENTS | TRAINING_PARTS
     assert mistake.hint
     assert all(callable(getattr(Reference, name)) for name in mistake.replaced)
-    numeric = [c for c in all_checks() if c.expected and c.compare_mistakes]
+    training = mistake.component in TRAINING_PARTS
+    numeric = [c for c in all_checks(training) if c.expected and c.compare_mistakes]
     answers = [(c, expectation(c, (mistake,)), right_answer(c)) for c in numeric]
     assert any(wrong is not None and c.gap(wrong, right) > 2 * c.tolerance for c, wrong, right in answers)
 

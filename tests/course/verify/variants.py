@@ -15,9 +15,8 @@ Edit = tuple[str, str]
 Edits = Edit | tuple[Edit, ...]
 
 
-def edited(edits: Edits) -> str:
-    """plain.py with the edits. Each old text must stand in it exactly once."""
-    text = PLAIN
+def edited(edits: Edits, text: str = PLAIN) -> str:
+    """plain.py, or another text, with the edits. Each old text must stand in it exactly once."""
     for old, new in [edits] if edits and isinstance(edits[0], str) else edits:
         assert text.count(old) == 1, f"{text.count(old)} places hold {old!r}"
         text = text.replace(old, new)
