@@ -53,7 +53,8 @@ def main() -> None:
     with Sandbox() as sandbox, tempfile.TemporaryDirectory() as folder:
         model = list(rows(sandbox, Path(folder), [] if "training" in sys.argv else variants()))
         trained = list(rows(sandbox, Path(folder), training_variants(), training=True))
-    for table, found in ((WRONG, model), (UNLISTED, model), (WRONG_TRAINING, trained)):
+    listed = ((WRONG, model), (UNLISTED, model), (WRONG_TRAINING, trained))
+    for table, found in (pair for pair in listed if pair[1]):
         print("| part | mistake | checks failed | what the checker says |\n|---|---|---|---|")
         print("\n".join(f"| {part} | {name} {said}" for part, name, said in found if name in table.get(part, {})))
         print()
