@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +50,18 @@ DEMO = SHORT_NAMES["smollm2-135m"]
 def prove(zipped: Path, incomplete: bool = False) -> list[str]:
     """Unzip into a temporary folder and try everything; returns what was shown, a line each.
 
-    `incomplete` leaves out what the hand-in is allowed to lack. Raises `RocLabError` with all that failed.
+    `incomplete` leaves out what the hand-in is allowed to lack. Raises `RocLabError` with all that is private, else with
+    all that failed.
     """
     with tempfile.TemporaryDirectory(prefix="handin-") as folder:
         root = Path(folder).resolve()
         with zipfile.ZipFile(zipped) as archive:
             archive.extractall(root)
         files = sorted(path for path in root.rglob("*") if path.is_file())
-        failed = [line for f in files for line in find_private(f.relative_to(root).as_posix(), _readable(f))]
-        shown, code = [] if failed else ["no absolute path and no secret in any file"], root / "Code"
+        private = [line for f in files for line in find_private(f.relative_to(root).as_posix(), _readable(f))]
+        _refuse(private)  # at once: nothing of it is run
+        shown, code = ["no absolute path and no secret in any file"], root / "Code"
+        failed = []
         for script, arguments, alone in _programs(code):
             if incomplete and not (code / script).exists():
                 continue
@@ -73,9 +76,13 @@ def prove(zipped: Path, incomplete: bool = False) -> list[str]:
             shown.append("Tokenizer_Lab.ipynb is executed, without an error, and was executed again where it lies")
         elif not (incomplete and notebook_trouble(notebook)):  # else the list of what is missing says it
             failed.append(f"Tokenizer_Lab.ipynb: {trouble}")
+    _refuse(failed)
+    return shown
+
+
+def _refuse(failed: Sequence[str]) -> None:
     if failed:
         raise RocLabError("the hand-in was not written, it does not stand alone: " + "; ".join(failed))
-    return shown
 
 
 def _programs(code: Path) -> Iterator[tuple[str, tuple[str, ...], bool]]:
