@@ -50,8 +50,8 @@ DEMO = SHORT_NAMES["smollm2-135m"]
 def prove(zipped: Path, incomplete: bool = False) -> list[str]:
     """Unzip into a temporary folder and try everything; returns what was shown, a line each.
 
-    `incomplete` leaves out what the hand-in is allowed to lack. Raises `RocLabError` with all that is private, else with
-    all that failed.
+    `incomplete` leaves out what the hand-in is allowed to lack. Raises `RocLabError` with all that is private, else
+    with all that failed.
     """
     with tempfile.TemporaryDirectory(prefix="handin-") as folder:
         root = Path(folder).resolve()
