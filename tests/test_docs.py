@@ -36,6 +36,7 @@ NOT_RUN = {
     "runs/lite0": "needs runs on Oxford-IIIT Pet; tests/vision analyses errors of small runs",
     "--out runs/cells": "takes half an hour",
     "--peers llama.cpp": "needs llama-cpp-python",
+    "lm verify training.py": "needs a student's file; tests/course/verify/test_training.py checks some",
     "lm serve": "serves until it is ended; tests/server asks servers",
     "base_url=": "needs a server that runs; tests/server asks one so",
     "vllm ": "needs vLLM and a GPU",
