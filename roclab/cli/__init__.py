@@ -95,6 +95,7 @@ OTHER_NAMES = {
     "sklearn": "scikit-learn",
     "pypandoc": "pypandoc-binary",
     "markdown_it": "markdown-it-py",
+    "prometheus_client": "prometheus-client",
 }
 
 

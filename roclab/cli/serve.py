@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import typer
 
 from roclab.cli.options import options_from
-from roclab.core.exceptions import RocLabError
 from roclab.lm.settings import LoadOptions
 from roclab.server.settings import ServerSettings
 
 MODELS = typer.Option(
     None, "--model", "-m", help="A short name, a path, or owner/name on a Hub; repeat it for several. [smollm2-135m]"
 )
-NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 
 
 @options_from(LoadOptions, "options")
@@ -25,8 +20,6 @@ def serve(settings: ServerSettings, options: LoadOptions, model: list[str] = MOD
 
     Example: roclab lm serve --model smollm2-135m --port 8000
     """
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise RocLabError(f"not installed: {', '.join(missing)}; {sys.executable} -m pip install 'roclab[serve]'")
     from roclab.server.app import serve as run
 
     run(model or ["smollm2-135m"], options, settings)

@@ -20,7 +20,7 @@ from roclab import __version__
 from roclab.core.exceptions import RocLabError
 from roclab.lm.settings import LoadOptions
 from roclab.server import chat, completions, embeddings, messages, responses, tokens
-from roclab.server.errors import ApiError, error_body
+from roclab.server.errors import ApiError, error_body, first_error
 from roclab.server.models import Models
 from roclab.server.security import Guard
 from roclab.server.settings import ServerSettings
@@ -71,6 +71,11 @@ async def _load_first(models: Models) -> None:
         models.failed = error.message
 
 
+def listed(name: str, created: int) -> dict[str, Any]:
+    """A model as `/v1/models` shows it."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "roclab"}
+
+
 def _add_state(app: FastAPI, models: Models) -> None:
     """What tells of the server itself."""
 
@@ -81,13 +86,13 @@ def _add_state(app: FastAPI, models: Models) -> None:
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [tokens.listed(name, models.created) for name in models.names]}
+        return {"object": "list", "data": [listed(name, models.created) for name in models.names]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         if name not in models.names:
             raise ApiError(404, f"model {name!r} is not served here; these are: {', '.join(models.names)}", "model")
-        return tokens.listed(name, models.created)
+        return listed(name, models.created)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -110,9 +115,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(http: HttpRequest, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return answer(http, 400, f"{where}: {first['msg']}" if where else first["msg"], where or None)
+        return answer(http, 400, *first_error(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(http: HttpRequest, error: HTTPException) -> Response:

@@ -7,9 +7,8 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from itertools import repeat
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -19,8 +18,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from roclab.core.exceptions import RocLabError
+from roclab.lm.engine.scheduler import LogitsProcessor
 from roclab.lm.text.tokenizer import Tokenizer
-from roclab.server.errors import ApiError
+from roclab.server.errors import ApiError, first_error
 from roclab.server.generation import Call, Sampling, events_of, until_gone
 from roclab.server.grammar import Held, tool_grammar
 from roclab.server.models import Model
@@ -140,10 +140,10 @@ def encode(
     """The prompt's ids. Raises ApiError where the template does not take the messages."""
     shown = [message.for_template() for message in messages]
     more = {name: value for name, value in variables.items() if name not in ("enable_thinking", "messages", "now")}
-    if tools and Style.of(tokenizer).in_template:
-        more["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
-    elif tools or any(message.role == "tool" or message.tool_calls for message in messages):
+    if not Style.of(tokenizer).in_template:
         shown = in_system(shown, tools)
+    elif tools:
+        more["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
     try:
         return tokenizer.encode_chat(shown, enable_thinking=thinking, now=datetime.now(), **more)
     except (RocLabError, TypeError) as error:
@@ -164,9 +164,7 @@ def chat_request(asked: Mapping[str, Any]) -> ChatRequest:
     try:
         return ChatRequest.model_validate(asked)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ApiError(400, f"{where}: {first['msg']}", where) from None
+        raise ApiError(400, *first_error(error.errors())) from None
 
 
 def held_to(asked: ChatRequest, model: Model, functions: Sequence[Function], must: bool) -> LLMatcher | None:
@@ -217,13 +215,13 @@ async def begin(asked: ChatRequest, model: Model) -> Begun:
     except RecursionError:
         raise ApiError(400, "a schema is nested too deeply") from None
     may_think = tokenizer.has_thinking and asked.thinking is not False
+
+    def processors() -> list[LogitsProcessor]:
+        held = [] if matcher is None else [Held(matcher.deep_copy(), tokenizer, prompt, may_think)]
+        return [*asked.processors(prompt, size), *held]
+
     call = model.call()
-    for number in range(asked.n):
-        processors = asked.processors(prompt, size)
-        if matcher is not None:
-            processors.append(Held(matcher.deep_copy(), tokenizer, prompt, may_think))
-        own = replace(params, seed=(params.seed + number) % 2**63)
-        call.submit(prompt, own, asked.max_completion_tokens or asked.max_tokens, processors)
+    call.submit(prompt, params, asked.max_completion_tokens or asked.max_tokens, processors, asked.n)
     style = Style.of(tokenizer) if functions else None
     return Begun(call, [Answer(ToolReader(style, tokenizer) if style else None) for _ in range(asked.n)])
 
@@ -278,7 +276,7 @@ class Running:
             yield chunk(number, {"role": "assistant", "content": ""})
         async with events_of(self.call) as events:
             async for number, event in events:
-                deltas = list(map(_delta, self.answers[number].add(event), repeat(self.answers[number])))
+                deltas = [_delta(gained) for gained in self.answers[number].add(event)]
                 if self.asked.logprobs:
                     shown = {"content": [logprobs_of(self.tokenizer, event)]}
                     first, *deltas = deltas or [{}]
@@ -291,14 +289,13 @@ class Running:
             yield {**about, "choices": [], **self.totals()}
 
 
-def _delta(gained: Gained, answer: Answer) -> dict[str, Any]:
+def _delta(gained: Gained) -> dict[str, Any]:
     """A piece of an answer as the stream has it."""
     if gained.thinking:
         return {"reasoning_content": gained.thinking, "reasoning": gained.thinking}
     if gained.text:
         return {"content": gained.text}
-    number = len(answer.calls) - 1 if gained.call is None else answer.calls.index(gained.call)
     if gained.call is not None:
         begun = {**gained.call.as_json(), "function": {"name": gained.call.name, "arguments": ""}}
-        return {"tool_calls": [{"index": number, **begun}]}
-    return {"tool_calls": [{"index": number, "function": {"arguments": gained.arguments}}]}
+        return {"tool_calls": [{"index": gained.index, **begun}]}
+    return {"tool_calls": [{"index": gained.index, "function": {"arguments": gained.arguments}}]}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -39,8 +41,9 @@ class CompletionRequest(Sampling):
 async def completions(asked: CompletionRequest, http: HttpRequest) -> Response:
     async with http.app.state.models.use(asked.model) as model:
         call = model.call()
-        for prompt in prompts_of(asked.prompt, model.worker, "prompt", MOST):
-            processors = asked.processors(prompt, model.worker.runner.config.vocab_size)
+        size = model.worker.runner.config.vocab_size
+        for prompt in await asyncio.to_thread(prompts_of, asked.prompt, model.worker, "prompt", MOST):
+            processors = partial(asked.processors, prompt, size)
             call.submit(prompt, asked.params(asked.logprobs), asked.max_tokens, processors, asked.n)
         about = {
             "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
@@ -56,13 +59,13 @@ def echoed(call: Call, number: int, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(call.requests[number].prompt, control=True)
 
 
-def legacy_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenEvent]) -> dict[str, Any]:
-    """Log-probabilities in the shape of the older API: lists, and where each token begins in the text."""
-    shown = [logprobs_of(tokenizer, event) for event in tokens]
-    offsets, at = [], 0
+def legacy_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenEvent], at: int) -> dict[str, Any]:
+    """Log-probabilities in the shape of the older API: lists, and where each token begins in the text; the first
+    at `at`."""
+    shown, offsets = [logprobs_of(tokenizer, event) for event in tokens], []
     for event in tokens:
         offsets.append(at)
-        at += len(event.text)
+        at += len(event.thinking + event.text)
     return {
         "tokens": [entry["token"] for entry in shown],
         "token_logprobs": [entry["logprob"] for entry in shown],
@@ -78,8 +81,9 @@ async def whole(model: Model, call: Call, about: dict[str, Any], asked: Completi
             answers[number].add(event)
     tokenizer, choices = model.worker.tokenizer, []
     for number, answer in enumerate(answers):
-        text = (echoed(call, number, tokenizer) if asked.echo else "") + answer.reasoning + answer.content
-        shown = None if asked.logprobs is None else legacy_logprobs(tokenizer, answer.tokens)
+        before = echoed(call, number, tokenizer) if asked.echo else ""
+        text = before + answer.reasoning + answer.content
+        shown = None if asked.logprobs is None else legacy_logprobs(tokenizer, answer.tokens, len(before))
         choices.append({"index": number, "text": text, "logprobs": shown, "finish_reason": answer.finish_reason})
     done = sum(len(answer.tokens) for answer in answers)
     usage = usage_of(call.requests[:: asked.n], done)
@@ -100,13 +104,17 @@ async def chunks(
         choice = {"index": number, "text": text, "logprobs": shown, "finish_reason": reason}
         return {**about, "choices": [choice], **({"usage": None} if usage else {})}
 
+    sent = [0] * len(answers)  # characters
     if asked.echo:
         for number in range(len(answers)):
-            yield chunk(number, echoed(call, number, tokenizer), None)
+            before = echoed(call, number, tokenizer)
+            sent[number] = len(before)
+            yield chunk(number, before, None)
     async with events_of(call) as events:
         async for number, event in events:
             text = "".join(gained.thinking + gained.text for gained in answers[number].add(event))
-            shown = None if asked.logprobs is None else legacy_logprobs(tokenizer, [event])
+            shown = None if asked.logprobs is None else legacy_logprobs(tokenizer, [event], sent[number])
+            sent[number] += len(text)
             yield chunk(number, text, event.finish_reason, shown)
     if usage:
         done = sum(len(answer.tokens) for answer in answers)

@@ -31,7 +31,8 @@ class EmbeddingRequest(BaseModel):
 @router.post("/v1/embeddings")
 async def embeddings(asked: EmbeddingRequest, http: HttpRequest) -> dict[str, Any]:
     async with http.app.state.models.use(asked.model) as model:
-        width, texts = model.worker.runner.config.hidden_size, prompts_of(asked.input, model.worker, "input", MOST)
+        width = model.worker.runner.config.hidden_size
+        texts = await asyncio.to_thread(prompts_of, asked.input, model.worker, "input", MOST)
         if asked.dimensions not in (None, width):
             raise ApiError(400, f"dimensions: the model's vectors have {width}", "dimensions")
         return await until_gone(http, embedded(asked, model, texts))

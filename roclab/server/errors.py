@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 KINDS = {
@@ -21,6 +22,12 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def first_error(found: Sequence[Any]) -> tuple[str, str | None]:
+    """Of pydantic's errors the first: a line, and where it is."""
+    where = ".".join(str(part) for part in found[0]["loc"] if part != "body")
+    return (f"{where}: {found[0]['msg']}" if where else found[0]["msg"]), where or None
 
 
 def error_body(path: str, status: int, message: str, param: str | None = None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Sampling(BaseModel):
     stop: StopString | Annotated[list[StopString], Field(max_length=64)] | None = None
     ignore_eos: bool = Field(default=False, description="Go on to max_tokens: for benchmarks.")
 
-    def params(self, logprobs: int | None = None, more_stop: Sequence[str] = ()) -> SamplingParams:
+    def params(self, logprobs: int | None = None) -> SamplingParams:
         """As the engine takes them; a seed is drawn where none is given."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return SamplingParams(
@@ -58,7 +58,7 @@ class Sampling(BaseModel):
             min_p=self.min_p or 0.0,
             repetition_penalty=self.repetition_penalty or 1.0,
             seed=secrets.randbits(62) if self.seed is None else self.seed % 2**63,
-            stop=(*stop, *more_stop),
+            stop=tuple(stop),
             logprobs=logprobs,
             ignore_eos=self.ignore_eos,
         )
@@ -113,20 +113,20 @@ class Call:
         prompt: Sequence[int],
         params: SamplingParams,
         max_tokens: int | None,
-        processors: Sequence[LogitsProcessor] = (),
-        n: int = 1,
+        processors: Callable[[], Sequence[LogitsProcessor]],
+        answers: int = 1,
     ) -> None:
-        """`n` more requests, each with its own draws, of at most `max_tokens` new tokens (None: the context's room).
-        Raises ApiError."""
+        """So many more requests, each with its own draws and `processors`, of at most `max_tokens` new tokens (None:
+        the context's room). Raises ApiError."""
         context = self.worker.runner.config.max_position_embeddings
         room = context - len(prompt)
         most = min(n for n in (room, max_tokens, self._limits.max_tokens) if n is not None)
         try:
             if room < 1:
                 raise RocLabError(f"the prompt has {len(prompt)} tokens, and the model's context holds {context}")
-            for number in range(n):
+            for number in range(answers):
                 budget = replace(params, max_new_tokens=most, seed=(params.seed + number) % 2**63)
-                self.tickets.append(self.worker.submit(prompt, budget, processors))
+                self.tickets.append(self.worker.submit(prompt, budget, processors()))
         except Busy:
             self.close()
             raise ApiError(429, "too many requests wait: try again in a moment", retry_after=1) from None

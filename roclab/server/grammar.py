@@ -17,12 +17,11 @@ import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, grammar_from
 from torch import Tensor
 
-from roclab.lm.text.detokenizer import ThinkingSplit
+from roclab.lm.text.detokenizer import END_THINK, THINK, ThinkingSplit
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.errors import ApiError
 from roclab.server.tools import Function, Style
 
-KINDS = ("json_schema", "regex", "lark", "gbnf")
 LARGEST = 200_000  # characters of a schema or grammar
 COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -49,7 +48,8 @@ class Grammars:
         self._library: LLTokenizer | None = None  # a second for a large vocabulary: made when it is first needed
 
     def compile(self, kind: str, text: str, param: str) -> LLMatcher:
-        """The matcher of a grammar. Raises ApiError that says what is wrong with it."""
+        """The matcher of a grammar; `kind` is json_schema, regex, lark or gbnf. Raises ApiError that says what is wrong
+        with it."""
         if len(text) > LARGEST:
             raise ApiError(400, f"{param}: more than {LARGEST} characters", param)
         try:
@@ -112,7 +112,7 @@ class Held:
 
     def __init__(self, matcher: LLMatcher, tokenizer: Tokenizer, prompt: Sequence[int], may_think: bool):
         self._matcher, self._split = matcher, ThinkingSplit(tokenizer, prompt)
-        self._marks = [i for name in ("<think>", "</think>") if (i := tokenizer.control.get(name)) is not None]
+        self._open, self._close = tokenizer.control.get(THINK), tokenizer.control.get(END_THINK)
         self._may_open = may_think and self._split.part == "content"
         self._read = len(prompt)
         self._mask = np.zeros(0, np.int32)
@@ -128,13 +128,13 @@ class Held:
             self._mask = np.zeros(words, np.int32)
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         allowed = np.unpackbits(self._mask.view(np.uint8), bitorder="little")[: len(logits)].view(bool)
-        if self._may_open:
-            allowed[self._marks[:1]] = True
+        if self._may_open and self._open is not None:
+            allowed[self._open] = True
         return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
 
     def _take(self, token_id: int) -> None:
         part = self._split.feed(token_id)
-        if part == "thinking" or token_id in self._marks:
+        if part == "thinking" or token_id in (self._open, self._close):
             return
         self._may_open = False
         if not self._matcher.is_stopped():

@@ -195,7 +195,7 @@ async def events(call: Call, answer: Answer, about: dict[str, Any]) -> AsyncIter
                     if kind:
                         yield {"type": "content_block_stop", "index": index}
                     index, kind = index + 1, new
-                    block = EMPTY.get(new) or tool_block(answer.calls[-1] if gained.call is None else gained.call)
+                    block = EMPTY[new] if gained.call is None else tool_block(gained.call)
                     yield {"type": "content_block_start", "index": index, "content_block": block}
                 if delta:
                     yield {"type": "content_block_delta", "index": index, "delta": delta}

@@ -37,10 +37,8 @@ class Model:
 
     @property
     def megabytes(self) -> float:
-        """Of weights: what the kernels packed, or the parameters."""
-        runner = self.worker.runner
-        size = getattr(runner, "weight_bytes", 0) or sum(p.nbytes for p in runner.model.parameters())  # type: ignore[attr-defined]
-        return size / 1e6
+        """Of weights."""
+        return self.worker.runner.weight_bytes / 1e6
 
     def hold(self) -> None:
         self.users += 1
@@ -51,19 +49,15 @@ class Model:
 
 
 class Models:
-    """All models that the server may answer with; the first is also that of clients that name none it knows."""
+    """All models that the server may answer with. `ready`: the first one has been loaded."""
 
     def __init__(self, names: Sequence[str], options: LoadOptions, settings: ServerSettings):
         self.names, self.options, self.settings = list(dict.fromkeys(names)), options, settings
         self.loaded: dict[str, Model] = {}
         self.metrics = Metrics(lambda: {name: model.worker.engine for name, model in self.loaded.items()})
         self.turn = threading.Lock()  # one step at a time: two models beside each other would share the same cores
-        self.created, self.failed = int(time.time()), ""
+        self.created, self.ready, self.failed = int(time.time()), False, ""
         self._loading = asyncio.Lock()
-
-    @property
-    def ready(self) -> bool:
-        return self.names[0] in self.loaded
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Model]:
@@ -78,6 +72,8 @@ class Models:
             model.release()
 
     async def get(self, name: str) -> Model:
+        if name in self.loaded:  # it need not wait until another is loaded
+            return self.loaded[name]
         async with self._loading:
             if name not in self.loaded:
                 try:
@@ -85,6 +81,7 @@ class Models:
                 except RocLabError as error:
                     raise ApiError(503, f"model {name!r} cannot be loaded: {error}", "model") from None
                 self._make_room(name)
+            self.ready = True
             return self.loaded[name]
 
     def _load(self, name: str) -> Model:

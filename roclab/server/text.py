@@ -40,7 +40,8 @@ class Answer:
             gained = [Gained(text=text)] if text else []
         self.content += "".join(piece.text for piece in gained)
         if event.finish_reason:
-            self.finish_reason = "tool_calls" if self.calls and event.finish_reason == "stop" else event.finish_reason
+            called = self._tools is not None and self._tools.complete and event.finish_reason == "stop"
+            self.finish_reason = "tool_calls" if called else event.finish_reason
         return [*found, *gained]
 
     @property

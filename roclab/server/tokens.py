@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -45,9 +45,9 @@ async def tokenize(asked: TokenizeRequest, http: HttpRequest) -> Tokens:
     async with http.app.state.models.use(asked.model) as model:
         tokenizer = model.worker.tokenizer
         if asked.messages is not None:
-            ids = encode(tokenizer, asked.messages)
+            ids = await asyncio.to_thread(encode, tokenizer, asked.messages)
         else:
-            ids = tokenizer.encode(str(asked.prompt), bos=asked.add_special_tokens)
+            ids = await asyncio.to_thread(tokenizer.encode, str(asked.prompt), bos=asked.add_special_tokens)
         return Tokens(tokens=ids, count=len(ids), max_model_len=model.worker.runner.config.max_position_embeddings)
 
 
@@ -58,8 +58,3 @@ async def detokenize(asked: DetokenizeRequest, http: HttpRequest) -> Text:
         if not all(0 <= i < size for i in asked.tokens):
             raise ApiError(400, f"token ids lie between 0 and {size - 1}", "tokens")
         return Text(prompt=model.worker.tokenizer.decode(asked.tokens, control=True))
-
-
-def listed(name: str, created: int) -> dict[str, Any]:
-    """A model as `/v1/models` shows it."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "roclab"}

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from roclab.lm.text.detokenizer import overlap
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.errors import ApiError
 
@@ -106,13 +107,14 @@ class ToolCall:
 
 @dataclass
 class Gained:
-    """What a reader gains: of the thought, of the text, a new call (its arguments still empty), or more of the
-    arguments of the last one."""
+    """What a reader gains: of the thought, of the text, a new call (its arguments still empty), or more of a call's
+    arguments. `index`: the number of that call."""
 
     thinking: str = ""
     text: str = ""
     call: ToolCall | None = None
     arguments: str = ""
+    index: int = 0
 
 
 class ToolReader:
@@ -127,6 +129,11 @@ class ToolReader:
         self.calls: list[ToolCall] = []
         self._held, self._state = "", "text"
         self._depth, self._in_string, self._escaped = 0, False, False
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are calls, and the last one is not cut short."""
+        return bool(self.calls) and self._state not in ("head", "arguments")
 
     def feed(self, token_id: int, text: str, final: bool = False) -> list[Gained]:
         """What one more token gives; `final`: it was the last."""
@@ -153,7 +160,7 @@ class ToolReader:
             if not (match := self._head.match(self._held)):
                 return False
             self.calls.append(ToolCall(match[1]))
-            found.append(Gained(call=self.calls[-1]))
+            found.append(Gained(call=self.calls[-1], index=len(self.calls) - 1))
             self._held, self._state = self._held[match.end() :], "arguments"
         elif self._state == "arguments":
             return self._arguments(found)
@@ -183,7 +190,7 @@ class ToolReader:
                     break
         if piece:
             self.calls[-1].arguments += piece
-            found.append(Gained(arguments=piece))
+            found.append(Gained(arguments=piece, index=len(self.calls) - 1))
         self._held = self._held[self._held.index(piece) + len(piece) :]
         return self._state == "after"
 
@@ -193,19 +200,14 @@ class ToolReader:
             found.append(Gained(text=text))
 
 
-def overlap(text: str, wanted: str) -> int:
-    """How many characters at the end of the text begin what is wanted."""
-    longest = min(len(wanted) - 1, len(text))
-    return next((n for n in range(longest, 0, -1) if text.endswith(wanted[:n])), 0)
-
-
 def in_system(messages: list[dict[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The messages for a template that knows no tools: they stand in the system message, calls and their results in
-    the texts."""
+    """The messages for a template that knows no tools: they stand in the system message, if there are any, and earlier
+    calls and their results in the texts."""
     shown = HOW.format(tools="\n".join(json.dumps(tool.model_dump(exclude_none=True)) for tool in tools))
     first, rest = ([messages[0]], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
-    system = "\n\n".join([*(message["content"] for message in first), shown])
-    found = [{"role": "system", "content": system}]
+    found = first
+    if tools:
+        found = [{"role": "system", "content": "\n\n".join([*(message["content"] for message in first), shown])}]
     for message in rest:
         if message["role"] == "tool":
             found.append({"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"})

@@ -56,14 +56,12 @@ class Worker:
         max_running: int,
         max_waiting: int,
         cache_bytes: int,
-        turn: threading.Lock | None = None,
-        prompt_lookup: bool = True,
+        turn: threading.Lock,
     ):
         self.runner, self.tokenizer, self.max_waiting = runner, tokenizer, max_waiting
-        self.engine = Engine(runner, max_running=max_running, cache_bytes=cache_bytes, prompt_lookup=prompt_lookup)
+        self.engine = Engine(runner, max_running=max_running, cache_bytes=cache_bytes)
         self.ends = frozenset({*runner.config.eos_token_ids, *tokenizer.eos_token_ids})
-        self.prefill_tokens = 0  # computed, not taken from the prefix cache
-        self._turn = turn or threading.Lock()
+        self._turn = turn
         self._tickets: dict[Request, Ticket] = {}
         self._cancelled: deque[tuple[Request, str]] = deque()
         self._work, self.closing = threading.Event(), False
@@ -132,9 +130,9 @@ class Worker:
         self._tell()
 
     def _step(self) -> None:
-        while self._cancelled:
-            self.engine.cancel(*self._cancelled.popleft())
         try:
+            while self._cancelled:
+                self.engine.cancel(*self._cancelled.popleft())
             with self._turn:
                 self.engine.step()
         except Exception as error:  # out of memory, say: these requests fail, later ones may not
@@ -142,7 +140,6 @@ class Worker:
             for request in [*self.engine.running, *self.engine.waiting]:
                 request.error = f"the engine failed: {str(error) or type(error).__name__}"
                 self.engine.cancel(request, "error")
-        self.prefill_tokens += self.engine.last_step.prefill_tokens
         self._tell()
 
     def _tell(self) -> None:

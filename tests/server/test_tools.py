@@ -11,9 +11,12 @@ pytest.importorskip("llguidance")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roclab.lm.generate import TokenEvent
+from roclab.server.chat import Message, encode
 from roclab.server.errors import ApiError
 from roclab.server.grammar import Grammars, tool_grammar
-from roclab.server.tools import Function, Style, ToolReader, in_system
+from roclab.server.text import Answer
+from roclab.server.tools import Function, Style, Tool, ToolReader, in_system
 
 HERMES = Style("<tool_call>\n", "arguments", "}\n</tool_call>", False)
 LLAMA = Style("", "parameters", "}", True)
@@ -102,11 +105,37 @@ def test_a_template_without_tools_gets_them_in_the_system_message():
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"},
         {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"},
     ]  # fmt: skip
-    from roclab.server.tools import Tool
-
     found = in_system(messages, [Tool.model_validate(tool)])
     assert [message["role"] for message in found] == ["system", "user", "assistant", "user"]
     assert found[0]["content"].startswith("Be brief.")
     assert '"name": "add"' in found[0]["content"]
     assert found[2]["content"] == '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     assert "2" in found[3]["content"]
+
+
+def test_earlier_calls_without_tools_put_nothing_into_the_system_message():
+    messages = [{"role": "user", "content": "1 + 1?"}, {"role": "tool", "content": "2"}]
+    assert [message["role"] for message in in_system(messages, [])] == ["user", "user"]
+
+
+def test_a_template_that_knows_tools_gets_earlier_calls_as_it_writes_them(qwen):
+    """Also where no tool may be called now."""
+    asked = [
+        Message(role="user", content="1 + 1?"),
+        Message.model_validate(
+            {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}]}
+        ),
+        Message(role="tool", content="2"),
+    ]
+    ids = encode(qwen, asked)
+    assert qwen.control["<tool_call>"] in ids
+    assert "# Tools" not in qwen.decode(ids, control=True)
+
+
+def test_a_call_that_a_stop_string_cuts_is_no_call():
+    answer = Answer(ToolReader(HERMES, NoMarks()))
+    answer.add(TokenEvent(0, 0, '<tool_call>\n{"name": "add", "arguments": {"a', finish_reason="stop"))
+    assert answer.finish_reason == "stop"
+    answer = Answer(ToolReader(HERMES, NoMarks()))
+    answer.add(TokenEvent(0, 0, written(HERMES, "add", "{}"), finish_reason="stop"))
+    assert answer.finish_reason == "tool_calls"

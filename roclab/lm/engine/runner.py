@@ -46,6 +46,7 @@ class Runner(ABC):
     device: torch.device
     dtype: torch.dtype | None  # of the weights; None: quantized
     name: str  # as --engine has it
+    weight_bytes: int  # of all weights, read for every token
     activations: str  # what a matrix product multiplies with the weights: "float32", … or, rounded, "int8"
     batch_invariant: bool  # a row's logits are the same bits, whatever else is in the call
     block: int  # a prompt is computed in pieces that end at multiples of this, and shared in such pieces

@@ -84,6 +84,7 @@ class TorchRunner(Runner):
         self.model, self.config = model, model.config
         self.device = model.lm_head.weight.device
         self.dtype: torch.dtype = model.lm_head.weight.dtype
+        self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
         self.activations = str(self.dtype).removeprefix("torch.")
 
     def new_sequence(self, capacity: int) -> TorchSequence:

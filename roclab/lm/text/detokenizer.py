@@ -40,6 +40,12 @@ class ThinkingSplit:
         return self.part
 
 
+def overlap(text: str, wanted: str) -> int:
+    """How many characters at the end of the text begin what is wanted."""
+    longest = min(len(wanted) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(wanted[:n])), 0)
+
+
 class TextStream:
     """Bytes of tokens in, whole characters out, nothing of a stop string ever shown.
 
@@ -66,18 +72,13 @@ class TextStream:
             _, at, self.stop_string = min(found)
             shown, self._held = self._held[:at], ""
             return shown
-        keep = 0 if final else max((self._overlap(s) for s in self._stop), default=0)
+        keep = 0 if final else max((overlap(self._held, s) for s in self._stop), default=0)
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
 
     def finish(self) -> str:
         return self.feed(b"", final=True)
-
-    def _overlap(self, stop: str) -> int:
-        """How many characters at the end of what is held begin the stop string."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
 class Detokenizer:
