@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -87,6 +88,8 @@ class Models:
     def _load(self, name: str) -> Model:
         begin, options = time.perf_counter(), self.options
         runner, tokenizer = load(name, **vars(options))
+        gc.collect()
+        gc.freeze()  # a full collection over torch's objects would hold up every stream by 0.16 s (docs/log.md)
         worker = Worker(
             runner, tokenizer, max_running=self.settings.max_running, max_waiting=self.settings.max_waiting,
             cache_bytes=self.settings.prefix_cache_mb << 20, turn=self.turn,

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from roclab.lm.settings import SamplingParams
 NEAR_TIE = 1e-3
 PREFILL = 512  # prompt tokens a step at most
 FIRST_PREFILL = 8  # beside decoding, before it is known what they cost
+MEASURE_EVERY = 8  # steps, one without a prompt piece: what decoding takes changes with the requests and their lengths
 
 LogitsProcessor = Callable[[Items[int], Tensor], Tensor]
 """(prompt and answer so far, logits (V,)) → logits (V,), before temperature and filters."""
@@ -139,9 +141,10 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.last_step = Step()
-        self._decode_seconds = 0.0  # of a step without prefill, and of a prompt token beside it: running means
-        self._prefill_seconds = 0.0
+        self._decode_seconds: deque[float] = deque(maxlen=3)  # of the last steps without a prompt piece
+        self._prefill_seconds = 0.0  # of a prompt token beside decoding: a running mean
         self._prefilled = FIRST_PREFILL  # tokens of the last prompt piece beside decoding
+        self._mixed_steps = 0  # since the last step without one
         self._lock = threading.RLock()
 
     def submit(
@@ -211,19 +214,24 @@ class Engine:
     def _learn(self, prefilled: int, decoded: bool, seconds: float) -> None:
         """What a step without prefill takes, and a prompt token beside it."""
         if decoded and not prefilled:
-            self._decode_seconds += 0.2 * (seconds - self._decode_seconds) if self._decode_seconds else seconds
-        elif decoded and self._decode_seconds:
+            self._mixed_steps = 0
+            self._decode_seconds.append(seconds)
+        elif decoded:
+            self._mixed_steps += 1
             self._prefilled = max(prefilled, FIRST_PREFILL)
-            each = max(seconds - self._decode_seconds, 0.0) / prefilled
-            self._prefill_seconds += 0.3 * (each - self._prefill_seconds) if self._prefill_seconds else each
+            if self._decode_seconds:
+                each = max(seconds - median(self._decode_seconds), 0.0) / prefilled
+                self._prefill_seconds += 0.3 * (each - self._prefill_seconds) if self._prefill_seconds else each
 
     def _prefill_budget(self, decoding: bool) -> int:
         """How many prompt tokens this step may compute."""
         if not decoding or self.max_slowdown is None:
             return PREFILL
+        if self._mixed_steps + 1 >= MEASURE_EVERY:
+            return 0
         if not self._prefill_seconds or not self._decode_seconds:
             return FIRST_PREFILL
-        wanted = int((self.max_slowdown - 1) * self._decode_seconds / self._prefill_seconds)
+        wanted = int((self.max_slowdown - 1) * median(self._decode_seconds) / self._prefill_seconds)
         return max(1, min(PREFILL, wanted, 2 * self._prefilled))  # at most doubled: a step may be quick by chance
 
     def _admit(self) -> None:
