@@ -3,10 +3,10 @@
     python bench/lm_engine.py [--model smollm2-135m] [--running 8] [--prompt 2000] [--slowdowns 1.5,2]
 
 Requests are decoded together; then the prompt is submitted. For each `max_slowdown` of the engine it prints the median
-gap between the others' tokens in 40 steps before and 40 after (their contexts grow meanwhile), the median, 99th percentile and longest gap while the prompt is computed, these
-as multiples of the usual, the longest of as many gaps without a prompt afterwards (what the machine does by itself),
-and the seconds to the prompt's first token. An answer is compared with the one it has alone.
-The last line is JSON.
+gap between the others' tokens in 40 steps before and 40 after (their contexts grow meanwhile), the median, 99th
+percentile and longest gap while the prompt is computed, the last two also as multiples of the usual, the longest of as
+many gaps without a prompt afterwards (what the machine does by itself), and the seconds to the prompt's first token.
+An answer is compared with the one it has alone. The last line is JSON.
 """
 
 from __future__ import annotations
