@@ -55,7 +55,8 @@ class CPUSequence:
     def __init__(self, runner: CPURunner, capacity: int):
         self.capacity = -(-capacity // SPAN) * SPAN
         self.ids: list[int] = []
-        size = runner.library.roclm_cache_bytes(runner.handle, self.capacity)
+        size, piece, longer = (runner.library.roclm_cache_bytes(runner.handle, n) for n in (self.capacity, SPAN, 512))
+        self._piece = 512 * piece // longer, piece  # positions and bytes: the cache is laid out, and copied, in these
         # Zeros that the system hands out page by page when first touched: a large capacity costs nothing until it is
         # used. In huge pages, which numpy asks for, the first few tokens would touch nearly all of it.
         pages = mmap.mmap(-1, size)
@@ -64,7 +65,6 @@ class CPUSequence:
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
         self._buffer = np.frombuffer(pages, np.uint8)
         self.address = self._buffer.ctypes.data
-        self._bytes_per_token = size / self.capacity
         self._touched = 0
 
     @property
@@ -73,7 +73,8 @@ class CPUSequence:
 
     @property
     def bytes(self) -> int:
-        return int(self._bytes_per_token * max(self._touched, len(self.ids)))
+        positions, size = self._piece
+        return -(-max(self._touched, len(self.ids)) // positions) * size
 
     def cut(self, length: int) -> None:
         self._touched = max(self._touched, len(self.ids))
