@@ -15,8 +15,7 @@ import json
 import statistics
 import time
 from typing import Any
-
-import httpx
+from urllib.parse import urlsplit
 
 TOPICS = (
     "the sea",
@@ -35,23 +34,41 @@ ASKED = (
 )
 
 
-async def ask(client: httpx.AsyncClient, url: str, model: str, text: str, tokens: int) -> tuple[str, int, float]:
-    """(answer, its tokens, seconds to the first)."""
-    body = {
-        "model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": tokens,
-        "stream": True, "ignore_eos": True,
-    }  # fmt: skip
-    begin, first, pieces = time.perf_counter(), 0.0, []
-    async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            choices = json.loads(line[6:]).get("choices") or [{}]
-            if piece := choices[0].get("delta", {}).get("content"):
-                first = first or time.perf_counter() - begin
-                pieces.append(piece)
-    return "".join(pieces), len(pieces), first
+class Client:
+    """Streams chats over one connection, with as little work of its own as can be: it shares the server's cores."""
+
+    def __init__(self, url: str, model: str, tokens: int):
+        self.url, self.model, self.tokens = urlsplit(url), model, tokens
+
+    async def __aenter__(self) -> Client:
+        self.reader, self.writer = await asyncio.open_connection(self.url.hostname, self.url.port)
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self.writer.close()
+
+    async def ask(self, text: str) -> tuple[str, int, float]:
+        """(answer, its tokens as the server counts them, seconds to the first). Raises RuntimeError for another status
+        than 200."""
+        body = json.dumps({
+            "model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0,
+            "max_tokens": self.tokens, "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True,
+        })  # fmt: skip
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self.url.netloc}\r\nContent-Type: application/json\r\n"
+        begin, first, last, pieces = time.perf_counter(), 0.0, {}, []
+        self.writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        status = await self.reader.readline()
+        if b" 200 " not in status:
+            raise RuntimeError(f"{status!r}: {await self.reader.read(1000)!r}")
+        while (line := await self.reader.readline()) != b"0\r\n":  # chunked: the last chunk is empty
+            if not line:
+                raise RuntimeError("the server closed the connection")
+            if line.startswith(b"data: {"):
+                last = json.loads(line[6:])
+                pieces += [choice["delta"].get("content") or "" for choice in last["choices"]]
+                first = first or (time.perf_counter() - begin if pieces and pieces[-1] else 0.0)
+        await self.reader.readline()
+        return "".join(pieces), last["usage"]["completion_tokens"], first
 
 
 async def load(url: str, model: str, clients: int, rounds: int, tokens: int) -> dict[str, Any]:
@@ -59,26 +76,25 @@ async def load(url: str, model: str, clients: int, rounds: int, tokens: int) -> 
     answers: dict[str, str] = {}
     firsts: list[float] = []
     total = 0
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(timeout=300, limits=limits) as client:
 
-        async def run(number: int) -> None:
-            nonlocal total
+    async def run(number: int) -> None:
+        nonlocal total
+        async with Client(url, model, tokens) as client:
             for n in range(rounds):
                 text = ASKED.format(topic=TOPICS[number % len(TOPICS)], n=number * rounds + n)
-                answers[text], count, first = await ask(client, url, model, text, tokens)
+                answers[text], count, first = await client.ask(text)
                 firsts.append(first)
                 total += count
 
-        begin = time.perf_counter()
-        await asyncio.gather(*map(run, range(clients)))
-        seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    await asyncio.gather(*map(run, range(clients)))
+    seconds = time.perf_counter() - begin
     return {"tokens_per_second": total / seconds, "first_token": statistics.median(firsts), "answers": answers}
 
 
 async def alone(url: str, model: str, texts: list[str], tokens: int) -> dict[str, str]:
-    async with httpx.AsyncClient(timeout=300) as client:
-        return {text: (await ask(client, url, model, text, tokens))[0] for text in texts}
+    async with Client(url, model, tokens) as client:
+        return {text: (await client.ask(text))[0] for text in texts}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from roclab import __version__
 from roclab.core.exceptions import RocLabError
@@ -22,8 +22,14 @@ from roclab.lm.settings import LoadOptions
 from roclab.server import chat, completions, embeddings, messages, responses, tokens
 from roclab.server.errors import ApiError, error_body, first_error
 from roclab.server.models import Models
+from roclab.server.replies import ErrorReply, Health, ModelList, ModelReply, shown
 from roclab.server.security import Guard
 from roclab.server.settings import ServerSettings
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +45,7 @@ def create_app(names: Sequence[str], options: LoadOptions, settings: ServerSetti
         first.cancel()
         models.close()
 
-    wrong = {"description": "What is wrong, in the shape of the API that was asked."}
+    wrong = {"model": ErrorReply, "description": "What is wrong, in the shape of the API that was asked."}
     app = FastAPI(
         title="RocLab", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         responses={"4XX": wrong, 503: wrong},
@@ -79,24 +85,24 @@ def listed(name: str, created: int) -> dict[str, Any]:
 def _add_state(app: FastAPI, models: Models) -> None:
     """What tells of the server itself."""
 
-    @app.get("/health")
+    @app.get("/health", responses=shown(Health))
     async def health() -> JSONResponse:
         status = {"status": "ok" if models.ready else models.failed or "loading"}
         return JSONResponse(status, 200 if models.ready else 503)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=shown(ModelList))
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [listed(name, models.created) for name in models.names]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=shown(ModelReply))
     async def one_model(name: str) -> dict[str, Any]:
         if name not in models.names:
             raise ApiError(404, f"model {name!r} is not served here; these are: {', '.join(models.names)}", "model")
         return listed(name, models.created)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(models.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -130,6 +136,10 @@ def serve(names: Sequence[str], options: LoadOptions, settings: ServerSettings) 
     """Runs the server until it is told to end (SIGINT, SIGTERM): streams that run are finished first, for a while.
     Raises RocLabError if the address is taken."""
     app = create_app(names, options, settings)
+    if resource:  # a connection is an open file, and many systems begin with 1,024
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,6 +19,7 @@ from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.chat import StreamOptions
 from roclab.server.generation import Call, Sampling, events_of, prompts_of, until_gone
 from roclab.server.models import Model
+from roclab.server.replies import CompletionReply, shown
 from roclab.server.sse import EventStream
 from roclab.server.text import Answer, logprobs_of, timings_of, usage_of
 
@@ -37,7 +38,7 @@ class CompletionRequest(Sampling):
     logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=shown(CompletionReply, streams=True))
 async def completions(asked: CompletionRequest, http: HttpRequest) -> Response:
     async with http.app.state.models.use(asked.model) as model:
         call = model.call()

@@ -16,6 +16,7 @@ from starlette.requests import Request as HttpRequest
 from roclab.server.errors import ApiError
 from roclab.server.generation import prompts_of, until_gone
 from roclab.server.models import Model
+from roclab.server.replies import EmbeddingList, shown
 
 router = APIRouter()
 MOST = 256  # texts a request
@@ -28,7 +29,7 @@ class EmbeddingRequest(BaseModel):
     dimensions: int | None = None
 
 
-@router.post("/v1/embeddings")
+@router.post("/v1/embeddings", responses=shown(EmbeddingList))
 async def embeddings(asked: EmbeddingRequest, http: HttpRequest) -> dict[str, Any]:
     async with http.app.state.models.use(asked.model) as model:
         width = model.worker.runner.config.hidden_size

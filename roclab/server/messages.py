@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from roclab.server.chat import begin, chat_request, prompt_of
 from roclab.server.generation import Call, events_of, until_gone
+from roclab.server.replies import MessageReply, TokenCount, shown
 from roclab.server.sse import EventStream
 from roclab.server.text import Answer
 from roclab.server.tools import Gained, ToolCall
@@ -126,7 +127,7 @@ class MessagesRequest(Prompt):
         return super().for_chat() | own | same
 
 
-@router.post("/v1/messages", response_model=None)
+@router.post("/v1/messages", response_model=None, responses=shown(MessageReply, streams=True))
 async def create(asked: MessagesRequest, http: HttpRequest) -> Response:
     chatting = chat_request(asked.for_chat())
     async with http.app.state.models.use(asked.model) as model:
@@ -138,7 +139,7 @@ async def create(asked: MessagesRequest, http: HttpRequest) -> Response:
         return JSONResponse(await until_gone(http, whole(call, answer, about)))
 
 
-@router.post("/v1/messages/count_tokens")
+@router.post("/v1/messages/count_tokens", responses=shown(TokenCount))
 async def count_tokens(asked: Prompt, http: HttpRequest) -> dict[str, int]:
     chatting = chat_request(asked.for_chat())
     async with http.app.state.models.use(asked.model) as model:

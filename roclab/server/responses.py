@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from roclab.server.chat import Begun, begin, chat_request
 from roclab.server.errors import ApiError
 from roclab.server.generation import events_of, until_gone
+from roclab.server.replies import DeletedReply, ResponseReply, shown
 from roclab.server.sse import EventStream
 from roclab.server.tools import Gained, ToolCall
 
@@ -173,7 +174,7 @@ class Store:
         del self._kept[name]
 
 
-@router.post("/v1/responses", response_model=None)
+@router.post("/v1/responses", response_model=None, responses=shown(ResponseReply, streams=True))
 async def create(asked: ResponsesRequest, http: HttpRequest) -> Response:
     if asked.background:
         raise ApiError(400, "background is not served: stream the response instead", "background")
@@ -189,18 +190,18 @@ async def create(asked: ResponsesRequest, http: HttpRequest) -> Response:
         return JSONResponse(await until_gone(http, running.whole()))
 
 
-@router.get("/v1/responses/{response_id}")
+@router.get("/v1/responses/{response_id}", responses=shown(ResponseReply))
 async def get(response_id: str, http: HttpRequest) -> dict[str, Any]:
     return http.app.state.responses.get(response_id).body
 
 
-@router.delete("/v1/responses/{response_id}")
+@router.delete("/v1/responses/{response_id}", responses=shown(DeletedReply))
 async def delete(response_id: str, http: HttpRequest) -> dict[str, Any]:
     http.app.state.responses.delete(response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
-@router.post("/v1/responses/{response_id}/cancel")
+@router.post("/v1/responses/{response_id}/cancel", responses=shown(ResponseReply))
 async def cancel(response_id: str, http: HttpRequest) -> dict[str, Any]:
     http.app.state.responses.get(response_id)
     raise ApiError(400, "only background responses can be cancelled: close the stream instead")

@@ -19,7 +19,7 @@ class TokenizeRequest(BaseModel):
 
     model: str
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
     add_special_tokens: bool | None = None
 
 

@@ -204,7 +204,8 @@ def in_system(messages: list[dict[str, Any]], tools: Sequence[Tool]) -> list[dic
     """The messages for a template that knows no tools: they stand in the system message, if there are any, and earlier
     calls and their results in the texts."""
     shown = HOW.format(tools="\n".join(json.dumps(tool.model_dump(exclude_none=True)) for tool in tools))
-    first, rest = ([messages[0]], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    first = [message for message in messages[:1] if message["role"] == "system"]
+    rest = messages[len(first) :]
     found = first
     if tools:
         found = [{"role": "system", "content": "\n\n".join([*(message["content"] for message in first), shown])}]
