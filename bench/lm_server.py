@@ -35,17 +35,10 @@ ASKED = (
 
 
 class Client:
-    """Streams chats over one connection, with as little work of its own as can be: it shares the server's cores."""
+    """Streams chats, each over a connection of its own, with as little work as can be: it shares the server's cores."""
 
     def __init__(self, url: str, model: str, tokens: int):
         self.url, self.model, self.tokens = urlsplit(url), model, tokens
-
-    async def __aenter__(self) -> Client:
-        self.reader, self.writer = await asyncio.open_connection(self.url.hostname, self.url.port)
-        return self
-
-    async def __aexit__(self, *_: Any) -> None:
-        self.writer.close()
 
     async def ask(self, text: str) -> tuple[str, int, float]:
         """(answer, its tokens as the server counts them, seconds to the first). Raises RuntimeError for another status
@@ -56,18 +49,21 @@ class Client:
         })  # fmt: skip
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self.url.netloc}\r\nContent-Type: application/json\r\n"
         begin, first, last, pieces = time.perf_counter(), 0.0, {}, []
-        self.writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        status = await self.reader.readline()
-        if b" 200 " not in status:
-            raise RuntimeError(f"{status!r}: {await self.reader.read(1000)!r}")
-        while (line := await self.reader.readline()) != b"0\r\n":  # chunked: the last chunk is empty
-            if not line:
-                raise RuntimeError("the server closed the connection")
-            if line.startswith(b"data: {"):
-                last = json.loads(line[6:])
-                pieces += [choice["delta"].get("content") or "" for choice in last["choices"]]
-                first = first or (time.perf_counter() - begin if pieces and pieces[-1] else 0.0)
-        await self.reader.readline()
+        reader, writer = await asyncio.open_connection(self.url.hostname, self.url.port)
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        try:
+            status = await reader.readline()
+            if b" 200 " not in status:
+                raise RuntimeError(f"{status!r}: {await reader.read(1000)!r}")
+            while (line := await reader.readline()) != b"data: [DONE]\n":
+                if not line:
+                    raise RuntimeError("the server closed the connection")
+                if line.startswith(b"data: {"):
+                    last = json.loads(line[6:])
+                    pieces += [choice["delta"].get("content") or "" for choice in last["choices"]]
+                    first = first or (time.perf_counter() - begin if pieces and pieces[-1] else 0.0)
+        finally:
+            writer.close()
         return "".join(pieces), last["usage"]["completion_tokens"], first
 
 
@@ -77,14 +73,15 @@ async def load(url: str, model: str, clients: int, rounds: int, tokens: int) -> 
     firsts: list[float] = []
     total = 0
 
+    client = Client(url, model, tokens)
+
     async def run(number: int) -> None:
         nonlocal total
-        async with Client(url, model, tokens) as client:
-            for n in range(rounds):
-                text = ASKED.format(topic=TOPICS[number % len(TOPICS)], n=number * rounds + n)
-                answers[text], count, first = await client.ask(text)
-                firsts.append(first)
-                total += count
+        for n in range(rounds):
+            text = ASKED.format(topic=TOPICS[number % len(TOPICS)], n=number * rounds + n)
+            answers[text], count, first = await client.ask(text)
+            firsts.append(first)
+            total += count
 
     begin = time.perf_counter()
     await asyncio.gather(*map(run, range(clients)))
@@ -93,8 +90,8 @@ async def load(url: str, model: str, clients: int, rounds: int, tokens: int) -> 
 
 
 async def alone(url: str, model: str, texts: list[str], tokens: int) -> dict[str, str]:
-    async with Client(url, model, tokens) as client:
-        return {text: (await client.ask(text))[0] for text in texts}
+    client = Client(url, model, tokens)
+    return {text: (await client.ask(text))[0] for text in texts}
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from roclab.vision.evaluate.run_reader import VisionRun
 
 # of a tool's JSON; the rest (images, transcripts) stays in its own folder
 KEPT = ("sentences", "captions", "split", "n", "runs", "notes", "student_id", "model", "kinds", "seeds", "thinking",
-        "told", "told_runs", "chance")  # fmt: skip
+        "told", "told_runs", "left_out", "chance")  # fmt: skip
 FIGURE_FORMATS = (".png", ".jpg", ".jpeg")
 TOOLS = {"errors": ERRORS, "lab": LAB, "study": STUDY}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def matrices(
     points = min(8.0, 2.6 * 72 / len(order) * 0.85)
     for axes, (name, matrix) in zip(grid.ravel(), counts.items(), strict=False):
         figures.confusion(axes, matrix[np.ix_(at, at)], order, points)
-        axes.set_title(name, fontsize=8)
+        axes.set_title(fill(name, 36), fontsize=8)
         axes.tick_params(length=1.5)
         axes.label_outer()
     for axes in grid.ravel()[len(counts) :]:

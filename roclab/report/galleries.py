@@ -27,7 +27,8 @@ def galleries(found: Mapping[str, Any], folder: Path, best: Sequence[str]) -> di
         return [row for row in made if row["file"]]
 
     told = [name for name in best if name in found.get("told", found.get("arms", {}))]
-    pair = _two(found, told)
+    random = [name for name, why in found.get("left_out", {}).items() if why == "random"]
+    pair = _two(found, [name for name in best if name in told or name in random])
     doubts = {row["image"]: row for row in found.get("label_errors", {}).get("images", [])}
     heats = {(row["image"], row["arm"]) for row in found.get("decided", {}).get("shown", [])}
     rows = [row for row in found.get("confused", []) if row.get("images")]

@@ -53,6 +53,8 @@ def _add(found: dict[str, Any], number: int, runs: Sequence[VisionRun], split: s
             sign = 1 if one.finetuned else -1
             ci95 = pair["ci95"] if one.finetuned else [-end for end in reversed(pair["ci95"])]
             about = {"model": model_name(one.config["model"]), "images": number, "at_chance": pair["at_chance"]}
+            tuned = arms[pair["a" if one.finetuned else "b"]]
+            about["kept_start"] = all(run.kept_start for run in tuned)
             found["gaps"].append(
                 about | {"difference": sign * pair["difference"], "ci95": ci95, "shown": pair["shown"]}
             )

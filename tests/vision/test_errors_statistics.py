@@ -143,10 +143,24 @@ def test_arms_at_chance_explain_nothing():
     good = np.full((200, 4), 0.1)
     good[np.arange(200), np.where(rng.random(200) < 0.8, labels, rng.integers(0, 4, 200))] = 0.7
     joint = joint_predictions(labels, np.stack([good, rng.dirichlet(np.ones(4), 200)]), {"good": [0], "guess": [1]})
-    assert joint.above_chance() == ["good"]
+    assert joint.left_out() == {"guess": "chance"}
     told = joint.of_arms(["good"])
     assert told.arms == {"good": [0]}
     assert np.array_equal(told.probs[0], good)
+
+
+def test_random_weights_and_repeats_do_not_blur_the_errors_of_the_others():
+    labels = np.arange(200) % 4
+    good, better = np.full((200, 4), 0.1), np.full((200, 4), 0.1)
+    good[np.arange(200), np.where(np.arange(200) % 5, labels, 0)] = 0.7
+    better[np.arange(200), np.where(np.arange(200) % 9, labels, 0)] = 0.7
+    arms = {"frozen": [0], "kept its head": [1], "random": [2]}
+    joint = joint_predictions(labels, np.stack([good, good + 1e-6, better]), arms)
+    joint.runs[2].config["weights"] = "none"
+    assert joint.left_out() == {"kept its head": "frozen", "random": "random"}
+    for run in joint.runs:  # where all began so, none blurs the others
+        run.config["weights"] = "none"
+    assert joint.left_out() == {"kept its head": "frozen"}
 
 
 def test_pairs_of_classes_are_close_by_their_means():

@@ -53,7 +53,8 @@ def analyse(
     the runs cannot be analysed together.
     """
     joint = gather(runs, split, data_root)
-    able = joint.above_chance()
+    left_out = joint.left_out()
+    able = [name for name in joint.arms if name not in left_out]
     told = joint.of_arms(able) if able else joint  # of networks that guess there is nothing to explain
     pairs, shared, labels, confused = _pairs(joint), _shared(told), _label_errors(told), _confused(told)
     losses, sheet = told.by_loss(told.wrong_share > 0, SHOWN), contact_sheet(told, seed)
@@ -77,6 +78,7 @@ def analyse(
         "arms": _arms(joint),
         "chance": chance_of(joint.labels),
         "told": able,
+        "left_out": left_out,
         "told_runs": len(told.runs),
         "sheet": sheet,
         "pairs": pairs,

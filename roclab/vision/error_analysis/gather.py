@@ -67,10 +67,24 @@ class JointPredictions:
         arms = {name: [rows.index(row) for row in self.arms[name]] for name in names}
         return replace(self, probs=self.probs[rows], runs=[self.runs[row] for row in rows], arms=arms)
 
-    def above_chance(self) -> list[str]:
-        """The arms that are shown to be above chance. Of the errors of the others there is nothing to explain."""
-        right = ~self.wrong
-        return [name for name, rows in self.arms.items() if above_chance(right[rows].mean(0), self.labels)]
+    def left_out(self) -> dict[str, str]:
+        """The arms whose errors would only blur those of the others, and why: "chance", if it is not shown to be above
+        chance; "random", if it began from random weights and another did not; else the arm that predicts the same (a
+        fine-tuned one that kept its starting head)."""
+        found: dict[str, str] = {}
+        for name, rows in self.arms.items():
+            if not above_chance((~self.wrong[rows]).mean(0), self.labels):
+                found[name] = "chance"
+        able = [name for name in self.arms if name not in found]
+        random = {name for name in able if self.runs[self.arms[name][0]].config.get("weights") == "none"}
+        if len(random) < len(able):
+            found |= dict.fromkeys(random, "random")
+        for i, name in enumerate(able):
+            for other in able[:i]:
+                ours, others = self.probs[self.arms[name]], self.probs[self.arms[other]]
+                if name not in found and ours.shape == others.shape and np.allclose(ours, others, atol=1e-3):
+                    found[name] = other
+        return found
 
     def by_loss(self, which: np.ndarray, most: int) -> list[int]:
         """Of the images `which` (N,) bool, the `most` with the highest loss, that one first."""
