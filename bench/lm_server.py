@@ -2,9 +2,11 @@
 
     roclab lm serve --model smollm2-135m --port 8000 &
     python bench/lm_server.py --url http://127.0.0.1:8000 [--peer http://127.0.0.1:8080] [--clients 1,4,16,64]
+    python bench/lm_server.py --url http://127.0.0.1:8000 --soak 120 --pid PID
 
-Every client streams one chat after the other; a peer (llama.cpp's server, say) gets the same requests in turn. The last
-line is JSON.
+Every client streams one chat after the other; a peer (llama.cpp's server, say) gets the same requests in turn. `--soak`
+keeps 64 clients asking for so many seconds, each chat a new one, and prints the answers, the refusals (429), the errors
+and the memory of the server's process (Linux). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import asyncio
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -94,6 +97,36 @@ async def alone(url: str, model: str, texts: list[str], tokens: int) -> dict[str
     return {text: (await client.ask(text))[0] for text in texts}
 
 
+async def soak(url: str, model: str, clients: int, seconds: float, tokens: int, process: int) -> dict[str, Any]:
+    client, counts, memory = Client(url, model, tokens), {"answers": 0, "refused": 0, "errors": 0}, []
+    end = time.perf_counter() + seconds
+
+    async def run(number: int) -> None:
+        n = 0
+        while time.perf_counter() < end:
+            n += 1
+            text = ASKED.format(topic=TOPICS[number % len(TOPICS)], n=f"{number}, {n}")
+            try:
+                await client.ask(text)
+                counts["answers"] += 1
+            except (RuntimeError, OSError) as error:
+                refused = " 429 " in str(error)
+                counts["refused" if refused else "errors"] += 1
+                if not refused:
+                    print(error)
+                await asyncio.sleep(0.2)
+
+    async def watch() -> None:
+        while time.perf_counter() < end:
+            status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+            memory.append(int(status.split("VmRSS:")[1].split()[0]) // 1000)
+            print(f"{counts}, {memory[-1]} MB", flush=True)
+            await asyncio.sleep(seconds / 12)
+
+    await asyncio.gather(watch(), *map(run, range(clients)))
+    return {**counts, "memory_mb": memory}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
@@ -102,7 +135,12 @@ def main() -> None:
     parser.add_argument("--clients", default="1,4,16,64")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3, help="Each figure is the median of as many.")
+    parser.add_argument("--soak", type=float, help="Seconds of 64 clients, and no other measurement.")
+    parser.add_argument("--pid", type=int, help="The server's process, for --soak.")
     asked = parser.parse_args()
+    if asked.soak:
+        print(json.dumps(asyncio.run(soak(asked.url, asked.model, 64, asked.soak, asked.tokens, asked.pid))))
+        return
     urls = {"roclab": asked.url} | ({"peer": asked.peer} if asked.peer else {})
     found: dict[str, Any] = {}
     for clients in map(int, asked.clients.split(",")):
