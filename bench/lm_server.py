@@ -70,8 +70,8 @@ class Client:
         return "".join(pieces), last["usage"]["completion_tokens"], first
 
 
-async def load(url: str, model: str, clients: int, rounds: int, tokens: int) -> dict[str, Any]:
-    """`rounds` requests of each client, all clients at once."""
+async def load(url: str, model: str, clients: int, rounds: int, tokens: int, repeat: int) -> dict[str, Any]:
+    """`rounds` requests of each client, all clients at once; other ones in every `repeat`, as servers remember them."""
     answers: dict[str, str] = {}
     firsts: list[float] = []
     total = 0
@@ -81,7 +81,7 @@ async def load(url: str, model: str, clients: int, rounds: int, tokens: int) -> 
     async def run(number: int) -> None:
         nonlocal total
         for n in range(rounds):
-            text = ASKED.format(topic=TOPICS[number % len(TOPICS)], n=number * rounds + n)
+            text = ASKED.format(topic=TOPICS[number % len(TOPICS)], n=f"{repeat}, {number * rounds + n}")
             answers[text], count, first = await client.ask(text)
             firsts.append(first)
             total += count
@@ -146,9 +146,9 @@ def main() -> None:
     for clients in map(int, asked.clients.split(",")):
         rounds = max(1, 16 // clients)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
-        for _ in range(asked.repeats):
+        for repeat in range(asked.repeats):
             for name, url in urls.items():
-                runs[name].append(asyncio.run(load(url, asked.model, clients, rounds, asked.tokens)))
+                runs[name].append(asyncio.run(load(url, asked.model, clients, rounds, asked.tokens, repeat)))
         row: dict[str, Any] = {}
         for name, own in runs.items():
             row[name] = {key: statistics.median(r[key] for r in own) for key in ("tokens_per_second", "first_token")}

@@ -38,6 +38,7 @@ NOT_RUN = {
     "--peers llama.cpp": "needs llama-cpp-python",
     "lm verify training.py": "needs a student's file; tests/course/verify/test_training.py checks some",
     "lm serve": "serves until it is ended; tests/server asks servers",
+    "curl ": "needs a server that runs; tests/server sends the same requests to one",
     "base_url=": "needs a server that runs; tests/server asks one so",
     "vllm ": "needs vLLM and a GPU",
     "pip install": "installs; tests/test_install.py does that",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import urllib.request
+from pathlib import Path
+
 import pytest
 
 anthropic = pytest.importorskip("anthropic")
@@ -60,3 +65,15 @@ def test_errors_have_its_shape(anthropic_client):
     with pytest.raises(anthropic.NotFoundError) as caught:
         anthropic_client.messages.create(model="nope", max_tokens=4, messages=HELLO)
     assert caught.value.body["error"]["type"] == "not_found_error"
+
+
+def test_the_requests_of_the_docs_are_answered(server):
+    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    asked = re.findall(r"^curl .*?http://127.0.0.1:8000(\S+)(.*?) -d '(\{.*?\n\})'", text, re.MULTILINE | re.DOTALL)
+    assert [path for path, _, _ in asked] == ["/v1/chat/completions", "/v1/messages"]
+    for path, options, body in asked:
+        headers = dict(re.findall(r'-H "(.*?): (.*?)"', options))
+        request = urllib.request.Request(server.url + path, body.encode(), headers)
+        with urllib.request.urlopen(request) as answer:
+            found = answer.read().decode()
+        assert "data: [DONE]" in found if '"stream": true' in body else json.loads(found)["content"][0]["text"]
