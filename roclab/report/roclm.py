@@ -184,7 +184,9 @@ def speed(checkpoint: Checkpoint, engine: str) -> Facts:
     runner, tokenizer = load(checkpoint, engine)
     half = checkpoint.config.max_position_embeddings // 2
     prompt, began = tokenizer.encode(TEXT * 8)[:half], time.perf_counter()
-    scheduler = Engine(runner, prompt_lookup=False)  # the text repeats itself: guessing from it would tell another speed
+    scheduler = Engine(
+        runner, prompt_lookup=False
+    )  # the text repeats itself: guessing from it would tell another speed
     request, steps = scheduler.submit(prompt, SamplingParams(max_new_tokens=min(TOKENS, half), ignore_eos=True)), []
     while not request.done and (time.perf_counter() - began < SECONDS or request.new_tokens < 2):
         scheduler.step()

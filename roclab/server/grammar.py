@@ -130,7 +130,7 @@ class Held:
         allowed = np.unpackbits(self._mask.view(np.uint8), bitorder="little")[: len(logits)].view(bool)
         if self._may_open and self._open is not None:
             allowed[self._open] = True
-        return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
+        return torch.where(torch.from_numpy(allowed).to(logits.device), logits, -torch.inf)
 
     def _take(self, token_id: int) -> None:
         part = self._split.feed(token_id)

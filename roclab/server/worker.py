@@ -18,8 +18,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from roclab.core.devices import usable_cores
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.runner import Runner
 from roclab.lm.engine.scheduler import Engine, LogitsProcessor, Request
@@ -120,6 +122,9 @@ class Worker:
         return not (self.engine.running or self.engine.waiting)
 
     def _run(self) -> None:
+        # The kernels have threads of their own. What torch does beside them, on a row of logits, is sooner done in one
+        # than handed to a second that must first get a core.
+        torch.set_num_threads(1 if self.runner.name == "fast" else usable_cores())
         while not self.closing:
             self._work.wait()
             self._work.clear()
