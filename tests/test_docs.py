@@ -69,6 +69,7 @@ def commands() -> dict[str, str]:
     """Command -> where it stands first, in the order of the pages."""
     found: dict[str, str] = {}
     for place, text, _ in blocks("sh"):
+        text = re.sub(r"-d '\{.*?\n\}'", lambda body: body[0].replace("\n", " "), text, flags=re.DOTALL)
         for line in text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words:
