@@ -9,7 +9,10 @@ from roclab.lm.settings import LoadOptions
 from roclab.server.settings import ServerSettings
 
 MODELS = typer.Option(
-    None, "--model", "-m", help="A short name, a path, or owner/name on a Hub; repeat it for several. [smollm2-135m]"
+    None,
+    "--model",
+    "-m",
+    help="Short name, path, or owner/name on a Hub; repeat it for several; smollm2-135m if not given.",
 )
 
 

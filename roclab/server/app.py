@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -40,7 +41,7 @@ def create_app(names: Sequence[str], options: LoadOptions, settings: ServerSetti
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        first = asyncio.create_task(_load_first(models))
+        first = asyncio.create_task(_load_first(models, app.state.stop))
         yield
         first.cancel()
         models.close()
@@ -50,7 +51,7 @@ def create_app(names: Sequence[str], options: LoadOptions, settings: ServerSetti
         title="RocLab", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         responses={"4XX": wrong, 503: wrong},
     )  # fmt: skip
-    app.state.models, app.state.responses = models, responses.Store()
+    app.state.models, app.state.responses, app.state.stop = models, responses.Store(), lambda: None
     for part in (chat, completions, embeddings, messages, responses, tokens):
         app.include_router(part.router)
     _add_state(app, models)
@@ -69,12 +70,12 @@ def _described(app: FastAPI) -> dict[str, Any]:
     return found
 
 
-async def _load_first(models: Models) -> None:
+async def _load_first(models: Models, stop: Callable[[], None]) -> None:
     try:
         await models.get(models.names[0])
     except ApiError as error:
-        logger.error("%s", error.message)
         models.failed = error.message
+        stop()
 
 
 def listed(name: str, created: int) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def listed(name: str, created: int) -> dict[str, Any]:
 def _add_state(app: FastAPI, models: Models) -> None:
     """What tells of the server itself."""
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses=shown(Health))
     async def health() -> JSONResponse:
         status = {"status": "ok" if models.ready else models.failed or "loading"}
@@ -134,7 +136,7 @@ def _add_errors(app: FastAPI) -> None:
 
 def serve(names: Sequence[str], options: LoadOptions, settings: ServerSettings) -> None:
     """Runs the server until it is told to end (SIGINT, SIGTERM): streams that run are finished first, for a while.
-    Raises RocLabError if the address is taken."""
+    Raises RocLabError if the address is taken, or the first model cannot be loaded."""
     app = create_app(names, options, settings)
     if resource:  # a connection is an open file, and many systems begin with 1,024
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -153,6 +155,10 @@ def serve(names: Sequence[str], options: LoadOptions, settings: ServerSettings) 
     logger.info("http://%s:%d/v1 (the base_url of OpenAI clients)", shown, port)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=30, timeout_keep_alive=75,
-        server_header=False, backlog=4096,
+        server_header=False, backlog=4096, ws="none",
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+    app.state.stop = partial(setattr, server, "should_exit", True)
+    server.run(sockets=[listener])
+    if app.state.models.failed:
+        raise RocLabError(app.state.models.failed)

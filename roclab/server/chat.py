@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 from llguidance import LLMatcher
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -21,6 +21,7 @@ from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.scheduler import LogitsProcessor
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.errors import ApiError, first_error
+from roclab.server.fields import Asked, Many
 from roclab.server.generation import Call, Sampling, events_of, until_gone
 from roclab.server.grammar import Held, tool_grammar
 from roclab.server.models import Model
@@ -32,17 +33,17 @@ from roclab.server.tools import Choice, Function, Gained, NamedTool, Style, Tool
 router = APIRouter()
 
 
-class TextPart(BaseModel):
+class TextPart(Asked):
     type: Literal["text", "input_text", "output_text"] = "text"
     text: str
 
 
-class CalledFunction(BaseModel):
+class CalledFunction(Asked):
     name: str
     arguments: str = "{}"
 
 
-class EarlierCall(BaseModel):
+class EarlierCall(Asked):
     """A tool call of an earlier answer."""
 
     id: str | None = None
@@ -53,27 +54,27 @@ class EarlierCall(BaseModel):
         """Templates take the arguments as an object. Raises ApiError if they are none."""
         try:
             arguments = json.loads(self.function.arguments or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ApiError(400, f"the arguments of a call of {self.function.name!r} are not JSON", "messages") from None
         function = {"name": self.function.name, "arguments": arguments}
         return {"type": "function", "function": function, **({"id": self.id} if self.id else {})}
 
 
-class Message(BaseModel):
+class Message(Asked):
     """A message of a chat. The thought of an earlier answer may be given as `reasoning_content` or `reasoning`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Many[TextPart] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: list[EarlierCall] | None = None
+    tool_calls: Many[EarlierCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
 
     def for_template(self) -> dict[str, Any]:
         """As chat templates take it: texts alone."""
         parts = self.content or ""
-        content = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        content = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
         thought = self.reasoning_content or self.reasoning
         more: dict[str, Any] = {"reasoning_content": thought} if thought and self.role == "assistant" else {}
         if self.tool_calls and self.role == "assistant":
@@ -83,17 +84,17 @@ class Message(BaseModel):
         return {"role": self.role, "content": content, **more}
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Asked):
     include_usage: bool = False
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Asked):
     name: str = "answer"
     schema_: dict[str, Any] | bool = Field(alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Asked):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
 
@@ -106,7 +107,7 @@ class ResponseFormat(BaseModel):
 
 class ChatRequest(Sampling):
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: Many[Message] = Field(min_length=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(default=1, ge=1, le=64)
@@ -114,13 +115,14 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     grammar: str | None = Field(default=None, description="A grammar in GBNF or Lark that the answer follows.")
+    functions: None = Field(default=None, description="Not served: give tools.")
 
     @property
     def thinking(self) -> bool | None:
@@ -222,6 +224,7 @@ async def begin(asked: ChatRequest, model: Model) -> Begun:
         return [*asked.processors(prompt, size), *held]
 
     call = model.call()
+    call.check(asked.n)
     call.submit(prompt, params, asked.max_completion_tokens or asked.max_tokens, processors, asked.n)
     style = Style.of(tokenizer) if functions else None
     return Begun(call, [Answer(ToolReader(style, tokenizer) if style else None) for _ in range(asked.n)])

@@ -7,17 +7,17 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, model_validator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from roclab.lm.generate import TokenEvent
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.chat import StreamOptions
-from roclab.server.generation import Call, Sampling, events_of, prompts_of, until_gone
+from roclab.server.generation import Call, Prompts, Sampling, events_of, prompts_of, until_gone
 from roclab.server.models import Model
 from roclab.server.replies import CompletionReply, shown
 from roclab.server.sse import EventStream
@@ -29,13 +29,21 @@ MOST = 256  # prompts a request
 
 class CompletionRequest(Sampling):
     model: str
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Texts, or token ids.")
+    prompt: Prompts = Field(description="Texts, or token ids.")
     max_tokens: int | None = Field(default=16, ge=1)
     n: int = Field(default=1, ge=1, le=64)
     echo: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    best_of: Literal[1] | None = Field(default=None, description="Not served.")
+    suffix: None = Field(default=None, description="Not served.")
+
+    @model_validator(mode="after")
+    def _served(self) -> CompletionRequest:
+        if self.echo and self.logprobs is not None:
+            raise ValueError("log-probabilities of the prompt are not served: ask for echo or for logprobs")
+        return self
 
 
 @router.post("/v1/completions", response_model=None, responses=shown(CompletionReply, streams=True))
@@ -43,7 +51,9 @@ async def completions(asked: CompletionRequest, http: HttpRequest) -> Response:
     async with http.app.state.models.use(asked.model) as model:
         call = model.call()
         size = model.worker.runner.config.vocab_size
-        for prompt in await asyncio.to_thread(prompts_of, asked.prompt, model.worker, "prompt", MOST):
+        prompts = await asyncio.to_thread(prompts_of, asked.prompt, model.worker, "prompt", MOST)
+        call.check(len(prompts) * asked.n)
+        for prompt in prompts:
             processors = partial(asked.processors, prompt, size)
             call.submit(prompt, asked.params(asked.logprobs), asked.max_tokens, processors, asked.n)
         about = {

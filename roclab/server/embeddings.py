@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
 from roclab.server.errors import ApiError
-from roclab.server.generation import prompts_of, until_gone
+from roclab.server.fields import Asked
+from roclab.server.generation import Prompts, prompts_of, until_gone
 from roclab.server.models import Model
 from roclab.server.replies import EmbeddingList, shown
 
@@ -22,9 +24,9 @@ router = APIRouter()
 MOST = 256  # texts a request
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Asked):
     model: str
-    input: str | list[str] | list[int] | list[list[int]] = Field(description="Texts, or token ids.")
+    input: Prompts = Field(description="Texts, or token ids.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 
@@ -40,9 +42,15 @@ async def embeddings(asked: EmbeddingRequest, http: HttpRequest) -> dict[str, An
 
 
 async def embedded(asked: EmbeddingRequest, model: Model, texts: list[list[int]]) -> dict[str, Any]:
-    data = []
+    limits, data = model.settings, []
+    if model.users > limits.max_running + limits.max_waiting:
+        raise ApiError(429, "too many requests wait: try again in a moment", retry_after=1)
+    deadline = time.monotonic() + limits.max_seconds
     for index, ids in enumerate(texts):
-        vector = (await asyncio.to_thread(model.worker.hidden, ids)).mean(0)
+        async with model.embedding:  # one at a time: chats need the threads, too
+            if time.monotonic() > deadline:
+                raise ApiError(408, f"the request took more than {limits.max_seconds:g} seconds")
+            vector = (await asyncio.to_thread(model.worker.hidden, ids)).mean(0)
         values = (vector / vector.norm()).numpy()
         shown = values.tolist() if asked.encoding_format == "float" else base64.b64encode(values.tobytes()).decode()
         data.append({"object": "embedding", "index": index, "embedding": shown})

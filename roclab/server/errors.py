@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,10 @@ KINDS = {
     405: "invalid_request_error", 408: "timeout_error", 413: "request_too_large", 422: "invalid_request_error",
     429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
 }  # fmt: skip
+
+
+FIELD = re.compile("[a-z_][A-Za-z0-9_]*$")
+FORMS = ("str", "int", "float", "bool", "none")  # pydantic's names for the forms of a field stand between its fields
 
 
 class ApiError(Exception):
@@ -25,9 +30,17 @@ class ApiError(Exception):
 
 
 def first_error(found: Sequence[Any]) -> tuple[str, str | None]:
-    """Of pydantic's errors the first: a line, and where it is."""
-    where = ".".join(str(part) for part in found[0]["loc"] if part != "body")
-    return (f"{where}: {found[0]['msg']}" if where else found[0]["msg"]), where or None
+    """Of pydantic's errors the one that got furthest (of the forms that a field may have, the one that was meant): a
+    line, and where it is."""
+    error = max(found, key=lambda one: len(one["loc"]))
+    path = [part for part in error["loc"] if part != "body"]
+    if error["type"] == "json_invalid":
+        return f"the body is not JSON (character {path[0]})", None
+    if not path and error["type"] in ("model_attributes_type", "dict_type", "missing"):
+        return "the body is no JSON object, or was sent without Content-Type: application/json", None
+    where = ".".join(str(part) for part in path if isinstance(part, int) or (FIELD.match(part) and part not in FORMS))
+    message = error["msg"].removeprefix("Value error, ")
+    return (f"{where}: {message}" if where else message), where or None
 
 
 def error_body(path: str, status: int, message: str, param: str | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Annotated, TypeVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from torch import Tensor
 
@@ -20,16 +20,14 @@ from roclab.lm.engine.scheduler import LogitsProcessor, Request
 from roclab.lm.generate import TokenEvent
 from roclab.lm.settings import SamplingParams
 from roclab.server.errors import ApiError
+from roclab.server.fields import Asked, Many, StopString, StopStrings
 from roclab.server.settings import ServerSettings
 from roclab.server.worker import Busy, Ticket, Worker
 
 T = TypeVar("T")
 
 
-StopString = Annotated[str, Field(min_length=1, max_length=1000)]
-
-
-class Sampling(BaseModel):
+class Sampling(Asked):
     """The fields of sampling that OpenAI's API has, and those that open servers add (top_k, min_p, …)."""
 
     temperature: float | None = Field(
@@ -45,7 +43,7 @@ class Sampling(BaseModel):
         default=None, description="Token id → what is added to its logit."
     )
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    stop: StopString | Annotated[list[StopString], Field(max_length=64)] | None = None
+    stop: StopString | StopStrings | None = None
     ignore_eos: bool = Field(default=False, description="Go on to max_tokens: for benchmarks.")
 
     def params(self, logprobs: int | None = None) -> SamplingParams:
@@ -134,6 +132,12 @@ class Call:
             self.close()
             raise ApiError(400, str(error)) from None
 
+    def check(self, answers: int) -> None:
+        """Raises ApiError if so many can never be taken at once."""
+        most = self._limits.max_running + self._limits.max_waiting
+        if answers > most:
+            raise ApiError(400, f"{answers} answers are asked for, and at most {most} can run and wait: ask for fewer")
+
     def close(self) -> None:
         """End what still runs. Later calls do nothing."""
         if self._closed:
@@ -175,7 +179,7 @@ class Call:
             self.close()
 
 
-Prompts = str | list[str] | list[int] | list[list[int]]
+Prompts = str | Many[str] | Many[int] | Many[Many[int]]
 
 
 def prompts_of(given: Prompts, worker: Worker, param: str, most: int) -> list[list[int]]:

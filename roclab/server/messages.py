@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from roclab.server.chat import begin, chat_request, prompt_of
+from roclab.server.errors import ApiError
+from roclab.server.fields import Asked, Many, StopStrings
 from roclab.server.generation import Call, events_of, until_gone
 from roclab.server.replies import MessageReply, TokenCount, shown
 from roclab.server.sse import EventStream
@@ -24,7 +26,7 @@ router = APIRouter()
 ENDS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-class Block(BaseModel):
+class Block(Asked):
     """A piece of a message: a text, the thought of an earlier answer, a tool's use or its result."""
 
     type: Literal["text", "thinking", "tool_use", "tool_result"]
@@ -34,12 +36,12 @@ class Block(BaseModel):
     name: str | None = None
     input: dict[str, Any] = Field(default_factory=dict)
     tool_use_id: str | None = None
-    content: str | list[Block] | None = None
+    content: str | Many[Block] | None = None
 
 
-class Turn(BaseModel):
+class Turn(Asked):
     role: Literal["user", "assistant"]
-    content: str | list[Block]
+    content: str | Many[Block]
 
     def for_chat(self) -> list[dict[str, Any]]:
         """Messages as the chat API has them: results of tools are messages of their own."""
@@ -62,15 +64,20 @@ class Turn(BaseModel):
 
 
 def text_of(content: str | list[Block] | None) -> str:
-    return content if isinstance(content, str) else "".join(block.text for block in content or [])
+    return (
+        content
+        if isinstance(content, str)
+        else "\n".join(block.text for block in content or [] if block.type == "text")
+    )
 
 
-class Thinking(BaseModel):
+class Thinking(Asked):
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(default=None, ge=1)
 
 
-class OfferedTool(BaseModel):
+class OfferedTool(Asked):
+    type: Literal["custom"] = "custom"
     name: str
     description: str | None = None
     input_schema: dict[str, Any]
@@ -79,7 +86,7 @@ class OfferedTool(BaseModel):
         return {"function": {"name": self.name, "description": self.description, "parameters": self.input_schema}}
 
 
-class ToolChoice(BaseModel):
+class ToolChoice(Asked):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool = False
@@ -92,16 +99,18 @@ class ToolChoice(BaseModel):
         }
 
 
-class Prompt(BaseModel):
+class Prompt(Asked):
     model: str
-    messages: list[Turn] = Field(min_length=1)
-    system: str | list[Block] | None = None
+    messages: Many[Turn] = Field(min_length=1)
+    system: str | Many[Block] | None = None
     thinking: Thinking | None = None
-    tools: list[OfferedTool] | None = None
+    tools: Many[OfferedTool] | None = None
     tool_choice: ToolChoice | None = None
 
     def for_chat(self) -> dict[str, Any]:
-        """What the chat API would be asked."""
+        """What the chat API would be asked. Raises ApiError."""
+        if self.messages[-1].role == "assistant":
+            raise ApiError(400, "to continue an answer is not served: the last message must be the user's", "messages")
         system = text_of(self.system)
         turns = [{"role": "system", "content": system}] if system else []
         turns += [message for turn in self.messages for message in turn.for_chat()]
@@ -113,16 +122,30 @@ class Prompt(BaseModel):
         return asked | (self.tool_choice.for_chat() if self.tool_choice else {})
 
 
+class OutputFormat(Asked):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Asked):
+    format: OutputFormat | None = None
+
+
 class MessagesRequest(Prompt):
     max_tokens: int = Field(ge=1)
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    stop_sequences: list[str] | None = None
+    stop_sequences: StopStrings | None = None
+    output_config: OutputConfig | None = None
     stream: bool = False
 
     def for_chat(self) -> dict[str, Any]:
-        own = {"max_tokens": self.max_tokens, "stop": self.stop_sequences}
+        own: dict[str, Any] = {"max_tokens": self.max_tokens, "stop": self.stop_sequences}
+        if self.output_config and self.output_config.format:
+            own["response_format"] = {
+                "type": "json_schema", "json_schema": {"schema": self.output_config.format.schema_},
+            }  # fmt: skip
         same = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
         return super().for_chat() | own | same
 
@@ -169,8 +192,7 @@ async def whole(call: Call, answer: Answer, about: dict[str, Any]) -> dict[str, 
     thought = [{"type": "thinking", "thinking": answer.thought, "signature": ""}] if answer.thought else []
     uses = [
         {"type": "tool_use", "id": one.id, "name": one.name, "input": json.loads(one.arguments)}
-        for one in answer.calls
-        if answer.finish_reason == "tool_calls"  # else the last one may have been cut short
+        for one in (answer.calls if answer.finish_reason == "tool_calls" else answer.calls[:-1])  # the last was cut
     ]
     text = answer.content.strip() if uses else answer.content
     blocks = [*thought, *([{"type": "text", "text": text}] if text or not uses else []), *uses]

@@ -31,6 +31,7 @@ class Model:
         self.name, self.worker, self.metrics, self.settings = name, worker, metrics, settings
         self.grammars = Grammars(worker.tokenizer, worker.runner.config.vocab_size)
         self.users, self.used = 0, time.monotonic()
+        self.embedding = asyncio.Semaphore(1)
 
     def call(self) -> Call:
         """A new call of this model, under the server's limits."""

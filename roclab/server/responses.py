@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from roclab.server.chat import Begun, begin, chat_request
 from roclab.server.errors import ApiError
+from roclab.server.fields import Asked, Many
 from roclab.server.generation import events_of, until_gone
 from roclab.server.replies import DeletedReply, ResponseReply, shown
 from roclab.server.sse import EventStream
@@ -23,10 +26,10 @@ from roclab.server.tools import Gained, ToolCall
 
 router = APIRouter()
 DELTAS = {"reasoning": "reasoning_text", "message": "output_text", "function_call": "function_call_arguments"}
-KEPT = 1024  # responses that the server remembers; the oldest go
+KEPT, KEPT_SIZE = 1024, 64 << 20  # responses that the server remembers, and characters of them; the oldest go
 
 
-class InputItem(BaseModel):
+class InputItem(Asked):
     """A message, a thought, a tool's call or its result, as earlier responses gave them out."""
 
     type: Literal["message", "reasoning", "function_call", "function_call_output"] = "message"
@@ -44,7 +47,7 @@ def text_of(content: str | list[dict[str, Any]] | None) -> str:
         return content or ""
     if wrong := [part.get("type") for part in content if not isinstance(part.get("text"), str)]:
         raise ApiError(400, f"input: parts of type {wrong[0]!r} are not served, only texts are", "input")
-    return "".join(part["text"] for part in content)
+    return "\n".join(part["text"] for part in content)
 
 
 def turns_of(items: list[InputItem]) -> list[dict[str, Any]]:
@@ -68,12 +71,12 @@ def turns_of(items: list[InputItem]) -> list[dict[str, Any]]:
     return turns
 
 
-class Reasoning(BaseModel):
+class Reasoning(Asked):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     summary: Any = None
 
 
-class OfferedTool(BaseModel):
+class OfferedTool(Asked):
     type: Literal["function"]
     name: str
     description: str | None = None
@@ -87,12 +90,12 @@ class OfferedTool(BaseModel):
         }
 
 
-class NamedTool(BaseModel):
+class NamedTool(Asked):
     type: Literal["function"]
     name: str
 
 
-class Format(BaseModel):
+class Format(Asked):
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str | None = None
     schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
@@ -104,27 +107,33 @@ class Format(BaseModel):
         return {"type": self.type, **({"json_schema": schema} if self.type == "json_schema" else {})}
 
 
-class TextOptions(BaseModel):
+class TextOptions(Asked):
     format: Format = Field(default_factory=Format)
     verbosity: Any = None
 
 
-class ResponsesRequest(BaseModel):
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataText = Annotated[str, Field(max_length=512)]
+
+
+class ResponsesRequest(Asked):
     model: str
-    input: str | list[InputItem]
+    input: str | Annotated[Many[InputItem], Field(min_length=1)]
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, ge=0, le=1)
     reasoning: Reasoning | None = None
-    tools: list[OfferedTool] | None = None
+    tools: Many[OfferedTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool = True
     text: TextOptions = Field(default_factory=TextOptions)
     store: bool = True
     stream: bool = False
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataText], Field(max_length=16)] | None = None
+    conversation: None = Field(default=None, description="Not served: give previous_response_id.")
+    prompt: None = Field(default=None, description="Not served.")
     background: bool = False
 
     def turns(self) -> list[dict[str, Any]]:
@@ -138,7 +147,7 @@ class ResponsesRequest(BaseModel):
         return {
             "model": self.model, "messages": [*own, *turns], "max_tokens": self.max_output_tokens,
             "temperature": self.temperature, "top_p": self.top_p,
-            "reasoning_effort": "high" if effort == "xhigh" else effort,
+            "reasoning_effort": effort,
             "tools": [tool.for_chat() for tool in self.tools] if self.tools else None,
             "tool_choice": {"function": {"name": choice.name}} if isinstance(choice, NamedTool) else choice,
             "parallel_tool_calls": self.parallel_tool_calls, "response_format": self.text.format.for_chat(),
@@ -152,17 +161,23 @@ class Stored:
     body: dict[str, Any]
     turns: list[dict[str, Any]]
 
+    @cached_property
+    def size(self) -> int:
+        return len(json.dumps([self.body, self.turns]))
+
 
 class Store:
     """The last responses, by their ids."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Stored] = OrderedDict()
+        self._size = 0
 
     def put(self, stored: Stored) -> None:
         self._kept[stored.body["id"]] = stored
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        self._size += stored.size
+        while len(self._kept) > KEPT or (self._size > KEPT_SIZE and len(self._kept) > 1):
+            self._size -= self._kept.popitem(last=False)[1].size
 
     def get(self, name: str) -> Stored:
         if name not in self._kept:
@@ -170,7 +185,7 @@ class Store:
         return self._kept[name]
 
     def delete(self, name: str) -> None:
-        self.get(name)
+        self._size -= self.get(name).size
         del self._kept[name]
 
 

@@ -8,6 +8,7 @@ Origin, where there is one, must be allowed.
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -25,9 +26,16 @@ ALLOWED = "authorization, content-type, x-api-key, anthropic-version, anthropic-
 def host_name(header: str) -> str:
     """The name in a Host header, without the port; "" for what is none."""
     try:
-        return urlsplit(f"//{header}").hostname or ""
+        return "" if "@" in header else urlsplit(f"//{header}").hostname or ""
     except ValueError:  # half an IPv6 address
         return ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 class Guard:
@@ -35,8 +43,9 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ServerSettings):
         self.app, self.settings = app, settings
-        self.hosts = {*LOOPBACK, settings.host, *settings.allow_host}
-        self.any_host = settings.host not in LOOPBACK and not settings.allow_host  # it has names that we cannot know
+        self.hosts = {*LOOPBACK, settings.host, *(host_name(name) or name for name in settings.allow_host)}
+        # It has names that we cannot know. Without a key a name could be anybody's, so only addresses will do.
+        self.any_host = settings.host not in LOOPBACK and not settings.allow_host
         self.origins = set(settings.allow_origin)
         self.bound = int(settings.max_body_mb * 1e6)
 
@@ -50,7 +59,7 @@ class Guard:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and origin in self.origins:
-                message["headers"] = [*message["headers"], *self._cors(str(origin))]
+                message["headers"] = [*message["headers"], *self._cors(str(origin), headers)]
             await send(message)
 
         if answer is None and scope["method"] == "OPTIONS" and origin in self.origins:
@@ -77,11 +86,15 @@ class Guard:
     def _refused(self, scope: Scope, headers: Mapping[str, str], origin: str | None) -> JSONResponse | None:
         """Why this request is not answered, or None."""
         host = host_name(headers.get("host", ""))
-        if not self.any_host and host not in self.hosts:
+        if scope["path"] in OPEN:
+            return None
+        if sum(key == b"host" for key, _ in scope["headers"]) > 1:
+            return self._error(scope, 400, "more than one Host")
+        if host not in self.hosts and not (self.any_host and (self.settings.api_key or _is_address(host))):
             return self._error(scope, 403, f"Host {host!r} is not this server's: --allow-host names more")
         if origin is not None and origin not in self.origins and origin.partition("://")[2] != headers.get("host"):
             return self._error(scope, 403, f"Origin {origin!r} may not ask: --allow-origin names those that may")
-        if scope["method"] == "OPTIONS" or scope["path"] in OPEN:
+        if scope["method"] == "OPTIONS":
             return None
         if not self._has_key(headers):
             return self._error(scope, 401, "the API key is missing or wrong: send Authorization: Bearer KEY")
@@ -92,14 +105,15 @@ class Guard:
     def _has_key(self, headers: Mapping[str, str]) -> bool:
         if not self.settings.api_key:
             return True
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        given = headers.get("x-api-key") or (key.strip() if kind.lower() == "bearer" else "")
         return hmac.compare_digest(given.encode(), self.settings.api_key.encode())
 
     @staticmethod
-    def _cors(origin: str) -> list[tuple[bytes, bytes]]:
+    def _cors(origin: str, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
         return [
             (b"access-control-allow-origin", origin.encode()),
-            (b"access-control-allow-headers", ALLOWED.encode()),
+            (b"access-control-allow-headers", headers.get("access-control-request-headers", ALLOWED).encode("latin-1")),
             (b"access-control-allow-methods", b"GET, POST, DELETE"),
             (b"vary", b"Origin"),
         ]

@@ -32,7 +32,9 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.api_key is None and os.environ.get("ROCLAB_API_KEY"):
+        if "*" in self.allow_origin:
+            raise RocLabError("--allow-origin '*' would let every web page ask: name the pages that may")
+        if self.api_key is None and not self.no_api_key and os.environ.get("ROCLAB_API_KEY"):
             object.__setattr__(self, "api_key", os.environ["ROCLAB_API_KEY"])
         if self.host not in LOOPBACK and not self.api_key and not self.no_api_key:
             raise RocLabError(

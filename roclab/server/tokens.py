@@ -10,16 +10,17 @@ from starlette.requests import Request as HttpRequest
 
 from roclab.server.chat import Message, encode
 from roclab.server.errors import ApiError
+from roclab.server.fields import Asked, Many
 
 router = APIRouter()
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Asked):
     """A text, or a chat, which goes through the template."""
 
     model: str
     prompt: str | None = None
-    messages: list[Message] | None = Field(default=None, min_length=1)
+    messages: Many[Message] | None = Field(default=None, min_length=1)
     add_special_tokens: bool | None = None
 
 
@@ -29,9 +30,9 @@ class Tokens(BaseModel):
     max_model_len: int
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Asked):
     model: str
-    tokens: list[int] = Field(max_length=1 << 20)
+    tokens: Many[int] = Field(max_length=1 << 20)
 
 
 class Text(BaseModel):
@@ -57,4 +58,4 @@ async def detokenize(asked: DetokenizeRequest, http: HttpRequest) -> Text:
         size = model.worker.runner.config.vocab_size
         if not all(0 <= i < size for i in asked.tokens):
             raise ApiError(400, f"token ids lie between 0 and {size - 1}", "tokens")
-        return Text(prompt=model.worker.tokenizer.decode(asked.tokens, control=True))
+        return Text(prompt=await asyncio.to_thread(model.worker.tokenizer.decode, asked.tokens, control=True))

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from roclab.lm.text.detokenizer import overlap
 from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.errors import ApiError
+from roclab.server.fields import Asked
 
 HOW = """# Tools
 
@@ -36,23 +37,23 @@ To call one, write a JSON object with its name and arguments inside <tool_call><
 </tool_call>"""
 
 
-class Function(BaseModel):
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+class Function(Asked):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")
     description: str | None = None
     parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
     strict: bool | None = None
 
 
-class Tool(BaseModel):
+class Tool(Asked):
     type: Literal["function"] = "function"
     function: Function
 
 
-class NamedFunction(BaseModel):
+class NamedFunction(Asked):
     name: str
 
 
-class NamedTool(BaseModel):
+class NamedTool(Asked):
     type: Literal["function"] = "function"
     function: NamedFunction
 

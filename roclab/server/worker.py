@@ -107,9 +107,8 @@ class Worker:
                 await ticket.news.wait()
 
     def hidden(self, ids: Sequence[int]) -> Tensor:
-        """The last hidden states (T, D) of a text, between two steps of the engine."""
-        with self._turn:
-            return self.runner.hidden(ids).cpu()
+        """The last hidden states (T, D) of a text, in pieces between the engine's steps."""
+        return self.runner.hidden(ids).cpu()
 
     def close(self) -> None:
         """End what runs, and the thread. Requests that have not ended fail in one line."""

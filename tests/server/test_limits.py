@@ -6,6 +6,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import time
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ import pytest
 
 from roclab.core.exceptions import RocLabError
 from roclab.server.settings import ServerSettings
-from tests.server.conftest import MODEL
+from tests.server.conftest import MODEL, start
 
 pytest.importorskip("openai")
 LONG = {"model": MODEL, "messages": [{"role": "user", "content": "Count to a thousand."}], "max_tokens": 2000}
@@ -154,3 +156,64 @@ def test_an_address_that_is_taken_is_one_line(server):
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
     assert "in use" in done.stderr
+
+
+def test_what_clients_leave_out_may_be_null(server):
+    body = LONG | {"max_tokens": 2} | dict.fromkeys(["n", "stream", "logprobs", "parallel_tool_calls", "seed"])
+    assert post(server, "/v1/chat/completions", body)[0] == 200
+    body = {"model": MODEL, "prompt": "a", "max_tokens": 1, "n": None, "echo": None}
+    assert post(server, "/v1/completions", body)[0] == 200
+    assert post(server, "/v1/embeddings", {"model": MODEL, "input": "a", "encoding_format": None})[0] == 200
+
+
+DEEP = {"id": "a", "function": {"name": "f", "arguments": "[" * 2000}}
+IMAGE = [{"type": "image_url", "image_url": {"url": "data:"}}]
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "named"),
+    [
+        ("/v1/embeddings", {"input": [None] * 100_000}, "input"),
+        ("/v1/completions", {"prompt": ["a"] * 256, "n": 2}, "512 answers"),
+        ("/v1/completions", {"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),
+        ("/v1/chat/completions", {"messages": [{"role": "assistant", "tool_calls": [DEEP]}]}, "not JSON"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": IMAGE}]}, "messages.0.content.0.type"),
+        ("/v1/responses", {"input": "a", "metadata": {"a": "b" * 513}}, "metadata.a"),
+        ("/v1/responses", {"input": "a", "conversation": "c"}, "conversation"),
+        ("/v1/messages", {"messages": [{"role": "assistant", "content": "a"}], "max_tokens": 1}, "last message"),
+    ],
+)
+def test_what_is_not_served_is_said_in_one_line(server, path, more, named):
+    status, answer, _ = post(server, path, {"model": MODEL, **more})
+    assert status == 400, answer
+    assert named in answer["error"]["message"]
+    assert "\n" not in answer["error"]["message"]
+    server.get("/health")
+
+
+def test_probes_reach_a_server_that_has_a_name(monkeypatch):
+    monkeypatch.setenv("ROCLAB_API_KEY", "secret")
+    named = start("--host", "0.0.0.0", "--allow-host", "GPU.example.org:80")
+    try:
+        address = urlsplit(named.url.replace("0.0.0.0", "127.0.0.1"))
+        for host, key, path, status in (
+            ("10.1.2.3", "", "/health", 200),
+            ("10.1.2.3", "Bearer secret", "/v1/models", 403),
+            ("gpu.example.org", "bearer secret", "/v1/models", 200),
+            ("gpu.example.org", "", "/v1/models", 401),
+            ("a@gpu.example.org", "Bearer secret", "/v1/models", 403),
+        ):
+            connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+            connection.request("GET", path, headers={"Host": host, "Authorization": key})
+            assert connection.getresponse().status == status, (host, path)
+    finally:
+        named.process.terminate()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server():
+    command = [sys.executable, "-m", "roclab", "lm", "serve", "--model", "nowhere", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr

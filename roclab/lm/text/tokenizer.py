@@ -32,6 +32,7 @@ from roclab.lm.text.sentencepiece import read_sentencepiece
 # surrogates, which were bytes that are not UTF-8.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 NOT_TEXT = re.compile("[\ufdd0\ufdd1\ud800-\udfff]")
+LONG = 10_000  # characters
 
 # What a Hugging Face folder holds of a tokenizer.
 TOKENIZER_FILES = (
@@ -185,12 +186,18 @@ class Tokenizer:
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Ordinary text → ids; control tokens spelled in it stay text. `bos`: None does what the model wants."""
-        ids = self._library.encode(NOT_TEXT.sub("\ufffd", text), add_special_tokens=False).ids
+        ids = self._ids(NOT_TEXT.sub("\ufffd", text))
         if self.adds_bos if bos is None else bos:
             if self.bos_token_id is None:
                 raise RocLabError(f"{self.origin}: this vocabulary has no BOS token")
             ids = [self.bos_token_id, *ids]
         return ids
+
+    def _ids(self, text: str) -> list[int]:
+        if len(text) < LONG:
+            return self._library.encode(text, add_special_tokens=False).ids
+        # as a batch: the library lets go of Python's lock only then, and a server's other threads go on
+        return self._library.encode_batch([text], add_special_tokens=False)[0].ids
 
     def normalized(self, text: str) -> str:
         """The text that the ids of `encode` stand for, where the tokenizer changes it first: Qwen's composes letters
@@ -224,7 +231,7 @@ class Tokenizer:
             now,
         )
         text = self._public_names.sub(lambda m: f"{_OPEN}{self.control[m.group()]}{_CLOSE}", text)
-        return self._library.encode(self._mask.show(text), add_special_tokens=False).ids
+        return self._ids(self._mask.show(text))
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The template's text as other programs would see it, for reading only: control tokens by their names."""
