@@ -29,9 +29,10 @@ NEEDS = {
     "ray": ("vision compare --engine ray --help", "ray: the runs are tasks"),
 }
 IMPORT_ALL = """
-import importlib, pkgutil, roclab
+import importlib, importlib.util, pkgutil, roclab
+serves = importlib.util.find_spec("fastapi")
 for module in pkgutil.walk_packages(roclab.__path__, "roclab."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith("__main__") and (serves or not module.name.startswith("roclab.server.")):
         importlib.import_module(module.name)
 """
 HELP_OF_ALL = """
@@ -84,6 +85,9 @@ def test_each_extra_works_alone(extra, folder, tmp_path):
     for code in (IMPORT_ALL, HELP_OF_ALL):
         done = call(programs / "python", "-c", code, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+    if not extra:
+        done = call(programs / "roclab", "lm", "serve", cwd=folder)
+        assert (done.returncode, "roclab[serve]" in done.stderr.splitlines()[-1]) == (2, True), done.stderr
     for needed, (command, printed) in NEEDS.items():
         if needed == extra:
             done = call(programs / "roclab", *command.split(), cwd=folder)

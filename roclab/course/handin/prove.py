@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from roclab.core.exceptions import RocLabError
 from roclab.core.fetch import find_package
@@ -104,6 +103,8 @@ def _programs(code: Path) -> Iterator[tuple[str, tuple[str, ...], bool]]:
 
 def _noise(folder: Path) -> Path:
     """Two classes of images of noise, six each."""
+    from PIL import Image
+
     for name, seed in (("a", 0), ("b", 1)):
         (folder / name).mkdir(parents=True)
         for number in range(6):
