@@ -75,7 +75,6 @@ async def load(url: str, model: str, clients: int, rounds: int, tokens: int, rep
     answers: dict[str, str] = {}
     firsts: list[float] = []
     total = 0
-
     client = Client(url, model, tokens)
 
     async def run(number: int) -> None:

@@ -52,9 +52,9 @@ def _add(found: dict[str, Any], number: int, runs: Sequence[VisionRun], split: s
         if one.config["model"] == other.config["model"] and one.finetuned != other.finetuned:
             sign = 1 if one.finetuned else -1
             ci95 = pair["ci95"] if one.finetuned else [-end for end in reversed(pair["ci95"])]
-            about = {"model": model_name(one.config["model"]), "images": number, "at_chance": pair["at_chance"]}
             tuned = arms[pair["a" if one.finetuned else "b"]]
-            about["kept_start"] = all(run.kept_start for run in tuned)
+            about = {"model": model_name(one.config["model"]), "images": number, "at_chance": pair["at_chance"],
+                     "kept_start": all(run.kept_start for run in tuned)}  # fmt: skip
             found["gaps"].append(
                 about | {"difference": sign * pair["difference"], "ci95": ci95, "shown": pair["shown"]}
             )

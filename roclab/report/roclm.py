@@ -18,7 +18,7 @@ from torch import Tensor
 
 from roclab.core.progress import track
 from roclab.core.provenance import provenance
-from roclab.lm.engine.scheduler import Engine
+from roclab.lm.generate import Timings, engine_of, stream
 from roclab.lm.loading import load
 from roclab.lm.model import (
     KVCache,
@@ -182,19 +182,15 @@ def agreement(checkpoint: Checkpoint) -> Facts | None:
 def speed(checkpoint: Checkpoint, engine: str) -> Facts:
     """Tokens a second of reading a prompt and of writing on, one request, greedy; a few seconds at most."""
     runner, tokenizer = load(checkpoint, engine)
+    engine_of(runner).prompt_lookup = False  # the text repeats itself: drafts from it would be right
     half = checkpoint.config.max_position_embeddings // 2
-    prompt, began = tokenizer.encode(TEXT * 8)[:half], time.perf_counter()
-    scheduler = Engine(
-        runner, prompt_lookup=False
-    )  # the text repeats itself: guessing from it would tell another speed
-    request, steps = scheduler.submit(prompt, SamplingParams(max_new_tokens=min(TOKENS, half), ignore_eos=True)), []
-    while not request.done and (time.perf_counter() - began < SECONDS or request.new_tokens < 2):
-        scheduler.step()
-        steps.append(scheduler.last_step)
-    read, written = [step for step in steps if step.prefill_tokens], [step for step in steps if not step.prefill_tokens]
+    prompt, timings, began = tokenizer.encode(TEXT * 8)[:half], Timings(), time.perf_counter()
+    params = SamplingParams(max_new_tokens=min(TOKENS, half), ignore_eos=True)
+    for _ in stream(runner, tokenizer, [prompt], params, timings):
+        if time.perf_counter() - began > SECONDS and timings.decode_tokens:
+            break
     return {
-        "engine": runner.name, "prompt_tokens": len(prompt), "new_tokens": len(written),
-        "prefill": len(prompt) / sum(step.seconds for step in read),
-        "decode": len(written) / sum(step.seconds for step in written),
+        "engine": runner.name, "prompt_tokens": timings.prefill_tokens, "new_tokens": timings.decode_tokens,
+        "prefill": timings.prefill_tokens_per_second, "decode": timings.decode_tokens_per_second,
         "weights": str(runner.dtype or "quantized").removeprefix("torch."),
     }  # fmt: skip

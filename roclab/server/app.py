@@ -23,7 +23,7 @@ from roclab.lm.settings import LoadOptions
 from roclab.server import chat, completions, embeddings, messages, responses, tokens
 from roclab.server.errors import ApiError, error_body, first_error
 from roclab.server.models import Models
-from roclab.server.replies import ErrorReply, Health, ModelList, ModelReply, shown
+from roclab.server.replies import ErrorReply, Health, ModelList, ModelReply, described
 from roclab.server.security import Guard
 from roclab.server.settings import ServerSettings
 
@@ -87,16 +87,16 @@ def _add_state(app: FastAPI, models: Models) -> None:
     """What tells of the server itself."""
 
     @app.head("/health", include_in_schema=False)
-    @app.get("/health", responses=shown(Health))
+    @app.get("/health", responses=described(Health))
     async def health() -> JSONResponse:
         status = {"status": "ok" if models.ready else models.failed or "loading"}
         return JSONResponse(status, 200 if models.ready else 503)
 
-    @app.get("/v1/models", responses=shown(ModelList))
+    @app.get("/v1/models", responses=described(ModelList))
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [listed(name, models.created) for name in models.names]}
 
-    @app.get("/v1/models/{name:path}", responses=shown(ModelReply))
+    @app.get("/v1/models/{name:path}", responses=described(ModelReply))
     async def one_model(name: str) -> dict[str, Any]:
         if name not in models.names:
             raise ApiError(404, f"model {name!r} is not served here; these are: {', '.join(models.names)}", "model")

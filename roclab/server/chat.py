@@ -25,7 +25,7 @@ from roclab.server.fields import Asked, Many
 from roclab.server.generation import Call, Sampling, events_of, until_gone
 from roclab.server.grammar import Held, tool_grammar
 from roclab.server.models import Model
-from roclab.server.replies import ChatReply, shown
+from roclab.server.replies import ChatReply, described
 from roclab.server.sse import EventStream
 from roclab.server.text import Answer, logprobs_of, timings_of, usage_of
 from roclab.server.tools import Choice, Function, Gained, NamedTool, Style, Tool, ToolReader, chosen, in_system
@@ -190,7 +190,7 @@ def held_to(asked: ChatRequest, model: Model, functions: Sequence[Function], mus
     return None
 
 
-@router.post("/v1/chat/completions", response_model=None, responses=shown(ChatReply, streams=True))
+@router.post("/v1/chat/completions", response_model=None, responses=described(ChatReply, streams=True))
 async def chat_completions(asked: ChatRequest, http: HttpRequest) -> Response:
     async with http.app.state.models.use(asked.model) as model:
         running = Running(asked, model, await begin(asked, model))

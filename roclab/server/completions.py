@@ -19,7 +19,7 @@ from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.chat import StreamOptions
 from roclab.server.generation import Call, Prompts, Sampling, events_of, prompts_of, until_gone
 from roclab.server.models import Model
-from roclab.server.replies import CompletionReply, shown
+from roclab.server.replies import CompletionReply, described
 from roclab.server.sse import EventStream
 from roclab.server.text import Answer, logprobs_of, timings_of, usage_of
 
@@ -46,7 +46,7 @@ class CompletionRequest(Sampling):
         return self
 
 
-@router.post("/v1/completions", response_model=None, responses=shown(CompletionReply, streams=True))
+@router.post("/v1/completions", response_model=None, responses=described(CompletionReply, streams=True))
 async def completions(asked: CompletionRequest, http: HttpRequest) -> Response:
     async with http.app.state.models.use(asked.model) as model:
         call = model.call()

@@ -18,7 +18,7 @@ from roclab.server.errors import ApiError
 from roclab.server.fields import Asked
 from roclab.server.generation import Prompts, prompts_of, until_gone
 from roclab.server.models import Model
-from roclab.server.replies import EmbeddingList, shown
+from roclab.server.replies import EmbeddingList, described
 
 router = APIRouter()
 MOST = 256  # texts a request
@@ -31,7 +31,7 @@ class EmbeddingRequest(Asked):
     dimensions: int | None = None
 
 
-@router.post("/v1/embeddings", responses=shown(EmbeddingList))
+@router.post("/v1/embeddings", responses=described(EmbeddingList))
 async def embeddings(asked: EmbeddingRequest, http: HttpRequest) -> dict[str, Any]:
     async with http.app.state.models.use(asked.model) as model:
         width = model.worker.runner.config.hidden_size

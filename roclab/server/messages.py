@@ -17,7 +17,7 @@ from roclab.server.chat import begin, chat_request, prompt_of
 from roclab.server.errors import ApiError
 from roclab.server.fields import Asked, Many, StopStrings
 from roclab.server.generation import Call, events_of, until_gone
-from roclab.server.replies import MessageReply, TokenCount, shown
+from roclab.server.replies import MessageReply, TokenCount, described
 from roclab.server.sse import EventStream
 from roclab.server.text import Answer
 from roclab.server.tools import Gained, ToolCall
@@ -64,11 +64,9 @@ class Turn(Asked):
 
 
 def text_of(content: str | list[Block] | None) -> str:
-    return (
-        content
-        if isinstance(content, str)
-        else "\n".join(block.text for block in content or [] if block.type == "text")
-    )
+    if isinstance(content, str):
+        return content
+    return "\n".join(block.text for block in content or [] if block.type == "text")
 
 
 class Thinking(Asked):
@@ -150,7 +148,7 @@ class MessagesRequest(Prompt):
         return super().for_chat() | own | same
 
 
-@router.post("/v1/messages", response_model=None, responses=shown(MessageReply, streams=True))
+@router.post("/v1/messages", response_model=None, responses=described(MessageReply, streams=True))
 async def create(asked: MessagesRequest, http: HttpRequest) -> Response:
     chatting = chat_request(asked.for_chat())
     async with http.app.state.models.use(asked.model) as model:
@@ -162,7 +160,7 @@ async def create(asked: MessagesRequest, http: HttpRequest) -> Response:
         return JSONResponse(await until_gone(http, whole(call, answer, about)))
 
 
-@router.post("/v1/messages/count_tokens", responses=shown(TokenCount))
+@router.post("/v1/messages/count_tokens", responses=described(TokenCount))
 async def count_tokens(asked: Prompt, http: HttpRequest) -> dict[str, int]:
     chatting = chat_request(asked.for_chat())
     async with http.app.state.models.use(asked.model) as model:

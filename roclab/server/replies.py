@@ -97,7 +97,7 @@ class TokenCount(BaseModel):
     input_tokens: int
 
 
-def shown(reply: type[BaseModel], streams: bool = False) -> dict[int | str, Object]:
+def described(reply: type[BaseModel], streams: bool = False) -> dict[int | str, Object]:
     """FastAPI's `responses`: the object, or its events where the endpoint `streams`."""
     if not streams:
         return {200: {"model": reply}}

@@ -20,7 +20,7 @@ from roclab.server.chat import Begun, begin, chat_request
 from roclab.server.errors import ApiError
 from roclab.server.fields import Asked, Many
 from roclab.server.generation import events_of, until_gone
-from roclab.server.replies import DeletedReply, ResponseReply, shown
+from roclab.server.replies import DeletedReply, ResponseReply, described
 from roclab.server.sse import EventStream
 from roclab.server.tools import Gained, ToolCall
 
@@ -189,7 +189,7 @@ class Store:
         del self._kept[name]
 
 
-@router.post("/v1/responses", response_model=None, responses=shown(ResponseReply, streams=True))
+@router.post("/v1/responses", response_model=None, responses=described(ResponseReply, streams=True))
 async def create(asked: ResponsesRequest, http: HttpRequest) -> Response:
     if asked.background:
         raise ApiError(400, "background is not served: stream the response instead", "background")
@@ -205,18 +205,18 @@ async def create(asked: ResponsesRequest, http: HttpRequest) -> Response:
         return JSONResponse(await until_gone(http, running.whole()))
 
 
-@router.get("/v1/responses/{response_id}", responses=shown(ResponseReply))
+@router.get("/v1/responses/{response_id}", responses=described(ResponseReply))
 async def get(response_id: str, http: HttpRequest) -> dict[str, Any]:
     return http.app.state.responses.get(response_id).body
 
 
-@router.delete("/v1/responses/{response_id}", responses=shown(DeletedReply))
+@router.delete("/v1/responses/{response_id}", responses=described(DeletedReply))
 async def delete(response_id: str, http: HttpRequest) -> dict[str, Any]:
     http.app.state.responses.delete(response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
-@router.post("/v1/responses/{response_id}/cancel", responses=shown(ResponseReply))
+@router.post("/v1/responses/{response_id}/cancel", responses=described(ResponseReply))
 async def cancel(response_id: str, http: HttpRequest) -> dict[str, Any]:
     http.app.state.responses.get(response_id)
     raise ApiError(400, "only background responses can be cancelled: close the stream instead")

@@ -103,8 +103,6 @@ def test_an_address_of_others_needs_a_key(monkeypatch):
 @pytest.fixture(scope="module")
 def small(smollm_path):
     """One slot, one place in the queue, a key, a page that may ask."""
-    from tests.server.conftest import start
-
     running = start("--max-running", "1", "--max-waiting", "1", "--api-key", "secret", "--max-tokens", "400",
                     "--max-seconds", "20", "--allow-origin", "http://localhost:3000")  # fmt: skip
     yield running

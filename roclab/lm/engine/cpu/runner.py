@@ -43,6 +43,7 @@ ARENA = 32 << 20  # bytes of memory asked for at a time, for weights
 LAID_OUT_TOGETHER = 16 << 20  # weights
 TRIED_BELOW = 512  # positions: longer texts get all threads (roclm_forward)
 SPAN = 32  # positions are kept in runs of 32 (attention.h)
+CHUNK = 512  # and in int8 in chunks of 512 (attention_int8.h)
 
 _MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
              "mlp.up_proj", "mlp.down_proj")  # fmt: skip
@@ -55,8 +56,8 @@ class CPUSequence:
     def __init__(self, runner: CPURunner, capacity: int):
         self.capacity = -(-capacity // SPAN) * SPAN
         self.ids: list[int] = []
-        size, piece, longer = (runner.library.roclm_cache_bytes(runner.handle, n) for n in (self.capacity, SPAN, 512))
-        self._piece = 512 * piece // longer, piece  # positions and bytes: the cache is laid out, and copied, in these
+        size = runner.library.roclm_cache_bytes(runner.handle, self.capacity)
+        self._piece = runner.cache_piece
         # Zeros that the system hands out page by page when first touched: a large capacity costs nothing until it is
         # used. In huge pages, which numpy asks for, the first few tokens would touch nearly all of it.
         pages = mmap.mmap(-1, size)
@@ -148,6 +149,9 @@ class CPURunner(Runner):
         self._set_vector(-1, 1, inv_freq)
         self._logits_width = library.roclm_stride(config.vocab_size)
         self._scratch = torch.empty(0, self._logits_width)
+        # Positions and bytes of what caches are laid out and copied in: whole chunks of int8, spans of floats.
+        piece, chunk = (library.roclm_cache_bytes(self.handle, n) for n in (SPAN, CHUNK))
+        self.cache_piece = (CHUNK * piece // chunk, piece)
         self._trial = None if threads else Trial(self._cores)
         self._set_threads(threads or self._cores, threads or self._cores)
         matrices = [
