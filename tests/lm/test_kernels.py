@@ -3,6 +3,7 @@ guesses and reused caches to the last bit."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import shutil
 import subprocess
@@ -336,56 +337,60 @@ LATE = """
 #include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
-static __thread int late; /* the thread is held up just after it has arrived */
-static int add_and_wait(atomic_int *number, int n) {
-    int before = atomic_fetch_add_explicit(number, n, memory_order_seq_cst);
-    if (late) { late = 0; usleep(20000); }
-    return before;
+static __thread unsigned luck; /* now and then a thread is held up, wherever it is */
+static void hold_up(void) {
+    luck = luck * 1103515245 + 12345 + (unsigned)(size_t)pthread_self();
+    if (luck >> 16 & 255) return;
+    usleep(luck >> 24 & 1 ? 2000 : 50);
 }
-#undef atomic_fetch_add
-#define atomic_fetch_add add_and_wait
+#undef atomic_load
+#define atomic_load(x) (hold_up(), atomic_load_explicit(x, memory_order_seq_cst))
 #include "pool.h"
+enum { ITEMS = 97 };
 static pool threads;
-static atomic_int done;
-static void wide(void *unused, int thread) { /* the late one arrives first */
+static volatile int phases, items; /* of the job; the next one has others */
+static atomic_int done[40][ITEMS], wrong;
+static void work(void *unused, int thread) {
     (void)unused;
-    if (!(late = thread == 1)) usleep(3000);
-}
-static void narrow(void *unused, int thread) { /* takes items from the counter one by one */
-    (void)unused, (void)thread;
-    int mine = atomic_fetch_add(&threads.next, 1);
-    for (int item = 0; item < 500; item++) {
-        if (item != mine) continue;
-        mine = atomic_fetch_add(&threads.next, 1);
-        done++; /* one atomic step, where done + 1 would lose some */
-        usleep(50);
+    for (int f = 0; f < phases; f++) {
+        int total = f % 3 ? items : 1;
+        for (int at, end; take(&threads, thread, total, total, &at, &end); finish(&threads, thread, end - at, total))
+            for (int i = at; i < end; i++) {
+                for (int j = 0; f && j < ((f - 1) % 3 ? items : 1); j++) wrong += done[f - 1][j] != 1; /* all before it */
+                done[f][i]++;
+            }
+        next_phase(&threads, thread);
     }
 }
 int main(void) {
     pool_open(&threads);
     pool_resize(&threads, 4);
-    for (int n = 1; n < 4; n++) {
-        threads.threads = 4;
-        pool_run(&threads, wide, NULL);
-        threads.threads = n;
-        done = 0;
-        pool_run(&threads, narrow, NULL);
-        printf("%d ", (int)done);
+    for (int n = 0; n < 400; n++) {
+        threads.threads = 1 + n * 7 % 4;
+        phases = 1 + n * 13 % 40, items = 1 + n * 31 % ITEMS;
+        pool_run(&threads, work, NULL);
+        for (int f = 0; f < 40; f++)
+            for (int i = 0; i < ITEMS; i++) {
+                wrong += done[f][i] != (f < phases && i < (f % 3 ? items : 1));
+                done[f][i] = 0;
+            }
+        if (n % 50 == 49) pool_resize(&threads, 2 + n % 3);
     }
     pool_close(&threads);
+    printf("wrong: %d\\n", (int)wrong);
 }
 """
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_a_thread_held_up_at_a_barrier_does_not_disturb_the_next_job(tmp_path):
-    """The next job may have fewer threads; it must not take the late one for its last."""
+def test_threads_that_are_held_up_do_each_item_once_and_phases_in_order(tmp_path):
+    """A thread may still be on its way through one job when the next begins: it must not take the next one's items."""
     (tmp_path / "late.c").write_text(LATE, encoding="utf-8")
     sources = Path(build.__file__).parent
-    command = ["cc", "-O3", "-std=gnu11", f"-I{sources}", "late.c", "-o", "late", "-lpthread"]
+    command = ["cc", "-O2", "-std=gnu11", f"-I{sources}", "late.c", "-o", "late", "-lpthread"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    done = subprocess.run([tmp_path / "late"], capture_output=True, text=True, timeout=30)
-    assert [int(n) for n in done.stdout.split()] == [500, 500, 500]
+    done = subprocess.run([tmp_path / "late"], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "wrong: 0\n", done.stderr
 
 
 def test_the_first_steps_try_each_number_of_threads(tmp_path, monkeypatch):
@@ -477,6 +482,31 @@ def test_without_a_working_compiler_torch_does_the_work(compiler, tmp_path, smol
         assert not list(tmp_path.rglob("*.so"))
     finally:
         load_library.cache_clear()
+
+
+def test_what_the_system_forbids_or_the_compiler_does_not_know_is_passed_over(monkeypatch):
+    compiled, real = [], build._compiled
+
+    class Forbidden(ctypes.CDLL):
+        def roclm_allowed(self):
+            return 0
+
+    def compiled_but(path, compiler):
+        compiled.append(path)
+        if path == "unknown":
+            raise OSError("unrecognized option")
+        library = real("portable", compiler)
+        return library if path == "portable" else Forbidden(library._name)
+
+    monkeypatch.setattr(build, "_compiled", compiled_but)
+    monkeypatch.setattr(build, "_declare", lambda library: library)
+    monkeypatch.setattr(build, "PATHS", {name: ((), ()) for name in ("unknown", "forbidden", "portable")})
+    library = load_library.__wrapped__()
+    assert library is not None and library.path == "portable" and compiled == ["unknown", "forbidden", "portable"]
+    with pytest.raises(RocLabError, match="does not let this process use AMX"):
+        load_library.__wrapped__("forbidden")
+    with pytest.raises(RocLabError, match="unrecognized option"):
+        load_library.__wrapped__("unknown")
 
 
 def test_paths_that_are_not_there_are_said(monkeypatch):

@@ -7,7 +7,7 @@ A compiler is looked for in this order: `ROCLAB_CC`, the system's `cc`, `gcc` or
 (`pip install 'roclab[fast]'`: a C compiler in a wheel). The file's name in the cache holds a hash of the sources, the
 compiler and its flags, so a changed source or another machine's cache is compiled anew; and a hash of its own bytes, so
 a damaged file is too. It is written whole or not at all; where it cannot be kept, it serves one run and a warning says
-so. `ROCLAB_KERNELS` chooses a path: avx512, avxvnni, avx2, portable, or torch for none.
+so. `ROCLAB_KERNELS` chooses a path: amx, avx512, avxvnni, avx2, portable, or torch for none.
 """
 
 from __future__ import annotations
@@ -31,17 +31,16 @@ from roclab.core.files import atomic_write, cache_folder
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("roclm.c", "matmul.h", "attention.h", "attention_int8.h", "vector.h", "pool.h", "machine.h")
+SOURCES = ("roclm.c", "matmul.h", "matmul_amx.h", "attention.h", "attention_int8.h", "vector.h", "pool.h", "machine.h")
 COMMON = ("-O3", "-std=gnu11", "-fno-math-errno", "-Werror=int-conversion", "-fvisibility=hidden", "-shared", "-fPIC")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+_AVX512 = ("-DPATH_AVX512", *_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 
 # Path → the processor's features it needs, as Linux names them, and the compiler's flags. Best first.
+_NEEDS_AVX512 = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")
 PATHS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "avx512": (
-        ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"),
-        ("-DPATH_AVX512", *_AVX2, *_AVX512),
-    ),
+    "amx": ((*_NEEDS_AVX512, "amx_tile", "amx_int8"), ("-DPATH_AMX", *_AVX512, "-mamx-tile", "-mamx-int8")),
+    "avx512": (_NEEDS_AVX512, _AVX512),
     "avxvnni": (("avx2", "fma", "f16c", "avx_vnni"), ("-DPATH_AVXVNNI", *_AVX2, "-mavxvnni")),
     "avx2": (("avx2", "fma", "f16c"), ("-DPATH_AVX2", *_AVX2)),
     "portable": ((), ()),
@@ -126,21 +125,26 @@ def load_library(path: str | None = None) -> Library | None:
         raise RocLabError(f"kernels {wanted!r}: this processor has {', '.join(paths)}")
     if os.name != "posix":  # the thread pool is POSIX
         return None
-    chosen = wanted or paths[0]
     compiler = find_compiler()
     if compiler is None:
         if wanted is None:
             return None
         raise RocLabError(f"kernels {wanted!r}: {NO_COMPILER}")
-    try:
-        library = _declare(_compiled(chosen, compiler))
-    except OSError as error:
-        if wanted is None:
-            _failures.append(str(error))
-            return None
-        raise RocLabError(f"kernels {wanted!r}: {error}") from None
-    library.path = chosen
-    return library
+    failure = ""
+    for chosen in [wanted] if wanted else paths:
+        try:
+            library = _declare(_compiled(chosen, compiler))
+        except OSError as error:  # an old compiler may not know the newest instructions
+            failure = str(error)
+            continue
+        if library.roclm_allowed():
+            library.path = chosen
+            return library
+        failure = "the system does not let this process use AMX"
+    if wanted is None:
+        _failures.append(failure)
+        return None
+    raise RocLabError(f"kernels {wanted!r}: {failure}")
 
 
 NO_COMPILER = "no C compiler is here (install one, or pip install 'roclab[fast]')"
@@ -214,6 +218,7 @@ def _declare(library: Library) -> Library:
     """The argument types of what roclm.c exports."""
     pointer, whole, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
     for name, result, arguments in (
+        ("roclm_allowed", whole, []),
         ("roclm_new", pointer, [ctypes.POINTER(Shape)]),
         ("roclm_free", None, [pointer]),
         ("roclm_set_matrix", None, [pointer, whole, whole, whole, whole, whole, pointer, pointer]),

@@ -16,7 +16,7 @@
 #include "vector.h"
 
 enum kind { Q4_0 = 0, Q4_1 = 1, Q8 = 2, BARE = 3 /* Q8 without scales: the cache of values */ };
-enum { TILE = 16, GROUP = 32 };
+enum { TILE = 16, GROUP = 32, AHEAD = 4096 /* bytes of weights that are fetched before they are used */ };
 #define HEAD_BYTES(kind) ((kind) == BARE ? 0 : (kind) == Q4_1 ? 64 : 32) /* the scales of a tile's group */
 #define TILE_BYTES(kind) (HEAD_BYTES(kind) + ((kind) >= Q8 ? 512 : 256))
 
@@ -29,7 +29,7 @@ typedef struct {
     float *f;      /* (tokens, 32·G)  float mode only */
 } acts;
 
-#if defined(PATH_AVX512)
+#if LANES == 16
 #define BLOCK 8
 #else
 #define BLOCK 4 /* as many tokens as 16 registers hold beside a group's weights */
@@ -132,6 +132,11 @@ INLINE void group_dots(enum kind kind, int T, const uint8_t *quants, int row, co
 }
 #endif
 
+/* The processor's own fetching ahead stops at the end of a page. */
+INLINE void fetch_ahead(const uint8_t *group, int size) {
+    for (int i = 0; i < size; i += 64) __builtin_prefetch(group + AHEAD + i);
+}
+
 /* VECS vectors of rows from row `first` on against T tokens. All but the pointers are known when compiling. */
 INLINE void tile_int(enum kind kind, int T, int VECS, int first, const uint8_t *tile, int G, const acts *a, int t0,
                      const float *bias, float *out, long ld) {
@@ -142,6 +147,7 @@ INLINE void tile_int(enum kind kind, int T, int VECS, int first, const uint8_t *
         const uint16_t *scales = (const uint16_t *)tile;
         const uint8_t *quants = tile + HEAD_BYTES(kind);
         long at = (long)t0 * G + g;
+        if (kind != BARE && !t0 && !first) fetch_ahead(tile, TILE_BYTES(kind));
 #pragma GCC unroll 2
         for (int v = 0; v < VECS; v++) {
             int row = first + v * LANES;
@@ -235,6 +241,14 @@ INLINE void tile_float(enum kind kind, int T, int first, const uint8_t *tile, in
     for (int t = 0; t < T; t++) vstore(out + t * ld + first, acc[t]);
 }
 
+enum { SPARE = 16 }; /* tokens for which there is room behind the last activations: AMX computes as many at once */
+#ifdef PATH_AMX
+#include "matmul_amx.h"
+#else
+INLINE void amx_begin(void) {}
+INLINE void amx_end(void) {}
+#endif
+
 /* One tile against all tokens: `out` (tokens, ld), 16 columns of it. */
 INLINE void tile_all(enum kind kind, int exact, const uint8_t *tile, int G, const acts *a, int tokens,
                      const float *bias, float *out, long ld) {
@@ -254,6 +268,9 @@ INLINE void tile_all(enum kind kind, int exact, const uint8_t *tile, int G, cons
     for (; t < tokens; t++) tile_int(kind, 1, tile, G, a, t, bias, out + t * ld, ld);
 #else
 #define ROWS(T) for (int r = 0; r < TILE; r += LANES) tile_int(kind, T, 1, r, tile, G, a, t, bias, out + t * ld, ld)
+#ifdef PATH_AMX
+    for (; t + BLOCK < tokens; t += AMX_TOKENS) tile_amx(kind, tokens - t, tile, G, a, t, bias, out + t * ld, ld);
+#endif
     for (; t + BLOCK <= tokens; t += BLOCK) ROWS(BLOCK);
     switch (tokens - t) {
     case 1: tile_int(kind, 1, TILE / LANES, 0, tile, G, a, t, bias, out + t * ld, ld); break; /* stream a tile once */

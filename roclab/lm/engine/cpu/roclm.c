@@ -7,6 +7,7 @@
 #include "pool.h"
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
@@ -32,6 +33,8 @@ typedef struct {
     float eps, magnitude; /* of cosines and sines */
 } shape;
 
+typedef struct { int item, row, end, chunks; } piece; /* of the attention: its first item, its rows */
+
 typedef struct {
     shape s;
     layer *layers;
@@ -46,6 +49,9 @@ typedef struct {
     int chunks; /* of the longest text, where threads share the chunks of a text; else 0 */
     float *partial; /* out of each (row, head, chunk) then, with its chunk_state behind it */
     long partial_length;
+    piece *pieces; /* (max_rows + 1); the last one holds `items` only */
+    int items;
+    machine_job limits;
     float *x, *y, *q, *k, *v, *mixed, *gate, *up, *cos, *sin; /* (max_rows, …) each */
     /* of the current call */
     int rows, outputs;
@@ -245,44 +251,24 @@ static void output_row(model *m, int l, int o) {
     quantize(m, o, y, D);
 }
 
-/* ── Phases: all threads together. Each ends with a barrier ────────────────────────────────────────────── */
+/* ── Phases: all threads together (pool.h) ─────────────────────────────────────────────────────────────── */
 
-/* Few rows do not pay for a second barrier: the last thread to arrive does them while the others wait. */
 static void rows(model *m, int thread, row_function *f, int l, int count) {
     pool *p = &m->threads;
-    if (count <= 4 || p->threads == 1) {
-        if (arrive(p)) {
-            for (int t = 0; t < count; t++) f(m, l, t);
-            release(p);
-        }
-        return;
-    }
-    barrier(p);
-    for (int t = thread; t < count; t += p->threads) f(m, l, t);
-    barrier(p);
+    int few = count <= 4, total = few ? 1 : count; /* a few are one item: sharing them does not pay */
+    for (int at, end; take(p, thread, total, total, &at, &end); finish(p, thread, end - at, total))
+        for (int t = at; t < (few ? count : end); t++) f(m, l, t);
+    next_phase(p, thread);
 }
 
 typedef struct { const matrix *w; float *out; } product;
 
-/* The next tiles for this thread, `at` to `end` of `total`: long runs first, which stream well, short ones at the end,
-   so that all threads finish at about the same time; a thread whose core is busy takes fewer. 0: none are left. */
-static int take_run(pool *p, int total, int *at, int *end) {
-    int from = atomic_load(&p->next), run;
-    do {
-        if (from >= total) return 0;
-        run = p->threads == 1 ? total : (total - from + 2 * p->threads - 1) / (2 * p->threads);
-    } while (!atomic_compare_exchange_weak(&p->next, &from, from + run));
-    *at = from, *end = from + run;
-    return 1;
-}
-
-/* out (tokens, rows), its rows stride(rows) apart, = activations · Wᵀ for matrices that share the activations. The
-   phase that follows has the barrier. */
-static void multiply(model *m, const product *list, int n, int tokens) {
+/* out (tokens, rows), its rows stride(rows) apart, = activations · Wᵀ for matrices that share the activations. */
+static void multiply(model *m, int thread, const product *list, int n, int tokens) {
     pool *p = &m->threads;
     int total = 0;
     for (int i = 0; i < n; i++) total += list[i].w->rows / TILE;
-    for (int at = 0, end; take_run(p, total, &at, &end);) {
+    for (int at, end; take(p, thread, total, total, &at, &end); finish(p, thread, end - at, total)) {
         int first = 0;
         for (int i = 0; i < n; i++) {
             const matrix *w = list[i].w;
@@ -304,6 +290,7 @@ static void multiply(model *m, const product *list, int n, int tokens) {
             first += tiles;
         }
     }
+    next_phase(p, thread);
 }
 
 /* The first position that the token at `position` sees. */
@@ -369,45 +356,56 @@ static void attend_int8(model *m, int thread, int l, int t, int end, int h, int 
     }
 }
 
-/* Queries of one sequence that share a key-value head are computed together: each key is loaded once for all. A piece of
+/* Queries of one sequence that share a key-value head are computed together: each key is loaded once for all. An item of
    work is some rows and a head, or one chunk of these where a call has fewer rows than threads. */
-static void attention(model *m, int thread, int l) {
-    pool *p = &m->threads;
-    int share = m->s.heads / m->s.kv_heads, most = m->s.kv_int8 ? TOGETHER : QUERIES, item = 0;
-    int mine = atomic_fetch_add(&p->next, 1);
+static void cut_attention(model *m) {
+    int share = m->s.heads / m->s.kv_heads, most = m->s.kv_int8 ? TOGETHER : QUERIES;
+    m->items = 0;
+    piece *next = m->pieces;
     for (int t = 0, end; t < m->rows; t = end) {
         for (end = t + 1; end < m->rows && (end - t + 1) * share <= most && m->cache[end] == m->cache[t]; end++) {}
         int chunks = m->chunks ? m->positions[end - 1] / CHUNK + 1 : 1;
-        for (int h = 0; h < m->s.kv_heads; h++)
-            for (int c = 0; c < chunks; c++) {
-                if (item++ != mine) continue;
-                mine = atomic_fetch_add(&p->next, 1);
-                if (m->s.kv_int8) attend_int8(m, thread, l, t, end, h, c);
-                else attend_floats(m, thread, l, t, end, h);
-            }
+        *next++ = (piece){m->items, t, end, chunks};
+        m->items += m->s.kv_heads * chunks;
     }
+    next->item = m->items;
+}
+
+static void attention(model *m, int thread, int l) {
+    pool *p = &m->threads;
+    const piece *at = m->pieces;
+    for (int item, next; take(p, thread, m->items, 1, &item, &next); finish(p, thread, 1, m->items)) {
+        while (item >= at[1].item) at++;
+        int h = (item - at->item) / at->chunks, c = (item - at->item) % at->chunks;
+        if (m->s.kv_int8) attend_int8(m, thread, l, at->row, at->end, h, c);
+        else attend_floats(m, thread, l, at->row, at->end, h);
+    }
+    next_phase(p, thread);
 }
 
 static void forward(void *argument, int thread) {
     model *m = argument;
     int T = m->rows;
+    amx_begin();
     rows(m, thread, begin_row, 0, T);
     for (int l = 0; l < m->s.layers; l++) {
         const matrix *w = m->layers[l].m;
-        multiply(m, (product[]){{&w[WQ], m->q}, {&w[WK], m->k}, {&w[WV], m->v}}, 3, T);
+        multiply(m, thread, (product[]){{&w[WQ], m->q}, {&w[WK], m->k}, {&w[WV], m->v}}, 3, T);
         rows(m, thread, place_row, l, T);
         attention(m, thread, l);
         rows(m, thread, mixed_row, l, T);
-        multiply(m, (product[]){{&w[WO], m->y}}, 1, T);
+        multiply(m, thread, (product[]){{&w[WO], m->y}}, 1, T);
         rows(m, thread, after_attention_row, l, T);
-        multiply(m, (product[]){{&w[GATE], m->gate}, {&w[UP], m->up}}, 2, T);
+        multiply(m, thread, (product[]){{&w[GATE], m->gate}, {&w[UP], m->up}}, 2, T);
         rows(m, thread, gated_row, l, T);
-        multiply(m, (product[]){{&w[DOWN], m->y}}, 1, T);
+        multiply(m, thread, (product[]){{&w[DOWN], m->y}}, 1, T);
         rows(m, thread, after_mlp_row, l, T);
     }
-    if (!m->outputs) return;
-    rows(m, thread, output_row, 0, m->outputs);
-    multiply(m, (product[]){{&m->head, m->logits}}, 1, m->outputs);
+    if (m->outputs) {
+        rows(m, thread, output_row, 0, m->outputs);
+        multiply(m, thread, (product[]){{&m->head, m->logits}}, 1, m->outputs);
+    }
+    amx_end();
 }
 
 /* ── What Python calls ─────────────────────────────────────────────────────────────────────────────────────────── */
@@ -416,7 +414,7 @@ EXPORT void roclm_free(model *m) {
     if (!m) return;
     pool_close(&m->threads);
     void *all[] = {m->a.q, m->a.scale, m->a.isum, m->a.sum, m->a.f, m->x, m->y, m->q, m->k, m->v, m->mixed, m->gate,
-                   m->up, m->cos, m->sin, m->layers, m->queries.q, m->queries.scale, m->queries.isum, m->queries.sum,
+                   m->up, m->cos, m->sin, m->layers, m->pieces, m->queries.q, m->queries.scale, m->queries.isum, m->queries.sum,
                    m->partial};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int i = 0; i < MAX_THREADS; i++) {
@@ -428,6 +426,16 @@ EXPORT void roclm_free(model *m) {
     free(m);
 }
 
+/* Whether this process may run what was compiled: the system lends AMX's registers to those who ask (Linux only). */
+EXPORT int roclm_allowed(void) {
+#ifdef PATH_AMX
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA);
+#else
+    return 1;
+#endif
+}
+
 /* A model without weights, and the scratch memory for `max_rows` tokens a call; NULL where there is no memory. */
 EXPORT model *roclm_new(const shape *s) {
     model *m = calloc(1, sizeof *m);
@@ -437,10 +445,12 @@ EXPORT model *roclm_new(const shape *s) {
     long R = s->max_rows, C = s->head_dim, H = pad((long)s->heads * C, TILE), K = pad((long)s->kv_heads * C, TILE);
     long D = pad(s->hidden, TILE), F = pad(s->intermediate, TILE), widest = D > F ? D : F;
     if (H > widest) widest = H;
-    long G = widest / GROUP + 1, Q = s->kv_int8 ? R * s->heads * pad(C, GROUP) : 0; /* int8 of all queries */
+    long G = widest / GROUP + 1, A = (R + SPARE) * G; /* groups of activations */
+    long Q = s->kv_int8 ? (R * s->heads + SPARE) * pad(C, GROUP) : 0; /* int8 of all queries */
     struct { void **to; long bytes; } wanted[] = {
-        {(void **)&m->layers, s->layers * sizeof(layer)}, {(void **)&m->a.q, R * G * GROUP},
-        {(void **)&m->a.scale, R * G * 4}, {(void **)&m->a.isum, R * G * 4}, {(void **)&m->a.sum, R * G * 4},
+        {(void **)&m->layers, s->layers * sizeof(layer)}, {(void **)&m->pieces, (R + 1) * sizeof(piece)},
+        {(void **)&m->a.q, A * GROUP},
+        {(void **)&m->a.scale, A * 4}, {(void **)&m->a.isum, A * 4}, {(void **)&m->a.sum, A * 4},
         {(void **)&m->a.f, s->exact ? R * G * GROUP * 4 : 0}, {(void **)&m->x, R * D * 4}, {(void **)&m->y, R * stride(D) * 4},
         {(void **)&m->q, R * stride(H) * 4}, {(void **)&m->k, R * stride(K) * 4}, {(void **)&m->v, R * stride(K) * 4},
         {(void **)&m->mixed, R * H * 4}, {(void **)&m->gate, R * stride(F) * 4}, {(void **)&m->up, R * stride(F) * 4},
@@ -490,15 +500,15 @@ static int make_room(model *m, long longest) {
         }
         return 0;
     }
-    long groups = TOGETHER * CHUNK / GROUP;
+    long some = TOGETHER + SPARE, groups = some * CHUNK / GROUP;
     for (int i = 0; i < threads; i++) {
         int8_scratch *s = &m->scratch[i];
         struct { void **to; long bytes; } wanted[] = {
             {(void **)&s->scores, TOGETHER * CHUNK * 4}, {(void **)&s->out, TOGETHER * C * 4},
             {(void **)&s->weights.q, groups * GROUP}, {(void **)&s->weights.scale, groups * 4},
             {(void **)&s->weights.isum, groups * 4}, {(void **)&s->weights.sum, groups * 4},
-            {(void **)&s->rests.q, TOGETHER * GROUP}, {(void **)&s->rests.scale, TOGETHER * 4},
-            {(void **)&s->rests.isum, TOGETHER * 4}, {(void **)&s->rests.sum, TOGETHER * 4}};
+            {(void **)&s->rests.q, some * GROUP}, {(void **)&s->rests.scale, some * 4},
+            {(void **)&s->rests.isum, some * 4}, {(void **)&s->rests.sum, some * 4}};
         for (size_t j = 0; j < sizeof wanted / sizeof *wanted; j++)
             if (!*wanted[j].to && !(*wanted[j].to = zeros(wanted[j].bytes))) return 1;
     }
@@ -527,6 +537,7 @@ EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32
     int alone = count <= FEW_ROWS && longest <= CHUNK;
     m->threads.threads = alone && m->few < m->threads.made ? m->few : m->threads.made;
     if (make_room(m, longest)) return 1;
+    cut_attention(m);
     pool_run(&m->threads, forward, m);
     return 0;
 }
@@ -614,14 +625,14 @@ EXPORT void roclm_release(void *p) { free(p); }
 
 /* For `roclab lm bench`: read `floats` numbers, or do `rounds` · 10 · lanes · 2 float operations a thread (returned). */
 EXPORT void roclm_read(model *m, const float *memory, long floats) {
-    machine_job j = {&m->threads, memory, floats, 0, {0}};
+    m->limits = (machine_job){&m->threads, memory, floats, 0, {0}};
     m->threads.threads = m->threads.made;
-    pool_run(&m->threads, read_all, &j);
+    pool_run(&m->threads, read_all, &m->limits);
 }
 EXPORT double roclm_multiply(model *m, long rounds) {
-    machine_job j = {&m->threads, NULL, 0, rounds, {0}};
+    m->limits = (machine_job){&m->threads, NULL, 0, rounds, {0}};
     m->threads.threads = m->threads.made;
-    pool_run(&m->threads, multiply_all, &j);
+    pool_run(&m->threads, multiply_all, &m->limits);
     return (double)rounds * 10 * LANES * 2 * m->threads.threads;
 }
 
