@@ -105,6 +105,12 @@ class ResponseFormat(Asked):
         return self
 
 
+class TemplateKwargs(Asked, extra="allow"):
+    """Variables of the model's chat template."""
+
+    enable_thinking: bool | None = None
+
+
 class ChatRequest(Sampling):
     model: str
     messages: Many[Message] = Field(min_length=1)
@@ -116,7 +122,7 @@ class ChatRequest(Sampling):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
     tools: Many[Tool] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
@@ -127,9 +133,8 @@ class ChatRequest(Sampling):
     @property
     def thinking(self) -> bool | None:
         """Whether the model shall think: None leaves it to its template."""
-        asked = (self.chat_template_kwargs or {}).get("enable_thinking")
-        if isinstance(asked, bool):
-            return asked
+        if self.chat_template_kwargs and self.chat_template_kwargs.enable_thinking is not None:
+            return self.chat_template_kwargs.enable_thinking
         return None if self.reasoning_effort is None else self.reasoning_effort != "none"
 
 
@@ -142,7 +147,7 @@ def encode(
 ) -> list[int]:
     """The prompt's ids. Raises ApiError where the template does not take the messages."""
     shown = [message.for_template() for message in messages]
-    more = {name: value for name, value in variables.items() if name not in ("enable_thinking", "messages", "now")}
+    more = {name: value for name, value in variables.items() if name not in ("messages", "now")}
     if not Style.of(tokenizer).in_template:
         shown = in_system(shown, tools)
     elif tools:
@@ -159,7 +164,8 @@ def prompt_of(asked: ChatRequest, tokenizer: Tokenizer) -> list[int]:
     """The prompt's ids, with the tools that may be called in it. Raises ApiError."""
     functions, _ = chosen(asked.tools or [], asked.tool_choice)
     tools = [tool for tool in asked.tools or [] if tool.function in functions]
-    return encode(tokenizer, asked.messages, asked.thinking, tools, asked.chat_template_kwargs or {})
+    variables = asked.chat_template_kwargs and asked.chat_template_kwargs.model_extra
+    return encode(tokenizer, asked.messages, asked.thinking, tools, variables or {})
 
 
 def chat_request(asked: Mapping[str, Any]) -> ChatRequest:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import torch
 from pydantic import Field
@@ -148,8 +148,14 @@ class Call:
             self.worker.cancel(ticket, reason)
             self._count(ticket.request, reason)
 
+    def _fail(self, status: int, why: str) -> NoReturn:
+        for number in range(len(self.tickets)):
+            self._reasons.setdefault(number, "error")
+        raise ApiError(status, why) from None
+
     async def events(self) -> AsyncGenerator[tuple[int, TokenEvent], None]:
-        """(number of the request, event), as they come. Raises ApiError if one fails or the time is up."""
+        """(number of the request, event), as they come. When the time is up, answers that have begun end with the reason
+        "length". Raises ApiError if one fails, or has no token by then."""
         queue: asyncio.Queue[tuple[int, TokenEvent | RocLabError]] = asyncio.Queue()
 
         async def read(number: int, ticket: Ticket) -> None:
@@ -160,15 +166,22 @@ class Call:
                 queue.put_nowait((number, error))
 
         tasks = [asyncio.create_task(read(number, ticket)) for number, ticket in enumerate(self.tickets)]
-        left, deadline = len(tasks), time.monotonic() + self._limits.max_seconds
+        left = len(tasks)
+        deadline: float | None = time.monotonic() + self._limits.max_seconds
         try:
             while left:
                 try:
-                    number, event = await asyncio.wait_for(queue.get(), max(0.0, deadline - time.monotonic()))
+                    still = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    number, event = await asyncio.wait_for(queue.get(), still)
                 except asyncio.TimeoutError:
-                    raise ApiError(408, f"the request took more than {self._limits.max_seconds:g} seconds") from None
+                    if any(request.times.first_token is None for request in self.requests):
+                        self._fail(408, f"no answer within {self._limits.max_seconds:g} seconds")
+                    for request in self.requests:
+                        self.worker.engine.shorten(request)
+                    deadline = None
+                    continue
                 if isinstance(event, RocLabError):
-                    raise ApiError(503 if self.worker.closing else 500, str(event)) from None
+                    self._fail(503 if self.worker.closing else 500, str(event))
                 if event.finish_reason:
                     self._reasons[number] = event.finish_reason
                     left -= 1

@@ -84,7 +84,8 @@ class Style:
 
 
 def chosen(tools: Sequence[Tool], choice: Choice | None) -> tuple[list[Function], bool]:
-    """The tools that may be called, and whether the answer must be calls. Raises ApiError for an unknown name."""
+    """The tools that may be called, and whether the answer must be calls. Raises ApiError for an unknown name, and
+    for a call that is required where there is no tool."""
     functions = [tool.function for tool in tools]
     if choice == "none":
         return [], False
@@ -93,6 +94,8 @@ def chosen(tools: Sequence[Tool], choice: Choice | None) -> tuple[list[Function]
         if not named:
             raise ApiError(400, f"tool_choice: there is no tool {choice.function.name!r}", "tool_choice")
         return named, True
+    if choice == "required" and not functions:
+        raise ApiError(400, "tool_choice: a call is required, but there are no tools", "tool_choice")
     return functions, choice == "required"
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
@@ -29,6 +30,16 @@ def post(server, path, body, **headers):
     connection.request("POST", path, data, {"Content-Type": "application/json", **headers})
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read() or b"{}"), answer.headers
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [({"tool_choice": "required"}, "there are no tools"),
+     ({"chat_template_kwargs": {"enable_thinking": "perhaps"}}, "enable_thinking")],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_not_passed_over(server, more, named):
+    status, answer, _ = post(server, "/v1/chat/completions", LONG | more)
+    assert status == 400 and named in answer["error"]["message"], answer
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -98,6 +109,27 @@ def test_an_address_of_others_needs_a_key(monkeypatch):
     assert ServerSettings(host="0.0.0.0", no_api_key=True).api_key is None
     monkeypatch.setenv("ROCLAB_API_KEY", "secret")
     assert ServerSettings(host="0.0.0.0").api_key == "secret"
+
+
+def test_when_the_time_is_up_an_answer_ends_and_one_that_has_not_begun_fails():
+    server = start("--max-running", "1", "--max-seconds", "1")
+    try:
+        asked = LONG | {"max_tokens": 8000, "ignore_eos": True}
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(post, server, "/v1/chat/completions", asked)
+            time.sleep(0.3)
+            late = pool.submit(post, server, "/v1/chat/completions", asked | {"n": 64})  # one after the other
+            status, answer, _ = first.result()
+            assert status == 200 and answer["choices"][0]["finish_reason"] == "length"
+            assert 20 < answer["usage"]["completion_tokens"] < 8000
+            status, answer, _ = late.result()
+            assert status == 408 and "no answer within 1 seconds" in answer["error"]["message"]
+        server.wait_until_idle()
+        ended = {reason: server.get("/metrics").count(f'finished_reason="{reason}"') for reason in ("length", "error")}
+        assert ended["length"] and ended["error"]
+    finally:
+        server.process.terminate()
+        server.process.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -184,6 +184,10 @@ class Engine:
             if not request.done:
                 self._finish(request, finish_reason)
 
+    def shorten(self, request: Request) -> None:
+        """Make the request's next token its last, with the reason "length"."""
+        request.params = replace(request.params, max_new_tokens=request.new_tokens + 1)
+
     @torch.inference_mode()
     def step(self) -> list[Token]:
         """Compute once and choose: the new tokens, which also stand in their requests' `tokens`."""
@@ -354,7 +358,7 @@ class Engine:
         if request.times.first_token is None:
             request.times.first_token = time.perf_counter()
         ended = token_id in request.end_token_ids
-        reason = "stop" if ended else "length" if request.new_tokens == request.params.max_new_tokens else None
+        reason = "stop" if ended else "length" if request.new_tokens >= (request.params.max_new_tokens or 0) else None
         if request.params.logprobs is None:
             return Token(request, token_id, reason)
         distribution = logits.float().log_softmax(-1)
