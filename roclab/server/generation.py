@@ -154,8 +154,8 @@ class Call:
         raise ApiError(status, why) from None
 
     async def events(self) -> AsyncGenerator[tuple[int, TokenEvent], None]:
-        """(number of the request, event), as they come. When the time is up, answers that have begun end with the reason
-        "length". Raises ApiError if one fails, or has no token by then."""
+        """(number of the request, event), as they come. When the time is up, answers that have begun end with "length".
+        Raises ApiError if one fails, or has no token by then."""
         queue: asyncio.Queue[tuple[int, TokenEvent | RocLabError]] = asyncio.Queue()
 
         async def read(number: int, ticket: Ticket) -> None:

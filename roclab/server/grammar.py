@@ -22,6 +22,9 @@ from roclab.lm.text.tokenizer import Tokenizer
 from roclab.server.errors import ApiError
 from roclab.server.tools import Function, Style
 
+# A byte of the mask → what its eight tokens' logits gain: half the time of unpacking bits and choosing by them.
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+BIASES = np.where(_BITS, 0, -np.inf).astype(np.float32)
 LARGEST = 200_000  # characters of a schema or grammar
 COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -108,29 +111,49 @@ def tool_grammar(style: Style, tokenizer: Tokenizer, tools: Sequence[Function], 
 
 
 class Held:
-    """A logits processor: the answer follows the matcher's grammar, after the thought where there is one."""
+    """A logits processor (scheduler.Forcing): the answer follows the matcher's grammar, after the thought if there is
+    one."""
 
     def __init__(self, matcher: LLMatcher, tokenizer: Tokenizer, prompt: Sequence[int], may_think: bool):
         self._matcher, self._split = matcher, ThinkingSplit(tokenizer, prompt)
         self._open, self._close = tokenizer.control.get(THINK), tokenizer.control.get(END_THINK)
         self._may_open = may_think and self._split.part == "content"
         self._read = len(prompt)
-        self._mask = np.zeros(0, np.int32)
+        self._forced, self._forced_at = list[int](), 0  # tokens that must stand from there on
+        self._mask, self._bias = np.zeros(0, np.int32), np.zeros((0, 8), np.float32)
+
+    def forced(self, ids: Sequence[int]) -> list[int]:
+        """What the grammar leaves no choice about, such as a schema's keys."""
+        self._follow(ids)
+        free = self._split.part == "thinking" or (self._may_open and self._open is not None)
+        self._forced = [] if free or self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+        self._forced_at = len(ids)
+        return self._forced
 
     def __call__(self, ids: Sequence[int], logits: Tensor) -> Tensor:
+        self._follow(ids)
+        if self._split.part == "thinking":
+            return logits
+        at = len(ids) - self._forced_at
+        if 0 <= at < len(self._forced):
+            only = torch.full_like(logits, -torch.inf)
+            only[self._forced[at]] = logits[self._forced[at]]
+            return only
+        words = (len(logits) + 31) // 32
+        if len(self._mask) != words:
+            self._mask, self._bias = np.zeros(words, np.int32), np.zeros((4 * words, 8), np.float32)
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        bias = np.take(BIASES, self._mask.view(np.uint8), axis=0, out=self._bias, mode="clip").reshape(-1)[
+            : len(logits)
+        ]
+        if self._may_open and self._open is not None:
+            bias[self._open] = 0
+        return logits + torch.from_numpy(bias).to(logits.device)
+
+    def _follow(self, ids: Sequence[int]) -> None:
         for token_id in ids[self._read :]:
             self._take(token_id)
         self._read = len(ids)
-        if self._split.part == "thinking":
-            return logits
-        words = (len(logits) + 31) // 32
-        if len(self._mask) != words:
-            self._mask = np.zeros(words, np.int32)
-        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        allowed = np.unpackbits(self._mask.view(np.uint8), bitorder="little")[: len(logits)].view(bool)
-        if self._may_open and self._open is not None:
-            allowed[self._open] = True
-        return torch.where(torch.from_numpy(allowed).to(logits.device), logits, -torch.inf)
 
     def _take(self, token_id: int) -> None:
         part = self._split.feed(token_id)

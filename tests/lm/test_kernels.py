@@ -356,7 +356,8 @@ static void work(void *unused, int thread) {
         int total = f % 3 ? items : 1;
         for (int at, end; take(&threads, thread, total, total, &at, &end); finish(&threads, thread, end - at, total))
             for (int i = at; i < end; i++) {
-                for (int j = 0; f && j < ((f - 1) % 3 ? items : 1); j++) wrong += done[f - 1][j] != 1; /* all before it */
+                for (int j = 0; f && j < ((f - 1) % 3 ? items : 1); j++) /* all of the phase before */
+                    wrong += done[f - 1][j] != 1;
                 done[f][i]++;
             }
         next_phase(&threads, thread);
@@ -500,9 +501,11 @@ def test_what_the_system_forbids_or_the_compiler_does_not_know_is_passed_over(mo
 
     monkeypatch.setattr(build, "_compiled", compiled_but)
     monkeypatch.setattr(build, "_declare", lambda library: library)
-    monkeypatch.setattr(build, "PATHS", {name: ((), ()) for name in ("unknown", "forbidden", "portable")})
+    monkeypatch.setattr(build, "PATHS", dict.fromkeys(("unknown", "forbidden", "portable"), ((), ())))
     library = load_library.__wrapped__()
-    assert library is not None and library.path == "portable" and compiled == ["unknown", "forbidden", "portable"]
+    assert library is not None
+    assert library.path == "portable"
+    assert compiled == ["unknown", "forbidden", "portable"]
     with pytest.raises(RocLabError, match="does not let this process use AMX"):
         load_library.__wrapped__("forbidden")
     with pytest.raises(RocLabError, match="unrecognized option"):

@@ -24,13 +24,14 @@ from collections.abc import Callable, Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from roclab.core.exceptions import RocLabError
 from roclab.lm.engine.prefix_cache import SHARE_FROM, PrefixCache, common_length
-from roclab.lm.engine.prompt_lookup import Costs, Lookup
+from roclab.lm.engine.prompt_lookup import MOST_DRAFT_TOKENS, Costs, Lookup
 from roclab.lm.engine.runner import Runner, Sequence
 from roclab.lm.engine.sampling import largest, penalize_repetition, sample
 from roclab.lm.settings import SamplingParams
@@ -43,6 +44,15 @@ MEASURE_EVERY = 8  # steps, one without a prompt piece: what decoding takes chan
 
 LogitsProcessor = Callable[[Items[int], Tensor], Tensor]
 """(prompt and answer so far, logits (V,)) → logits (V,), before temperature and filters."""
+
+
+@runtime_checkable
+class Forcing(Protocol):
+    """A logits processor that may know the next tokens before there are logits: they need not wait for each other."""
+
+    def forced(self, ids: Items[int]) -> Items[int]:
+        """The tokens that follow `ids` (prompt and answer so far) whatever the model says; often none."""
+        ...
 
 
 @dataclass
@@ -259,16 +269,29 @@ class Engine:
         return shared >= known + SHARE_FROM
 
     def _drafts(self, decoding: list[Request]) -> list[list[int]]:
-        """Draft tokens for each request: only where one runs alone, as rows beside others gain less and cost more."""
-        if not self.prompt_lookup or len(self.running) != 1 or not decoding:
-            return [[] for _ in decoding]
-        (request,) = decoding
-        if request.lookup is None:
-            request.lookup = Lookup(request.prompt)
-        for token_id in request.ids[len(request.lookup.ids) :]:
-            request.lookup.append(token_id)
-        room = (request.params.max_new_tokens or 0) - request.new_tokens - 1
-        return [request.lookup.draft(room, self.costs) if room > 0 else []]
+        """Draft tokens for each request: those that are forced, else those of the prompt lookup. The latter only where
+        a request runs alone, as rows beside others gain less and cost more; the former at most as many as there are
+        requests, so that nobody waits much longer for a step."""
+        drafts, left = [], max(MOST_DRAFT_TOKENS, len(decoding))
+        for request in decoding:
+            room = (request.params.max_new_tokens or 0) - request.new_tokens - 1
+            draft = self._forced(request, min(room, left))
+            left -= len(draft)
+            if not draft and room > 0 and self.prompt_lookup and len(self.running) == 1:
+                if request.lookup is None:
+                    request.lookup = Lookup(request.prompt)
+                for token_id in request.ids[len(request.lookup.ids) :]:
+                    request.lookup.append(token_id)
+                draft = request.lookup.draft(room, self.costs)
+            drafts.append(draft)
+        return drafts
+
+    def _forced(self, request: Request, room: int) -> list[int]:
+        processors: list[object] = [*request.processors]
+        held = next((processor for processor in processors if isinstance(processor, Forcing)), None)
+        if not held or not self.runner.batch_invariant:
+            return []
+        return list(held.forced(request.ids)[: max(0, min(room, MOST_DRAFT_TOKENS))])
 
     def _prefill(self, decoding: bool) -> list[tuple[Request, list[int], int]]:
         """Pieces of the prompts, first come first served, that end at multiples of the runner's block."""
