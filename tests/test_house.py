@@ -21,7 +21,7 @@ FILE_LINES, FUNCTION_LINES = 450, 80
 # folders and terminals, 1,000 for comparisons, engines and exports of the vision part, 700 for class weights, features
 # of any images, suggestions, the audit's odd images and what helps few images, 2,600 for the hand-in: the write-up's
 # chapters and `roclab project`, 600 for whose code `lm verify` sees, notebooks, points and tables, 350 for the training
-# parts that it checks, 2,750 for the server: four APIs and their OpenAPI document, tools, grammars, limits and metrics.
+# parts that it checks, 2,850 for the server: four APIs and their OpenAPI document, tools, grammars, limits and metrics.
 ALL_LINES = 17_000 + 1_500 + 1_000 + 700 + 2_600 + 600 + 350 + 2_850
 
 # What does not keep the rules yet. An entry that is no longer needed fails too: the list only gets shorter.
