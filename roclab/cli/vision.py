@@ -103,7 +103,7 @@ def compare(
     models: str = typer.Option("resnet50,swin_t", help="Models, with commas between."),
     strategies: str = typer.Option("features,finetune", help="Strategies, with commas between."),
     seeds: int = typer.Option(3, min=1, help="How many seeds, from 0; or from --first-seed."),
-    first_seed: int = typer.Option(0, help="The first seed."),
+    first_seed: int = typer.Option(0, min=0, help="The first seed."),
     weights: str = typer.Option("default", help="As in train; or one for each model: resnet50=FILE,swin_t=none."),
     engine: str = typer.Option("local", help="local, or ray: the runs are tasks of a Ray cluster."),
     out: Path = typer.Option(..., help="Folder of the comparison; the runs are folders inside."),
@@ -164,10 +164,10 @@ def export(
 
     Example: roclab vision export runs/elpv --to onnx --out cells
     """
-    from roclab.core.runs import Run
     from roclab.vision.evaluate.export import export as export_run
+    from roclab.vision.evaluate.run_reader import VisionRun
 
-    found = export_run(Run.open(run), to, out, data_root)
+    found = export_run(VisionRun.open(run), to, out, data_root)
     words = f"{found['images']} validation images: probabilities within {found['largest_difference']:.1g} of the run's"
     show(found, as_json, f"{out / found['file']}\n{words}\nmodel card: {out / 'README.md'}")
 
@@ -180,7 +180,9 @@ def embed(
     csv: bool = typer.Option(False, "--csv", help="Write features.csv too."),
     skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, and log them."),
     device: str | None = typer.Option(None, help="auto, cpu, cuda, …; the run's own, if it is here and none is given."),
-    seed: int = typer.Option(0, help="Drives the map, and which images it shows of more than 5,000."),
+    seed: int = typer.Option(
+        0, min=0, max=2**32 - 1, help="Drives the map, and which images it shows of more than 5,000."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print embedding.json."),
 ) -> None:
     """Write the features of images, and a page with a map of them and the images that are most alike.
@@ -219,7 +221,7 @@ def suggest(
 
     if out and out.exists():
         raise RocLabError(f"{out} is there already, perhaps with labels of yours: choose another --out")
-    found = suggest_images(embed_images(run, images, skip_bad, device), n)
+    found = suggest_images(embed_images(run, images, skip_bad, device, new_only=True), n)
     if out:
         write_table(found, out)
     named = (
@@ -256,7 +258,7 @@ def errors(
     ),
     data_root: str | None = typer.Option(None, help="Where the runs' images are now, if they have moved."),
     heat_maps: bool = typer.Option(True, "--heat-maps/--no-heat-maps", help="Grad-CAM: runs the networks."),
-    seed: int = typer.Option(0, help="Drives bootstrap, permutation tests and the images drawn."),
+    seed: int = typer.Option(0, min=0, max=2**32 - 1, help="Drives bootstrap, permutation tests and the images drawn."),
     as_json: bool = typer.Option(False, "--json", help="Print all facts as JSON (they are in errors.json too)."),
 ) -> None:
     """Explain errors: hardest classes, confusions, images, calibration, labels in doubt, what decided; a page with all.

@@ -42,7 +42,7 @@ class TrainConfig:
     )
     class_weights: str | None = setting(
         None,
-        "balanced: rare classes weigh as much as common ones in training; none if not given.",
+        "balanced: rare classes weigh as much as common ones in training; all images alike if not given.",
         choices=("balanced",),
     )
     epochs: int | None = setting(  # None with a frozen backbone: its head's solver runs until it converges
@@ -50,7 +50,7 @@ class TrainConfig:
     )
     budget: str | None = setting(None, "Time to spend, such as 20m: chooses epochs and image size.")
     image_size: int = setting(None, "Pixels; the weights' own size if not given.", low=16, high=4096)
-    seed: int = setting(0, "Cuts the validation split and drives the training.")
+    seed: int = setting(0, "Cuts the validation split and drives the training.", low=0, high=2**32 - 1)
     val_fraction: float = setting(0.2, "Share of the training part that validates.")
     per_class: int | None = setting(
         None, "Train and validate on at most so many images of each class, drawn by the seed.", low=2

@@ -13,9 +13,9 @@ MODEL = "test_resnet"  # timm's own tiny ResNet, with BatchNorm
 CLASSES = {"brick": (170, 80, 60), "grass": (90, 150, 70), "sky": (110, 140, 190)}
 
 
-def make_images(folder: Path, each: int = 12, size: int = 48) -> Path:
+def make_images(folder: Path, each: int = 12, size: int = 48, seed: int = 0) -> Path:
     """A folder per class of noisy JPEGs whose mean colour tells the class, though not from one pixel."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for name, colour in CLASSES.items():
         (folder / name).mkdir(parents=True)
         for i in range(each):

@@ -79,8 +79,10 @@ def test_it_is_recorded_and_named_where_classes_are_unequal(skewed, tmp_path, st
     assert [r.levelname for r in caplog.records if "--class-weights balanced" in r.message] == ["WARNING"]
     caplog.clear()
     with caplog.at_level("INFO", "roclab"):
-        balanced = train(config(skewed, **options, class_weights="balanced"), tmp_path / "balanced")
+        doubts = {"class_weights": "balanced", "soft_labels": True}  # of labels that are all certain
+        balanced = train(config(skewed, **options, **doubts), tmp_path / "balanced")
     assert "--class-weights" not in caplog.text
+    assert "--soft-labels changes nothing" in caplog.text
     assert json.loads((balanced.path / "config.json").read_text())["class_weights"] == "balanced"
     rows = [run.metrics()[-1] for run in (plain, balanced)]
     assert rows[0]["train_loss"] != rows[1]["train_loss"]

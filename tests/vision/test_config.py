@@ -12,7 +12,7 @@ from roclab.vision.config import TrainConfig, not_of, with_defaults
     ("option", "value"),
     [("lr", -1.0), ("lr", 1e30), ("ema", 2.0), ("weight_decay", -1.0), ("gradual", 5.0), ("layer_decay", 0.0),
      ("min_area", 0.0), ("min_area", 3.0), ("mixup", -1.0), ("label_smoothing", 3.0), ("workers", -1), ("patience", -1),
-     ("clip", float("nan")), ("epochs", 0)],
+     ("clip", float("nan")), ("epochs", 0), ("seed", -1), ("seed", 2**32)],
 )  # fmt: skip
 def test_a_number_out_of_bounds_is_named_before_anything_is_made(option, value):
     with pytest.raises(RocLabError, match=f"--{option.replace('_', '-')} .*must be"):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,13 +178,18 @@ def test_the_commands(world, tmp_path):
     said = json.loads(roclab("vision", "embed", run.path, images, "--out", tmp_path / "map", "--json").stdout)
     assert len(said["images"]) == 30
     table = tmp_path / "next.csv"
-    done = roclab("vision", "suggest", run.path, images, "--n", "3", "--out", table)
+    new = make_images(tmp_path / "more", each=3, seed=7) / "sky"
+    done = roclab("vision", "suggest", run.path, images, new, "--n", "3", "--out", table)
+    assert "left out" in done.stderr
+    assert "30 images" in done.stderr
+    assert {Path(line.split(": margin")[0]).parent for line in done.stdout.splitlines()[:-1]} == {new}
     assert re.fullmatch(
         rf"(.+: margin [01]\.\d+, \w+ [01]\.\d+ or \w+ 0\.\d+\n){{3}}table: {re.escape(str(table))}\n", done.stdout
     )
     assert set(CLASSES) >= set(re.findall(r"or (\w+)", done.stdout))
     for words, why in (
         (["suggest", run.path, images, "--out", table], "is there already"),
+        (["suggest", run.path, images], "all images given are"),
         (["embed", run.path, images, "--out", images], "is not a map of images"),
         (["embed", tmp_path / "nowhere", images, "--out", tmp_path / "new"], "nowhere"),
     ):
@@ -195,7 +201,10 @@ def test_the_commands(world, tmp_path):
 
 def test_an_exported_model_has_no_features(tmp_path):
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(RocLabError, match="an exported model, which gives no features: name the run"):
+    with pytest.raises(RocLabError, match="an exported model, not a run: name the run"):
         embed(tmp_path, [tmp_path])
+    for command in ("evaluate", "export"):
+        done = roclab("vision", command, tmp_path, *(["--out", tmp_path / "out"] if command == "export" else []))
+        assert "an exported model, not a run" in done.stderr
     with pytest.raises(RocLabError, match="--tta: an exported model sees each image once"):
         predict(tmp_path, [tmp_path], tta=True)

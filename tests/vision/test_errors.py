@@ -339,6 +339,28 @@ def test_twenty_runs_have_one_page(images, tmp_path):
     checked(write_page(facts, tmp_path / "page"))
 
 
+def test_what_an_arm_of_several_seeds_is_called_wrong_on_is_what_its_pictures_show(images, tmp_path):
+    """Both are read from the mean probabilities: with two seeds one may be right, and the arm is right or wrong."""
+    runs = [finished_run(tmp_path / f"run{i}", images, i % 2, 0.6, drawn=i, lr=i // 2) for i in range(4)]
+    facts = analyse(runs, "test", decided=False)
+
+    def is_wrong(image, arm):
+        about = facts["images"][str(image)]
+        return about["predictions"][arm]["class"] != about["true"]
+
+    pair = facts["pairs"][0]
+    shown = [(i, pair[side], pair[other]) for side, other in ("ab", "ba") for i in pair[f"only_{side}_wrong"]]
+    assert shown
+    assert all(is_wrong(i, loser) and not is_wrong(i, winner) for i, loser, winner in shown)
+    assert all(any(is_wrong(i, arm) for arm in facts["arms"]) for i in facts["losses"])
+    assert all(is_wrong(i, arm) for i in facts["shared"]["by_all"] for arm in facts["told"])
+    for row in facts["confused"]:
+        for i in row.get("images", ()):
+            about = facts["images"][str(i)]
+            assert {row["a"], row["b"]} - {about["true"]} & {p["class"] for p in about["predictions"].values()}
+    assert "mean probabilities of its runs" in write_page(facts, tmp_path / "page").read_text(encoding="utf-8")
+
+
 def test_covariates_of_images_with_known_answers(tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (300, 400), dtype=np.uint8)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,8 +141,25 @@ def test_the_card_says_data_figures_licence_and_limits(trained: tuple[Run, list[
     card = (tmp_path / "out" / "README.md").read_text()
     found = json.loads((run.path / "results-val.json").read_text())
     assert f"| val | {found['n']} | {100 * found['top1']:.1f} % [" in card
-    for words in ("brick, grass, sky", "## Licence of the weights", "none were used", "## Limits", "cut\nwith seed 0"):
+    for words in ("brick, grass, sky", "## Licence of the weights", "none were used", "## Limits", "cut\nwith seed 0",
+                  "fitted once more"):  # fmt: skip
         assert words in card, words
+    assert "onnxruntime" not in card
+
+
+def test_the_card_of_an_onnx_file_shows_how_to_use_it_alone(trained: tuple[Run, list[Path]], tmp_path: Path):
+    needs("onnx")
+    run, paths = trained
+    export(run, "onnx", tmp_path / "out")
+    code = (tmp_path / "out" / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    code = code.replace('"model.onnx"', repr(str(tmp_path / "out" / "model.onnx"))).replace(
+        '"image.jpg"', repr(str(paths[0]))
+    )
+    names: dict[str, Any] = {}
+    exec("import json, numpy, onnxruntime, PIL.Image, PIL.ImageOps\n" + code, names)
+    first = predict(run.path, paths[:1])[0]["predictions"][0]
+    assert names["classes"][names["probabilities"].argmax()] == first["class"]
+    assert names["probabilities"].max() == pytest.approx(first["probability"], abs=1e-3)
 
 
 @pytest.mark.parametrize(

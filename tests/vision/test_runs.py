@@ -230,6 +230,10 @@ def test_a_run_of_another_machine_is_read_on_this_one(images, tmp_path, device, 
     with pytest.raises(RocLabError, match=f"--device {device}: not usable here"):
         resume(cut(run).path)
     resume(run.path, device="cpu")
+    caplog.clear()
+    with pytest.raises(RocLabError, match=f"--device {device}: not usable here"):
+        resume(cut(run).path, device=device)
+    assert "trained on" not in caplog.text
 
 
 def test_a_run_under_an_odd_name_whose_settings_an_editor_saved(images, tmp_path):

@@ -80,6 +80,10 @@ class Dataset:
         known = {image.sha256 for image in self._images}
         return [image for image in images if image.sha256 not in known]
 
+    def has_doubts(self) -> bool:
+        """Whether a label is not certain."""
+        return any(image.certainty < 1 for image in self._images)
+
     def counts(self) -> dict[str, int]:
         """Number of images in each split."""
         found = Counter(image.split for image in self._images)

@@ -57,7 +57,8 @@ def analyse(
     able = [name for name in joint.arms if name not in left_out]
     told = joint.of_arms(able) if able else joint  # of networks that guess there is nothing to explain
     pairs, shared, labels, confused = _pairs(joint), _shared(told), _label_errors(told), _confused(told)
-    losses, sheet = told.by_loss(told.wrong_share > 0, SHOWN), contact_sheet(told, seed)
+    any_wrong = np.any(list(told.wrong_by_arm.values()), axis=0)
+    losses, sheet = told.by_loss(any_wrong, SHOWN), contact_sheet(told, seed)
     telling = [(i, pair_name(row)) for row in confused[:LOOKED_AT] for i in row["images"]]
     looked = what_decided(told, shared, pairs, telling, seed) if decided and able else {"arms": {}, "shown": []}
     measured = image_covariates(told)
@@ -136,8 +137,8 @@ def _arms(joint: JointPredictions) -> dict[str, Any]:
 
 
 def _pairs(joint: JointPredictions) -> list[dict[str, Any]]:
-    """Every two arms on the same images, as `compare_pairs` does, and the images on which one alone is wrong (an arm is
-    wrong where most of its runs are)."""
+    """Every two arms on the same images, as `compare_pairs` does, and the images on which one alone is wrong, by the
+    mean probabilities of its runs."""
     correct = {
         name: {joint.runs[row].config["seed"]: ~joint.wrong[row] for row in rows} for name, rows in joint.arms.items()
     }
@@ -219,8 +220,9 @@ def _confused(joint: JointPredictions) -> list[dict[str, Any]]:
     rows = sorted(rows, key=lambda row: (-row["count"], row["p_single"], row["a"], row["b"]))
     for row in rows[:LOOKED_AT]:
         a, b = joint.classes.index(row["a"]), joint.classes.index(row["b"])
-        runs = sum(((joint.labels == x) & (joint.predicted == y)).sum(0) for x, y in ((a, b), (b, a)))
-        ranked = sorted(np.flatnonzero(runs), key=lambda i: (-runs[i], -joint.loss[i], i))
+        ways, by_arm = ((a, b), (b, a)), np.stack(list(joint.predicted_by_arm.values()))  # (A, N)
+        arms = sum(((joint.labels == x) & (by_arm == y)).sum(0) for x, y in ways)
+        ranked = sorted(np.flatnonzero(arms), key=lambda i: (-arms[i], -joint.loss[i], i))
         row["images"] = [int(i) for i in ranked[: SHOWN // 2]]
     return rows
 

@@ -58,8 +58,12 @@ class JointPredictions:
         return -np.log(np.clip(given, 1e-12, None)).mean(0)
 
     @cached_property
-    def wrong_by_arm(self) -> dict[str, np.ndarray]:  # (N,) bool each: most of the arm's runs are wrong
-        return {name: self.wrong[rows].mean(0) > 0.5 for name, rows in self.arms.items()}
+    def predicted_by_arm(self) -> dict[str, np.ndarray]:  # (N,) each, from the mean probabilities of the arm's runs
+        return {name: self.probs[rows].mean(0).argmax(1) for name, rows in self.arms.items()}
+
+    @cached_property
+    def wrong_by_arm(self) -> dict[str, np.ndarray]:  # (N,) bool each
+        return {name: predicted != self.labels for name, predicted in self.predicted_by_arm.items()}
 
     def of_arms(self, names: Sequence[str]) -> JointPredictions:
         """The runs of these arms alone."""

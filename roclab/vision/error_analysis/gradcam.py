@@ -154,8 +154,12 @@ def what_decided(
             joint.notes.append(f"{joint.runs[row].path.name}: no heat maps ({error})")
             continue
         checks = [check for i in drawn if (check := explainer.explain(int(i)))]
+        kinds: dict[int, str] = {}
         for i, kind, which in wanted:
-            if arm in which and (check := explainer.explain(i)):
+            if arm in which:
+                kinds.setdefault(i, kind)
+        for i, kind in kinds.items():
+            if check := explainer.explain(i):
                 found["shown"].append({"image": i, "arm": arm, "kind": kind, **check})
         if len(checks) > 1:
             hot, elsewhere = (np.array([check[k] for check in checks]) for k in ("drop_hot", "drop_elsewhere"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from roclab.core.exceptions import RocLabError
+from roclab.core.sentences import counted
 from roclab.vision.data.sources import SPLIT_NAMES, clean
 from roclab.vision.evaluate.evaluate import find_images, without_labels
 from roclab.vision.evaluate.run_reader import VisionRun
 from roclab.vision.models.classifier import load_model
-from roclab.vision.models.exported import exported_file
 from roclab.vision.models.inference import cached_features, head_probs
 from roclab.vision.models.weights import state_sha256
+
+logger = logging.getLogger(__name__)
 
 COMPONENTS = 50  # principal ones, from which t-SNE starts: as many as its author used
 PERPLEXITY = 30
@@ -37,22 +40,30 @@ class Embedding:
         return [self.classes[i] for i in self.probs.argmax(1)]
 
 
-def embed(run: Path, paths: Sequence[Path], skip_bad: bool = False, device: str | None = None) -> Embedding:
+def embed(
+    run: Path, paths: Sequence[Path], skip_bad: bool = False, device: str | None = None, new_only: bool = False
+) -> Embedding:
     """The features of images, or of all images in folders, under a finished run's backbone and evaluation transform.
 
-    They are cached as those of training are. Raises `RocLabError` for an exported model, which gives none, and for
-    images as `predict` does.
+    They are cached as those of training are. With `new_only` the run's own images, of all splits, are left out by the
+    hash of their bytes. Raises `RocLabError` for an exported model, which gives none, for images as `predict` does, and
+    where none is left.
     """
-    if exported_file(run):
-        raise RocLabError(f"{run} is an exported model, which gives no features: name the run it was made from")
     opened = VisionRun.open(run)
     _ = opened.training  # raises if the run is not finished
-    files = find_images(paths, skip_bad)
+    images = without_labels(find_images(paths, skip_bad))
+    if new_only:
+        own = {sha256 for sha256, _ in opened.images("train", "val", "test")}
+        given, images = len(images), [image for image in images if image.sha256 not in own]
+        if not images:
+            raise RocLabError(f"all images given are {run}'s own ({given}), with labels: give others")
+        if len(images) < given:
+            logger.info(f"left out, as they are {run}'s own: {counted(given - len(images), 'image')}")
     model, classes, image_size = load_model(opened, device=device)
     if opened.finetuned:  # the cache's key: its backbone is no longer that of the weights it began from
         model.weights_id = f"{model.name}:trained:{state_sha256(model.backbone_state())}"
-    images = without_labels(files)
     features, _ = cached_features(model, images, image_size, backend=opened.config.get("backend", "auto"))
+    files = [image.path for image in images]
     labels = [label_by_folder(path, paths) for path in files]
     return Embedding(files, labels, features, head_probs(model, features), classes)
 

@@ -14,7 +14,7 @@ from roclab.core.files import atomic_folder, atomic_write
 from roclab.core.runs import Run
 from roclab.core.sentences import escape
 from roclab.vision.evaluate.run_reader import VisionRun
-from roclab.vision.models.classifier import LITE0, load_model
+from roclab.vision.models.classifier import BEFORE_REFIT, LITE0, load_model
 from roclab.vision.models.exported import FILES, open_exported, write_exported
 from roclab.vision.models.inference import predict_probs
 
@@ -23,6 +23,19 @@ ALLOWED = {"onnx": 1e-3, "torchscript": 1e-3, "openvino": 1e-2}  # between proba
 
 TORCHVISION = "torchvision is BSD-3-Clause and names no other one for its weights; ImageNet is for research"
 LICENCES = {LITE0: "Apache-2.0 (Google's EfficientNet-Lite)", "resnet50": TORCHVISION, "swin_t": TORCHVISION}  # default
+
+ONNX_ALONE = """With ONNX Runtime, Pillow and numpy alone:
+
+```python
+session = onnxruntime.InferenceSession("model.onnx")
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.jpg")).convert("RGB")
+probabilities = session.run(None, {"image": numpy.asarray(image)[None]})[0][0]
+```
+
+RocLab also lays transparent images on white and scales 16-bit ones to 8 bits, which `convert` does not.
+
+"""
 
 
 def export(run: Run, kind: str, out: Path, data_root: str | None = None) -> dict[str, Any]:
@@ -69,6 +82,12 @@ def model_card(run: VisionRun, file: str, classes: list[str], image_size: int, c
         if config.get("unlabelled")
         else ""
     )
+    refitted = (
+        " The head in this file was fitted once more on training and validation\nimages together; the figures of the "
+        "validation images are those of the head before that."
+        if (run.checkpoints / BEFORE_REFIT).exists()
+        else ""
+    )
     figures = [_figures(run, split) for split in ("val", "test") if run.has_results(split)]
     names = escape(", ".join(classes))
     return f"""# {escape(run.label)}: {names if len(classes) <= 12 else f"{len(classes)} classes"}
@@ -78,7 +97,7 @@ def model_card(run: VisionRun, file: str, classes: list[str], image_size: int, c
 {image_size} px and normalisation are inside. Written by RocLab {__version__}; on {compared["images"]} validation images
 its probabilities differ from the run's by at most {compared["largest_difference"]:.1g}.
 
-## Data
+{ONNX_ALONE if file == FILES["onnx"] else ""}## Data
 {escape(manifest["name"])}: {counts["train"]} images to train on, {counts["val"]} to validate (cut
 with seed {config["seed"]}), {counts["test"]} to test.{more} SHA-256 of the list of images: {manifest["fingerprint"]}.
 
@@ -91,7 +110,7 @@ Top-1 accuracy with its 95 % interval (Wilson).
 |---|---|---|---|---|
 {chr(10).join(figures)}
 
-Validation images helped to choose settings; test images did not.
+Validation images helped to choose settings; test images did not.{refitted}
 
 ## Licence of the weights
 Training began from `{weights}` of {config["model"]}. Licence: {licence}. That of your images comes on top.

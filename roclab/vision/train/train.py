@@ -82,6 +82,9 @@ def train(config: TrainConfig, out: str | Path) -> Run:
         device = pick_device(config.device)
         for note in (
             "" if config.class_weights else imbalance(dataset),
+            "--soft-labels changes nothing: all labels of these images are certain"
+            if config.soft_labels and not dataset.has_doubts()
+            else "",
             emulated(device, config.amp) if config.strategy == "finetune" else "",
         ):
             if note:
@@ -171,6 +174,7 @@ def resume(path: str | Path, **asked: Any) -> Run:
         run.log("this run is finished already")
         return run
     config = replace(config, **asked)
+    pick_device(config.device)  # one that is not here is said at once
     run.config |= asked
     dataset = VisionRun(run.path, run.config).dataset(asked.get("data_root"))
     seed_everything(config.seed)
@@ -198,7 +202,15 @@ def moved_to(run: VisionRun, config: TrainConfig) -> str | None:
     same = (config.data, data_root) == (run.config.get("data"), run.config.get("data_root"))
     if same and Path(run.manifest["root"]).is_dir():
         return None
-    now = load_config_data(config, data_root)
+    try:
+        now = load_config_data(config, data_root)
+    except DataError as error:
+        own = run.config.get("data")
+        if config.data == own:
+            raise
+        raise RocLabError(
+            f"{run.path} was made with {own}, not {config.data}: choose another --out ({error})"
+        ) from None
     if not now.has_images_of(run.manifest):
         raise RocLabError(f"{run.path} was made with other images than {config.data} has now: choose another --out")
     return str(now.root)
