@@ -255,9 +255,8 @@ static void output_row(model *m, int l, int o) {
 
 static void rows(model *m, int thread, row_function *f, int l, int count) {
     pool *p = &m->threads;
-    int few = count <= 4, total = few ? 1 : count; /* a few are one item: sharing them does not pay */
-    for (int at, end; take(p, thread, total, total, &at, &end); finish(p, thread, end - at, total))
-        for (int t = at; t < (few ? count : end); t++) f(m, l, t);
+    for (int at, end; take(p, thread, count, count, &at, &end); finish(p, thread, end - at, count))
+        for (int t = at; t < end; t++) f(m, l, t);
     next_phase(p, thread);
 }
 
