@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 from llguidance import LLMatcher
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -105,7 +105,7 @@ class ResponseFormat(Asked):
         return self
 
 
-class TemplateKwargs(Asked, extra="allow"):
+class TemplateKwargs(BaseModel, extra="allow"):
     """Variables of the model's chat template."""
 
     enable_thinking: bool | None = None

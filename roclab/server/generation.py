@@ -145,7 +145,7 @@ class Call:
         self._closed = True
         for number, ticket in enumerate(self.tickets):
             reason = self._reasons.get(number, "abort")
-            self.worker.cancel(ticket, reason)
+            self.worker.cancel(ticket, "abort" if reason == "error" else reason)  # what it computed stays in the cache
             self._count(ticket.request, reason)
 
     def _fail(self, status: int, why: str) -> NoReturn:
@@ -154,8 +154,8 @@ class Call:
         raise ApiError(status, why) from None
 
     async def events(self) -> AsyncGenerator[tuple[int, TokenEvent], None]:
-        """(number of the request, event), as they come. When the time is up, answers that have begun end with "length".
-        Raises ApiError if one fails, or has no token by then."""
+        """(number of the request, event), as they come. When the time is up, all answers end with "length" at the next
+        token. Raises ApiError if one fails, or none has begun by then."""
         queue: asyncio.Queue[tuple[int, TokenEvent | RocLabError]] = asyncio.Queue()
 
         async def read(number: int, ticket: Ticket) -> None:
@@ -174,7 +174,7 @@ class Call:
                     still = None if deadline is None else max(0.0, deadline - time.monotonic())
                     number, event = await asyncio.wait_for(queue.get(), still)
                 except asyncio.TimeoutError:
-                    if any(request.times.first_token is None for request in self.requests):
+                    if all(request.times.first_token is None for request in self.requests):
                         self._fail(408, f"no answer within {self._limits.max_seconds:g} seconds")
                     for request in self.requests:
                         self.worker.engine.shorten(request)

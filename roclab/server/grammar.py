@@ -125,20 +125,20 @@ class Held:
     def forced(self, ids: Sequence[int]) -> list[int]:
         """What the grammar leaves no choice about, such as a schema's keys."""
         self._follow(ids)
-        free = self._split.part == "thinking" or (self._may_open and self._open is not None)
-        self._forced = [] if free or self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
-        self._forced_at = len(ids)
-        return self._forced
+        at = len(ids) - self._forced_at
+        if not 0 <= at < len(self._forced):
+            free = self._split.part == "thinking" or (self._may_open and self._open is not None)
+            self._forced = [] if free or self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+            self._forced_at, at = len(ids), 0
+        return self._forced[at:]
 
     def __call__(self, ids: Sequence[int], logits: Tensor) -> Tensor:
-        self._follow(ids)
+        if forced := self.forced(ids):  # asked of every token, so that it does not depend on what a step computes
+            only = torch.full_like(logits, -torch.inf)
+            only[forced[0]] = logits[forced[0]]
+            return only
         if self._split.part == "thinking":
             return logits
-        at = len(ids) - self._forced_at
-        if 0 <= at < len(self._forced):
-            only = torch.full_like(logits, -torch.inf)
-            only[self._forced[at]] = logits[self._forced[at]]
-            return only
         words = (len(logits) + 31) // 32
         if len(self._mask) != words:
             self._mask, self._bias = np.zeros(words, np.int32), np.zeros((4 * words, 8), np.float32)

@@ -366,6 +366,7 @@ static void work(void *unused, int thread) {
 int main(void) {
     pool_open(&threads);
     pool_resize(&threads, 4);
+    atomic_store(&threads.front, ~UINT64_C(0) - ((uint64_t)200 * PHASES << ITEM_BITS)); /* the numbers begin anew */
     for (int n = 0; n < 400; n++) {
         threads.threads = 1 + n * 7 % 4;
         phases = 1 + n * 13 % 40, items = 1 + n * 31 % ITEMS;

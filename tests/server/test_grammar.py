@@ -59,7 +59,8 @@ def test_forced_tokens_change_no_answer_and_save_steps(smollm, temperature):
 
 def test_the_mask_is_what_llguidance_allows(smollm):
     runner, tokenizer, grammars = smollm
-    schema = json.dumps({"type": "object", "properties": {"a": {"enum": ["x", "yes"]}}, "required": ["a"]})
+    told = {"properties": {"a": {"enum": ["x", "yes"]}}, "required": ["a"], "additionalProperties": False}
+    schema = json.dumps({"type": "object"} | told)
     matcher = grammars.compile("json_schema", schema, "schema")
     held, ids, logits = Held(matcher.deep_copy(), tokenizer, [], False), [], torch.randn(runner.config.vocab_size)
     while not matcher.is_stopped():

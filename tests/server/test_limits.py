@@ -112,21 +112,25 @@ def test_an_address_of_others_needs_a_key(monkeypatch):
     assert ServerSettings(host="0.0.0.0").api_key == "secret"
 
 
-def test_when_the_time_is_up_an_answer_ends_and_one_that_has_not_begun_fails():
+def test_when_the_time_is_up_answers_end_and_a_call_that_has_not_begun_fails():
     server = start("--max-running", "1", "--max-seconds", "1")
     try:
-        asked = LONG | {"max_tokens": 8000, "ignore_eos": True}
+        asked = LONG | {"max_tokens": 4000, "ignore_eos": True}
+        long = asked | {"messages": [{"role": "user", "content": "1 2 3 4 5 6 7 8 9 " * 200}]}
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(post, server, "/v1/chat/completions", asked)
             time.sleep(0.3)
-            late = pool.submit(post, server, "/v1/chat/completions", asked | {"n": 64})  # one after the other
+            late = pool.submit(post, server, "/v1/chat/completions", long)  # its prompt takes longer than is left
             status, answer, _ = first.result()
             assert status == 200
             assert answer["choices"][0]["finish_reason"] == "length"
-            assert 20 < answer["usage"]["completion_tokens"] < 8000
+            assert 20 < answer["usage"]["completion_tokens"] < 4000
             status, answer, _ = late.result()
             assert status == 408
             assert "no answer within 1 seconds" in answer["error"]["message"]
+        status, answer, _ = post(server, "/v1/chat/completions", asked | {"n": 3})  # one after the other
+        assert status == 200
+        assert [choice["finish_reason"] for choice in answer["choices"]] == ["length"] * 3
         server.wait_until_idle()
         ended = {reason: server.get("/metrics").count(f'finished_reason="{reason}"') for reason in ("length", "error")}
         assert ended["length"]

@@ -156,7 +156,7 @@ def test_the_card_of_an_onnx_file_shows_how_to_use_it_alone(trained: tuple[Run, 
         '"image.jpg"', repr(str(paths[0]))
     )
     names: dict[str, Any] = {}
-    exec("import json, numpy, onnxruntime, PIL.Image, PIL.ImageOps\n" + code, names)
+    exec(code, names)
     first = predict(run.path, paths[:1])[0]["predictions"][0]
     assert names["classes"][names["probabilities"].argmax()] == first["class"]
     assert names["probabilities"].max() == pytest.approx(first["probability"], abs=1e-3)

@@ -27,6 +27,8 @@ LICENCES = {LITE0: "Apache-2.0 (Google's EfficientNet-Lite)", "resnet50": TORCHV
 ONNX_ALONE = """With ONNX Runtime, Pillow and numpy alone:
 
 ```python
+import json, numpy, onnxruntime, PIL.Image, PIL.ImageOps
+
 session = onnxruntime.InferenceSession("model.onnx")
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.jpg")).convert("RGB")

@@ -21,7 +21,7 @@ from roclab.core.runs import Run
 from roclab.vision.config import DEFAULTS
 from roclab.vision.data.dataset import Dataset, read_manifest
 from roclab.vision.evaluate.metrics import epochs_to_convergence
-from roclab.vision.models.exported import exported_file
+from roclab.vision.models.exported import FILES, exported_file
 
 COLUMNS = ["split", "path", "true", "predicted"]  # of predictions.csv, before one probability for each class
 MODELS = {"resnet50": "ResNet-50", "swin_t": "Swin-T"} | {
@@ -61,7 +61,8 @@ class VisionRun(Run):
     @classmethod
     def open(cls, path: str | os.PathLike) -> VisionRun:
         """Raises `RocLabError` saying what is missing or damaged."""
-        if exported_file(Path(path)):
+        file = None if (Path(path) / "config.json").exists() else exported_file(Path(path))
+        if file and file.suffix in {Path(name).suffix for name in FILES.values()}:
             raise RocLabError(f"{path} is an exported model, not a run: name the run it was made from")
         run = cls(path, Run.open(path).config)
         if missing := sorted({"model", "strategy", "seed"} - set(run.config)):

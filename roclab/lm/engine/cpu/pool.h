@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { MAX_THREADS = 64, PATIENCE = 30000 /* nanoseconds */, ITEM_BITS = 24, PHASES = 1 << 16 /* of a job, at most */ };
+enum { MAX_THREADS = 64, PATIENCE = 30000 /* nanoseconds */, ITEM_BITS = 22, PHASES = 1 << 20 /* of a job, at most */ };
 
 typedef struct pool {
     int made, threads; /* started; taking part in the next job. The caller is thread 0 */
@@ -108,7 +108,8 @@ static void *worker(void *start) {
 static void hire(pool *p, int threads, void (*job)(void *, int), void *argument) {
     pthread_mutex_lock(&p->lock);
     p->job = job, p->argument = argument;
-    p->first = (phase_of(atomic_load(&p->front)) / PHASES + 1) * PHASES;
+    /* After four million jobs the numbers begin anew. */
+    p->first = phase_of((phase_of(atomic_load(&p->front)) / PHASES + 1) * PHASES << ITEM_BITS);
     p->phase[0][0] = p->first;
     atomic_store(&p->front, p->first << ITEM_BITS);
     for (int i = 1; i < threads; i++) p->jobs[i]++, pthread_cond_signal(&p->hired[i]);
@@ -121,6 +122,7 @@ static void pool_run(pool *p, void (*job)(void *, int), void *argument) {
     hire(p, p->threads, job, argument);
     job(argument, 0);
     atomic_store(&p->front, (p->first + PHASES - 1) << ITEM_BITS);
+    atomic_thread_fence(memory_order_seq_cst); /* closed before the caller changes anything */
 }
 
 static void pool_open(pool *p) {

@@ -441,6 +441,7 @@ EXPORT model *roclm_new(const shape *s) {
     if (!m) return NULL;
     m->s = *s;
     pool_open(&m->threads);
+    m->limits.threads = &m->threads;
     long R = s->max_rows, C = s->head_dim, H = pad((long)s->heads * C, TILE), K = pad((long)s->kv_heads * C, TILE);
     long D = pad(s->hidden, TILE), F = pad(s->intermediate, TILE), widest = D > F ? D : F;
     if (H > widest) widest = H;
@@ -528,6 +529,7 @@ static int make_room(model *m, long longest) {
    Returns 0, or 1 where there is no memory. */
 EXPORT int roclm_forward(model *m, int count, const int32_t *tokens, const int32_t *positions, uint8_t *const *cache,
                          const int64_t *capacity, int outputs, const int32_t *output_rows, float *logits) {
+    if (!count) return 0;
     long longest = 0;
     for (int t = 0; t < count; t++) longest = positions[t] + 1 > longest ? positions[t] + 1 : longest;
     m->rows = count, m->outputs = outputs;
@@ -624,12 +626,12 @@ EXPORT void roclm_release(void *p) { free(p); }
 
 /* For `roclab lm bench`: read `floats` numbers, or do `rounds` · 10 · lanes · 2 float operations a thread (returned). */
 EXPORT void roclm_read(model *m, const float *memory, long floats) {
-    m->limits = (machine_job){&m->threads, memory, floats, 0, {0}};
+    m->limits.memory = memory, m->limits.floats = floats;
     m->threads.threads = m->threads.made;
     pool_run(&m->threads, read_all, &m->limits);
 }
 EXPORT double roclm_multiply(model *m, long rounds) {
-    m->limits = (machine_job){&m->threads, NULL, 0, rounds, {0}};
+    m->limits.rounds = rounds;
     m->threads.threads = m->threads.made;
     pool_run(&m->threads, multiply_all, &m->limits);
     return (double)rounds * 10 * LANES * 2 * m->threads.threads;

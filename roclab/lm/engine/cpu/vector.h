@@ -1,7 +1,7 @@
 /* Vectors of LANES floats, written once for every processor; half precision; exp.
 
    The path is chosen by a macro on the compiler's command line, never by what the compiler finds out for itself:
-   PATH_AVX512 (AVX-512 with VNNI), PATH_AVXVNNI, PATH_AVX2 (all three with FMA and F16C), or none of them: plain C.
+   PATH_AVX512 (AVX-512 with VNNI; PATH_AMX too where there is AMX), PATH_AVXVNNI, PATH_AVX2 (all three with FMA and F16C), or none of them: plain C.
    Everything built on these primitives does the same operations in the same order whatever the number of rows in a
    call, so a token's result does not depend, not in a single bit, on what else is computed beside it. */
 #pragma once
