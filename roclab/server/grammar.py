@@ -143,9 +143,8 @@ class Held:
         if len(self._mask) != words:
             self._mask, self._bias = np.zeros(words, np.int32), np.zeros((4 * words, 8), np.float32)
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        bias = np.take(BIASES, self._mask.view(np.uint8), axis=0, out=self._bias, mode="clip").reshape(-1)[
-            : len(logits)
-        ]
+        np.take(BIASES, self._mask.view(np.uint8), axis=0, out=self._bias, mode="clip")
+        bias = self._bias.reshape(-1)[: len(logits)]
         if self._may_open and self._open is not None:
             bias[self._open] = 0
         return logits + torch.from_numpy(bias).to(logits.device)

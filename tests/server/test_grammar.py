@@ -11,12 +11,16 @@ pytest.importorskip("fastapi")
 pytest.importorskip("llguidance")
 import torch
 
+from roclab.lm.engine.cpu.build import find_compiler
 from roclab.lm.engine.scheduler import Engine
 from roclab.lm.loading import load
 from roclab.lm.settings import SamplingParams
 from roclab.lm.weights.checkpoint import open_checkpoint
 from roclab.server.grammar import Grammars, Held
 from tests.server.test_stress import an_object
+
+if find_compiler() is None:
+    pytest.skip("no C compiler on this machine", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import median
 from typing import Protocol, runtime_checkable
 
@@ -96,6 +97,12 @@ class Request:
     @property
     def done(self) -> bool:
         return self.finish_reason is not None
+
+    @cached_property
+    def forcing(self) -> Forcing | None:
+        """The processor that may know the next tokens."""
+        processors: list[object] = [*self.processors]
+        return next((processor for processor in processors if isinstance(processor, Forcing)), None)
 
     @property
     def new_tokens(self) -> int:
@@ -287,11 +294,9 @@ class Engine:
         return drafts
 
     def _forced(self, request: Request, room: int) -> list[int]:
-        processors: list[object] = [*request.processors]
-        held = next((processor for processor in processors if isinstance(processor, Forcing)), None)
-        if not held or not self.runner.batch_invariant:
+        if not request.forcing or not self.runner.batch_invariant:
             return []
-        return list(held.forced(request.ids)[: max(0, min(room, MOST_DRAFT_TOKENS))])
+        return list(request.forcing.forced(request.ids)[: max(0, min(room, MOST_DRAFT_TOKENS))])
 
     def _prefill(self, decoding: bool) -> list[tuple[Request, list[int], int]]:
         """Pieces of the prompts, first come first served, that end at multiples of the runner's block."""

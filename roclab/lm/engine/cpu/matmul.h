@@ -137,6 +137,13 @@ INLINE void fetch_ahead(const uint8_t *group, int size) {
     for (int i = 0; i < size; i += 64) __builtin_prefetch(group + AHEAD + i);
 }
 
+/* acc + a group's share of y for token-group i, from its whole-number sums: the float operations of every way to these. */
+INLINE vf add_group(enum kind kind, vf acc, vi dot, vf d, vf m, const acts *a, long i) {
+    vf scale = vset(a->scale[i]);
+    acc = vfma(vfloat(dot), kind == BARE ? scale : d * scale, acc);
+    return kind == Q4_1 ? vfma(m, vset(a->sum[i]), acc) : acc;
+}
+
 /* VECS vectors of rows from row `first` on against T tokens. All but the pointers are known when compiling. */
 INLINE void tile_int(enum kind kind, int T, int VECS, int first, const uint8_t *tile, int G, const acts *a, int t0,
                      const float *bias, float *out, long ld) {
@@ -155,11 +162,7 @@ INLINE void tile_int(enum kind kind, int T, int VECS, int first, const uint8_t *
             group_dots(kind, T, quants, row, a->q + at * GROUP, (long)G * GROUP, a->isum + at, G, dot);
             vf d = kind == BARE ? (vf){0} : halves(scales + row), m = kind == Q4_1 ? halves(scales + 16 + row) : d;
 #pragma GCC unroll 8
-            for (int t = 0; t < T; t++) {
-                vf scale = vset(a->scale[at + (long)t * G]);
-                acc[t][v] = vfma(vfloat(dot[t]), kind == BARE ? scale : d * scale, acc[t][v]);
-                if (kind == Q4_1) acc[t][v] = vfma(m, vset(a->sum[at + (long)t * G]), acc[t][v]);
-            }
+            for (int t = 0; t < T; t++) acc[t][v] = add_group(kind, acc[t][v], dot[t], d, m, a, at + (long)t * G);
         }
     }
     for (int t = 0; t < T; t++)

@@ -1,7 +1,7 @@
 /* tile_int for 16 tokens on AMX: one instruction multiplies them by a group's 32 columns of 16 rows, and what is left for
    the vectors is scaling the sums. A group's quants lie as AMX wants its second factor (a line for 4 columns: 16 rows of 4
-   bytes), the activations as its first. The whole numbers are those of tile_int and the float operations too, in the same
-   order: a token's bits do not depend on where it was computed. Both kinds of instruction share a port of the core, so
+   bytes), the activations as its first. The whole numbers are those of tile_int and the float operations too (add_group), in
+   the same order: a token's bits do not depend on where it was computed. Both kinds of instruction share a port of the core, so
    this is a half faster than tile_int, no more (docs/log.md). */
 #pragma once
 #include "vector.h"
@@ -65,11 +65,9 @@ INLINE void tile_amx(enum kind kind, int real, const uint8_t *tile, int G, const
         vf d = kind == BARE ? (vf){0} : halves(scales), m = kind == Q4_1 ? halves(scales + 16) : d;
 #pragma GCC unroll 16
         for (int t = 0; t < AMX_TOKENS; t++) {
-            vf scale = vset(a->scale[at + (long)t * G]);
             vi whole = viload(dot + t * TILE);
             if (kind == Q4_0) whole -= 8 * a->isum[at + (long)t * G];
-            acc[t] = vfma(vfloat(whole), kind == BARE ? scale : d * scale, acc[t]);
-            if (kind == Q4_1) acc[t] = vfma(m, vset(a->sum[at + (long)t * G]), acc[t]);
+            acc[t] = add_group(kind, acc[t], whole, d, m, a, at + (long)t * G);
         }
     }
 #pragma GCC unroll 16
